@@ -1,0 +1,15 @@
+//! Sinew's runtime: the types and traits of the whole system, and the pipeline that turns
+//! action chunks into a safe command stream at a fixed control frequency.
+//!
+//! Data flows one way: [`ingest`] → a [`Policy`] → [`scheduler`] → [`guard`] → [`stream`] →
+//! [`transport`]. The parts that decide are pure state machines driven by `(event, now)`; threads,
+//! zenoh and the clock are thin shells around them.
+
+pub mod time;
+pub mod traits;
+pub mod types;
+pub mod units;
+
+pub use time::{Clock, Stamp};
+pub use traits::{ArmDriver, Camera, DeviceError, Policy, PolicyError, PolicySpec, Progress};
+pub use types::*;

@@ -1,0 +1,150 @@
+//! Where the runtime meets the world: policies, arms, cameras.
+
+use std::time::Duration;
+
+use crate::{ActionChunk, CameraFrame, ChunkRequest, Command, JointState, Observation, Stamp};
+
+/// How far an inference has come after one [`Policy::advance`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// `done` of `total` bounded steps are behind; `stage` is the one just finished.
+    Step {
+        /// Stage name, as in [`crate::StageTime`].
+        stage: &'static str,
+        /// Steps done.
+        done: usize,
+        /// Steps in all.
+        total: usize,
+    },
+    /// The chunk is ready: call [`Policy::take_chunk`].
+    Done,
+}
+
+/// Why a policy made no chunk.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyError {
+    /// The observation lacks a camera that the policy needs.
+    #[error("the observation has no image of camera `{camera}`, which the policy needs")]
+    MissingCamera {
+        /// The policy's input name.
+        camera: String,
+    },
+    /// The state's width is not the policy's.
+    #[error("the observation's state has {found} values, the policy was trained with {expected}")]
+    StateWidth {
+        /// Width in the checkpoint.
+        expected: usize,
+        /// Width observed.
+        found: usize,
+    },
+    /// A value that is no number came out.
+    #[error("the policy's {what} holds a value that is not finite")]
+    NotFinite {
+        /// Where it was found.
+        what: &'static str,
+    },
+    /// `advance` or `take_chunk` out of turn.
+    #[error("{0}")]
+    OutOfTurn(&'static str),
+    /// The computation failed.
+    #[error("inference failed: {0}")]
+    Compute(String),
+}
+
+/// What a policy takes and gives; fixed once it is loaded.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PolicySpec {
+    /// Names of the camera inputs, in the checkpoint's order (`observation.images.` cut off).
+    pub cameras: Vec<String>,
+    /// Cameras that may be missing from an observation.
+    pub optional_cameras: usize,
+    /// Width of the proprioception.
+    pub state_dim: usize,
+    /// Action dimension `D`.
+    pub action_dim: usize,
+    /// Joint names of the actions, in order; empty when the checkpoint does not say.
+    pub action_names: Vec<String>,
+    /// Action horizon `H`.
+    pub action_horizon: usize,
+    /// Actions a second that it was trained at; `None` when the checkpoint does not say.
+    pub action_rate_hz: Option<f64>,
+    /// Denoise steps of the checkpoint.
+    pub denoise_steps: usize,
+}
+
+/// A policy as an anytime task: `begin`, then `advance` until [`Progress::Done`], then `take_chunk`.
+///
+/// Each `advance` is one bounded step (a camera's vision tower, the prefix, one denoise step), so the
+/// caller may drop an inference between two steps. The policy reports; the scheduler decides.
+pub trait Policy: Send {
+    /// What it takes and gives.
+    fn spec(&self) -> &PolicySpec;
+
+    /// Starts an inference, dropping an unfinished one.
+    ///
+    /// # Errors
+    /// [`PolicyError`] when the observation does not fit [`Policy::spec`].
+    fn begin(
+        &mut self,
+        observation: &Observation,
+        request: &ChunkRequest,
+    ) -> Result<(), PolicyError>;
+
+    /// Does one bounded step.
+    ///
+    /// # Errors
+    /// [`PolicyError::OutOfTurn`] without `begin`; [`PolicyError::Compute`] when the step fails.
+    fn advance(&mut self) -> Result<Progress, PolicyError>;
+
+    /// The finished chunk (physical units), with the time each stage took.
+    ///
+    /// # Errors
+    /// [`PolicyError::OutOfTurn`] before [`Progress::Done`].
+    fn take_chunk(&mut self) -> Result<ActionChunk, PolicyError>;
+}
+
+/// Why a device failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{device}: {reason}")]
+pub struct DeviceError {
+    /// The device's name in the launch file.
+    pub device: String,
+    /// What failed, and what to do.
+    pub reason: String,
+}
+
+/// An arm, as its driver's thread sees it. Watchdog and bus are around it, not in it.
+pub trait ArmDriver: Send {
+    /// Joint names, in command order.
+    fn joint_names(&self) -> &[String];
+
+    /// Sends the targets of `command` to the servos.
+    ///
+    /// # Errors
+    /// [`DeviceError`] when the device did not take it.
+    fn write(&mut self, command: &Command) -> Result<(), DeviceError>;
+
+    /// The measured state at about `now`; the caller numbers it.
+    ///
+    /// # Errors
+    /// [`DeviceError`] when the device did not answer.
+    fn read(&mut self, now: Stamp) -> Result<JointState, DeviceError>;
+
+    /// Brings the arm to rest where it is and holds it there with torque on.
+    ///
+    /// # Errors
+    /// [`DeviceError`] when the device did not take it.
+    fn hold(&mut self) -> Result<(), DeviceError>;
+}
+
+/// A camera, as its driver's thread sees it.
+pub trait Camera: Send {
+    /// Time between two frames.
+    fn frame_period(&self) -> Duration;
+
+    /// Takes one frame; the caller numbers it.
+    ///
+    /// # Errors
+    /// [`DeviceError`] when the camera gave no frame.
+    fn capture(&mut self) -> Result<CameraFrame, DeviceError>;
+}

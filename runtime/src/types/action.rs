@@ -1,0 +1,103 @@
+//! What the policy says and what the arm gets.
+
+use std::time::Duration;
+
+use super::JointVec;
+use crate::Stamp;
+
+/// What the scheduler asks of the policy for one chunk.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ChunkRequest {
+    /// Counts the requests; the chunk carries it back.
+    pub id: u64,
+    /// Denoise steps; `None` for the checkpoint's own number.
+    pub denoise_steps: Option<usize>,
+    /// Seed of the starting noise.
+    pub seed: u64,
+}
+
+/// Time one stage of an inference took.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StageTime {
+    /// Stage name: `preprocess`, `vision`, `prefix`, `denoise`.
+    pub stage: &'static str,
+    /// Wall time.
+    pub time: Duration,
+}
+
+/// Actions predicted at once: `horizon` actions of `dim` values, `dt` apart.
+///
+/// Action `k` belongs to `instant + k·dt`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ActionChunk {
+    /// The request that it answers.
+    pub request: u64,
+    /// Instant of the observation that it was made from.
+    pub instant: Stamp,
+    /// Time between two actions.
+    pub dt: Duration,
+    dim: usize,
+    actions: Vec<f64>,
+    /// What each stage took, in order.
+    pub stages: Vec<StageTime>,
+}
+
+/// A chunk's values do not fit its shape.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("an action chunk of {found} values cannot be cut into actions of {dim}")]
+pub struct ChunkShapeError {
+    dim: usize,
+    found: usize,
+}
+
+impl ActionChunk {
+    /// A chunk of `actions` (row-major `[H, D]`, physical units), `dt` apart from `instant` on.
+    ///
+    /// # Errors
+    /// [`ChunkShapeError`] when `actions` is empty or no multiple of `dim`.
+    pub fn new(
+        request: u64,
+        instant: Stamp,
+        dt: Duration,
+        dim: usize,
+        actions: Vec<f64>,
+    ) -> Result<Self, ChunkShapeError> {
+        if dim == 0 || actions.is_empty() || !actions.len().is_multiple_of(dim) {
+            return Err(ChunkShapeError { dim, found: actions.len() });
+        }
+        Ok(Self { request, instant, dt, dim, actions, stages: Vec::new() })
+    }
+
+    /// Action horizon `H`.
+    pub fn horizon(&self) -> usize {
+        self.actions.len() / self.dim
+    }
+
+    /// Action dimension `D`.
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// Action `k`, `[D]`; `None` past the horizon.
+    pub fn action(&self, k: usize) -> Option<&[f64]> {
+        self.actions.chunks_exact(self.dim).nth(k)
+    }
+
+    /// All values, row-major `[H, D]`.
+    pub fn values(&self) -> &[f64] {
+        &self.actions
+    }
+}
+
+/// One target for all joints, on its way to the arm driver.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Command {
+    /// When the control thread made it.
+    pub stamp: Stamp,
+    /// Counts the control periods, from 1; gaps are lost or missed ones.
+    pub sequence: u64,
+    /// Target positions (rad).
+    pub position: JointVec,
+    /// Target velocities (rad/s).
+    pub velocity: JointVec,
+}
