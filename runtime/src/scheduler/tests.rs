@@ -1,0 +1,168 @@
+use super::*;
+use proptest::prelude::*;
+
+const PERIOD: Duration = Duration::from_millis(10);
+const DT: Duration = Duration::from_millis(100);
+
+fn config() -> SchedulerConfig {
+    SchedulerConfig {
+        joints: 1,
+        control_period: PERIOD,
+        execution_horizon: 8,
+        join_time: Duration::from_millis(200),
+        join_velocity: 1.0,
+    }
+}
+
+fn chunk(request: u64, instant: Stamp, actions: Vec<f64>) -> ActionChunk {
+    ActionChunk::new(request, instant, DT, 1, actions).expect("one joint")
+}
+
+fn ramp(from: f64, step: f64) -> Vec<f64> {
+    (1..=16).map(|k| from + step * f64::from(k)).collect()
+}
+
+fn at(tick: u64) -> Stamp {
+    Stamp(0) + PERIOD * tick as u32
+}
+
+/// A scheduler under a virtual clock, with the command that follows its wish exactly.
+struct Bench {
+    scheduler: Scheduler,
+    tick: u64,
+    wish: Wish,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let mut scheduler = Scheduler::new(config());
+        scheduler.start(&JointVec::zeros(1));
+        let wish = scheduler.tick(at(0));
+        Self { scheduler, tick: 0, wish }
+    }
+
+    fn run(&mut self, ticks: u64) {
+        for _ in 0..ticks {
+            self.tick += 1;
+            self.wish = self.scheduler.tick(at(self.tick));
+        }
+    }
+
+    fn give(&mut self, chunk: ActionChunk) -> Result<(), Refusal> {
+        let (p, v) = (self.wish.position, self.wish.velocity);
+        self.scheduler.on_chunk(chunk, at(self.tick), &p, &v).map(|_| ()).map_err(|e| e.1)
+    }
+}
+
+#[test]
+fn a_chunk_made_at_standstill_starts_at_its_first_action_however_late() {
+    let mut bench = Bench::new();
+    let order = bench.scheduler.due(at(0)).expect("nothing is playing");
+    bench.run(150); // 1.5 s of warm-up: nothing was executed meanwhile
+    assert_eq!(bench.wish.mode, Mode::Waiting);
+    assert_eq!(bench.give(chunk(order.request, at(0), ramp(0.0, 0.01))), Ok(()));
+    bench.run(1);
+    assert!(bench.wish.position[0] < 0.01, "warm-up latency must not skip actions");
+}
+
+#[test]
+fn a_chunk_is_spliced_at_the_actions_executed_since_its_observation() {
+    let mut bench = Bench::new();
+    let first = bench.scheduler.due(at(0)).expect("nothing is playing");
+    assert_eq!(bench.give(chunk(first.request, at(0), ramp(0.0, 0.01))), Ok(()));
+    bench.run(80);
+    let order = bench.scheduler.due(at(bench.tick)).expect("the execution horizon is reached");
+    let seen = bench.wish.position[0];
+    bench.run(25); // inference takes 2.5 actions
+    assert_eq!(bench.give(chunk(order.request, at(80), ramp(seen, 0.01))), Ok(()));
+    bench.run(1);
+    // The same line continues: 2.6 actions of 0.01 after the observation.
+    assert!((bench.wish.position[0] - (seen + 0.026)).abs() < 1e-6, "{}", bench.wish.position[0]);
+}
+
+#[test]
+fn starvation_holds_the_last_action_and_a_late_chunk_resumes_without_a_jump() {
+    let mut bench = Bench::new();
+    let first = bench.scheduler.due(at(0)).expect("nothing is playing");
+    assert_eq!(bench.give(chunk(first.request, at(0), ramp(0.0, 0.01))), Ok(()));
+    bench.run(80);
+    let order = bench.scheduler.due(at(80)).expect("due");
+    bench.run(120);
+    assert_eq!(bench.wish.mode, Mode::Starved);
+    assert!((bench.wish.position[0] - 0.16).abs() < 1e-9 && bench.wish.velocity[0] == 0.0);
+    // Seen at tick 80 (8 actions executed then, 16 now): the chunk begins at its ninth action.
+    assert_eq!(bench.give(chunk(order.request, at(80), ramp(0.08, 0.01))), Ok(()));
+    bench.run(1);
+    assert!((bench.wish.position[0] - 0.16).abs() < 0.002);
+}
+
+#[test]
+fn unusable_chunks_are_refused_by_name() {
+    let mut bench = Bench::new();
+    let order = bench.scheduler.due(at(0)).expect("nothing is playing");
+    assert_eq!(bench.give(chunk(order.request + 7, at(0), ramp(0.0, 0.1))), Err(Refusal::NotAsked));
+    let mut bad = ramp(0.0, 0.1);
+    bad[5] = f64::NAN;
+    assert_eq!(bench.give(chunk(order.request, at(0), bad)), Err(Refusal::NotFinite));
+    let order = bench.scheduler.due(at(0)).expect("the refused chunk is asked for again");
+    let two = ActionChunk::new(order.request, at(0), DT, 2, vec![0.0; 4]).expect("two joints");
+    assert_eq!(bench.give(two), Err(Refusal::WrongShape));
+    let order = bench.scheduler.due(at(0)).expect("due");
+    assert_eq!(bench.give(chunk(order.request, at(0), ramp(0.0, 0.1))), Ok(()));
+    bench.run(140);
+    let order = bench.scheduler.due(at(140)).expect("due");
+    assert_eq!(bench.give(chunk(order.request, at(0), vec![0.0; 3])), Err(Refusal::Expired));
+}
+
+#[test]
+fn the_next_chunk_is_asked_for_ahead_of_the_tail_latency() {
+    let mut bench = Bench::new();
+    let order = bench.scheduler.due(at(0)).expect("nothing is playing");
+    bench.run(30);
+    assert_eq!(bench.give(chunk(order.request, at(0), ramp(0.0, 0.01))), Ok(()));
+    // Latency 300 ms is three actions: due after 8 - 3 = 5 actions, not before.
+    bench.run(49);
+    assert_eq!(bench.scheduler.due(at(bench.tick)), None);
+    bench.run(2);
+    assert!(bench.scheduler.due(at(bench.tick)).is_some());
+    assert_eq!(bench.scheduler.due(at(bench.tick)), None, "one request is open at a time");
+}
+
+#[test]
+fn a_new_start_forgets_what_was_asked() {
+    let mut bench = Bench::new();
+    let order = bench.scheduler.due(at(0)).expect("due");
+    bench.scheduler.start(&JointVec::zeros(1));
+    assert_eq!(bench.give(chunk(order.request, at(0), ramp(0.0, 0.1))), Err(Refusal::NotAsked));
+}
+
+proptest! {
+    #[test]
+    fn joins_are_continuous_and_time_never_runs_back(
+        arrivals in prop::collection::vec((1u64..40, -0.3..0.3f64, -0.02..0.02f64), 1..12)
+    ) {
+        let mut bench = Bench::new();
+        let mut executed = 0.0;
+        for (delay, level, slope) in arrivals {
+            let order = bench.scheduler.due(at(bench.tick));
+            let observed = at(bench.tick);
+            for _ in 0..delay {
+                let before = bench.wish;
+                bench.run(1);
+                let step = bench.wish.position[0] - before.position[0];
+                // Chunk slope (up to 0.3/dt at a start) plus join speed bounds every step.
+                prop_assert!(step.abs() <= 0.01 * (0.95 / 0.1 + 4.0), "step {step}");
+                prop_assert!(bench.scheduler.executed >= executed);
+                executed = bench.scheduler.executed;
+            }
+            if let Some(order) = order {
+                let before = bench.wish.position[0];
+                if bench.give(chunk(order.request, observed, ramp(level, slope))).is_ok() {
+                    bench.run(1);
+                    prop_assert!((bench.wish.position[0] - before).abs() < 0.12, "jump at a splice");
+                    executed = bench.scheduler.executed;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! The stream: the control thread, the publisher beside it, and a bare clock loop to compare with.
+//!
+//! The control thread wakes on an absolute clock (`next += period`), drains its inputs, runs one
+//! [`ControlCore::tick`] and hands the command to the publisher through a wait-free ring. It allocates,
+//! locks, logs and waits on nothing but its clock. The publisher wakes shortly after each control period,
+//! so the control thread never has to wake it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rtrb::{Consumer, Producer, RingBuffer};
+
+use crate::arbiter::AuthorityChange;
+use crate::control::{ControlCore, ControlEvent, CycleReport};
+use crate::rt::{self, RealtimeDenied, RealtimeMode};
+use crate::scheduler::{ChunkOrder, Refusal};
+use crate::{ActionChunk, Clock, Command, Stamp};
+
+/// The publisher looks for the command this long after the control thread was due.
+const PUBLISH_DELAY: Duration = Duration::from_micros(60);
+/// How often the publisher looks again while the command is late.
+const PUBLISH_RETRY: Duration = Duration::from_micros(100);
+/// Commands that may wait for the publisher.
+const COMMAND_RING: usize = 16;
+/// Reports that may wait for the telemetry reader: two seconds at 1 kHz.
+const REPORT_RING: usize = 2048;
+
+/// Settings of the stream's threads.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StreamConfig {
+    /// Control period.
+    pub period: Duration,
+    /// How much of real time is demanded.
+    pub realtime: RealtimeMode,
+    /// `SCHED_FIFO` priority of the control thread; the publisher has one less.
+    pub priority: i32,
+    /// Run a bare clock loop of the same period and priority beside it, to compare with.
+    pub bare_clock: bool,
+}
+
+/// What the control thread says of itself.
+#[derive(Debug, Clone, Copy)]
+pub enum StreamReport {
+    /// One cycle.
+    Cycle(CycleReport),
+    /// Authority changed.
+    Authority(AuthorityChange),
+    /// A chunk plays.
+    ChunkAccepted,
+    /// A chunk was refused.
+    ChunkRefused(Refusal),
+}
+
+/// One wake-up of the bare clock loop.
+#[derive(Debug, Clone, Copy)]
+pub struct BareCycle {
+    /// From due to wake-up.
+    pub lateness: Duration,
+    /// Whole periods that were slept through before.
+    pub missed: u32,
+}
+
+/// The ends of the control thread's rings. Each input is a single producer.
+pub struct StreamPorts {
+    /// Measured states, chunks, failures: from ingest and inference.
+    pub states: Producer<crate::JointState>,
+    /// Chunks and failures from the inference thread.
+    pub chunks: Producer<ControlEvent>,
+    /// Requests from the operator's side.
+    pub requests: Producer<ControlEvent>,
+    /// Demands for chunks.
+    pub orders: Consumer<ChunkOrder>,
+    /// Chunks to be freed.
+    pub freed: Consumer<ActionChunk>,
+    /// Reports.
+    pub reports: Consumer<StreamReport>,
+    /// Wake-ups of the bare clock loop; empty when it does not run.
+    pub bare: Consumer<BareCycle>,
+}
+
+/// The running threads; dropping it stops and joins them.
+pub struct Stream {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+    /// Why real-time scheduling is off although it was asked for.
+    pub denied: Option<RealtimeDenied>,
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            // A panicked thread has already been reported; the others must still be joined.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Starts the control thread and the publisher; `publish` is called on the publisher's thread.
+///
+/// # Errors
+/// [`RealtimeDenied`] in [`RealtimeMode::Enforce`].
+pub fn spawn(
+    mut core: ControlCore,
+    config: StreamConfig,
+    mut publish: impl FnMut(&Command) + Send + 'static,
+) -> Result<(Stream, StreamPorts), RealtimeDenied> {
+    let denied = permitted(config)?;
+    let config = if denied.is_some() {
+        StreamConfig { realtime: RealtimeMode::Off, ..config }
+    } else {
+        config
+    };
+    let (states, mut states_in) = RingBuffer::new(64);
+    let (chunks, mut chunks_in) = RingBuffer::<ControlEvent>::new(4);
+    let (requests, mut requests_in) = RingBuffer::<ControlEvent>::new(16);
+    let (orders_out, orders) = RingBuffer::new(4);
+    let (mut freed_out, freed) = RingBuffer::new(16);
+    let (mut reports_out, reports) = RingBuffer::new(REPORT_RING);
+    let (mut bare_out, bare) = RingBuffer::new(REPORT_RING);
+    let (mut commands, mut commands_in) = RingBuffer::<Command>::new(COMMAND_RING);
+    let stop = Arc::new(AtomicBool::new(false));
+    let start = Clock::now() + Duration::from_millis(20);
+    let mut threads = Vec::new();
+
+    let (quit, mut orders_out) = (stop.clone(), orders_out);
+    threads.push(thread("sinew-control", config, 0, move || {
+        let mut clock = Metronome::new(start, config.period);
+        while !quit.load(Ordering::Relaxed) {
+            let beat = clock.wait();
+            let woke = Clock::now();
+            let mut handle = |event| {
+                let effect = core.on_event(event, woke);
+                if let Some(chunk) = effect.freed {
+                    // The ring holds more chunks than can be under way; a full one would leak, not free here.
+                    if let Err(rtrb::PushError::Full(chunk)) = freed_out.push(chunk) {
+                        std::mem::forget(chunk);
+                    }
+                }
+                let _ = effect.change.map(|c| reports_out.push(StreamReport::Authority(c)));
+                let _ = effect.refused.map(|r| reports_out.push(StreamReport::ChunkRefused(r)));
+                if effect.accepted {
+                    let _ = reports_out.push(StreamReport::ChunkAccepted);
+                }
+            };
+            while let Ok(state) = states_in.pop() {
+                handle(ControlEvent::State(state));
+            }
+            while let Ok(event) = requests_in.pop() {
+                handle(event);
+            }
+            while let Ok(event) = chunks_in.pop() {
+                handle(event);
+            }
+            let cycle = core.tick(woke);
+            let dropped = cycle.command.is_some_and(|c| commands.push(c).is_err());
+            if let Some(order) = cycle.order {
+                // The ring has room: one order is open at a time.
+                let _ = orders_out.push(order);
+            }
+            let _ = cycle.change.map(|c| reports_out.push(StreamReport::Authority(c)));
+            let report = CycleReport {
+                sequence: cycle.command.map_or(0, |c| c.sequence),
+                due: beat.due,
+                lateness: woke.since(beat.due),
+                work: Clock::now().since(woke),
+                missed: beat.missed,
+                authority: cycle.authority,
+                mode: cycle.mode,
+                buffer_left: cycle.buffer_left,
+                state_age: cycle.state_age,
+                interventions: cycle.interventions,
+                dropped,
+            };
+            let _ = reports_out.push(StreamReport::Cycle(report));
+        }
+    }));
+
+    let quit = stop.clone();
+    threads.push(thread("sinew-publish", config, 1, move || {
+        let mut clock = Metronome::new(start + PUBLISH_DELAY, config.period);
+        while !quit.load(Ordering::Relaxed) {
+            let beat = clock.wait();
+            let give_up = beat.due + config.period.mul_f64(0.9);
+            let mut seen = false;
+            while !seen && Clock::now() < give_up {
+                while let Ok(command) = commands_in.pop() {
+                    publish(&command);
+                    seen = true;
+                }
+                if !seen {
+                    rt::sleep_until(Clock::now() + PUBLISH_RETRY);
+                }
+            }
+        }
+    }));
+
+    if config.bare_clock {
+        let quit = stop.clone();
+        threads.push(thread("sinew-bare-clock", config, 0, move || {
+            // Half a period apart, so that the two loops do not queue for the same processor.
+            let mut clock = Metronome::new(start + config.period / 2, config.period);
+            while !quit.load(Ordering::Relaxed) {
+                let beat = clock.wait();
+                let lateness = Clock::now().since(beat.due);
+                let _ = bare_out.push(BareCycle { lateness, missed: beat.missed });
+            }
+        }));
+    }
+    let ports = StreamPorts { states, chunks, requests, orders, freed, reports, bare };
+    Ok((Stream { stop, threads, denied }, ports))
+}
+
+/// Whether real-time scheduling will be given, tried on a thread of its own.
+fn permitted(config: StreamConfig) -> Result<Option<RealtimeDenied>, RealtimeDenied> {
+    if config.realtime == RealtimeMode::Off {
+        return Ok(None);
+    }
+    let tried = std::thread::spawn(move || rt::set_fifo(config.priority)).join();
+    match (tried, config.realtime) {
+        (Ok(Ok(())), _) => Ok(None),
+        (Ok(Err(denied)), RealtimeMode::Enforce) => Err(denied),
+        (Ok(Err(denied)), _) => Ok(Some(denied)),
+        // The closure only makes a system call; it does not panic.
+        (Err(_), _) => Ok(None),
+    }
+}
+
+fn thread(
+    name: &str,
+    config: StreamConfig,
+    below: i32,
+    body: impl FnOnce() + Send + 'static,
+) -> JoinHandle<()> {
+    let run = move || {
+        rt::set_timer_slack();
+        if config.realtime != RealtimeMode::Off {
+            // Tried before with the same rights; if it fails now the thread goes on at normal priority.
+            let _ = rt::set_fifo((config.priority - below).max(1));
+        }
+        body();
+    };
+    // A process that cannot start one more thread at launch cannot go on.
+    #[allow(clippy::expect_used)]
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(run)
+        .expect("the system can start a thread")
+}
+
+/// An absolute clock: `next += period`, skipping whole periods that were slept through.
+struct Metronome {
+    next: Stamp,
+    period: Duration,
+}
+
+/// One beat of the clock.
+struct Beat {
+    due: Stamp,
+    missed: u32,
+}
+
+impl Metronome {
+    fn new(start: Stamp, period: Duration) -> Self {
+        Self { next: start, period }
+    }
+
+    fn wait(&mut self) -> Beat {
+        let late = Clock::now().since(self.next).as_nanos() / self.period.as_nanos().max(1);
+        let missed = u32::try_from(late).unwrap_or(u32::MAX);
+        let due = self.next + self.period * missed;
+        rt::sleep_until(due);
+        self.next = due + self.period;
+        Beat { due, missed }
+    }
+}

@@ -1,0 +1,287 @@
+//! A zenoh session: one process's or one device's place on the bus.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use zenoh::Wait;
+use zenoh::bytes::ZBytes;
+use zenoh::qos::CongestionControl;
+
+use crate::Stamp;
+
+/// Where a peer meets the others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endpoint {
+    /// Wait for others at this address, such as `tcp/127.0.0.1:7447`.
+    Listen(String),
+    /// Go to the peer that listens at this address.
+    Connect(String),
+}
+
+/// Why the bus cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BusError {
+    /// Nobody could be listened for there.
+    #[error(
+        "cannot listen at `{endpoint}`: {reason}; is another Sinew running, or the port taken? \
+         Choose another `endpoint` under [transport]"
+    )]
+    Listen {
+        /// The address.
+        endpoint: String,
+        /// The network's word.
+        reason: String,
+    },
+    /// The other side was not reached.
+    #[error("cannot connect to `{endpoint}`: {reason}")]
+    Connect {
+        /// The address.
+        endpoint: String,
+        /// The network's word.
+        reason: String,
+    },
+    /// A declaration or a query failed.
+    #[error("zenoh refused `{key}`: {reason}")]
+    Refused {
+        /// The key.
+        key: String,
+        /// The session's word.
+        reason: String,
+    },
+}
+
+/// How urgent a key's messages are. All drop the old rather than wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Priority {
+    /// Commands and states: express, ahead of everything.
+    RealTime,
+    /// Images and reports.
+    Data,
+}
+
+/// Sequence number, source stamp and publisher of a message, as `rmw_zenoh` attaches them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attachment {
+    /// Counts the publisher's messages, from 1.
+    pub sequence: u64,
+    /// When it was published.
+    pub stamp: Stamp,
+    /// Who published it.
+    pub publisher: [u8; 16],
+}
+
+impl Attachment {
+    /// Layout: i64 sequence, i64 ns, length 16, publisher id; little-endian.
+    fn to_bytes(self) -> [u8; 33] {
+        let mut out = [0; 33];
+        out[..8].copy_from_slice(&(self.sequence as i64).to_le_bytes());
+        out[8..16].copy_from_slice(&self.stamp.0.to_le_bytes());
+        out[16] = 16;
+        out[17..].copy_from_slice(&self.publisher);
+        out
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let bytes: &[u8; 33] = bytes.try_into().ok()?;
+        let word = |at: usize| bytes[at..at + 8].try_into().map(i64::from_le_bytes).ok();
+        let publisher = bytes[17..].try_into().ok()?;
+        let sequence = u64::try_from(word(0)?).ok()?;
+        (bytes[16] == 16).then_some(Self { sequence, stamp: Stamp(word(8)?), publisher })
+    }
+}
+
+/// A session on the bus. Cheap to clone; closed when the last clone is dropped.
+#[derive(Clone)]
+pub struct Bus {
+    session: zenoh::Session,
+}
+
+/// Publishes on one key and numbers its messages.
+pub struct Publisher {
+    inner: zenoh::pubsub::Publisher<'static>,
+    id: [u8; 16],
+    sequence: AtomicU64,
+}
+
+/// A running subscription or answering service; dropping it ends it.
+#[must_use = "a dropped subscription receives nothing"]
+pub struct Subscription {
+    _inner: Box<dyn std::any::Any + Send>,
+}
+
+impl Bus {
+    /// Opens a session at `endpoint`; multicast scouting is off.
+    ///
+    /// # Errors
+    /// [`BusError::Listen`] or [`BusError::Connect`].
+    pub fn open(endpoint: &Endpoint) -> Result<Self, BusError> {
+        let (kind, address) = match endpoint {
+            Endpoint::Listen(address) => ("listen", address),
+            Endpoint::Connect(address) => ("connect", address),
+        };
+        let fail = |reason: String| match endpoint {
+            Endpoint::Listen(endpoint) => BusError::Listen { endpoint: endpoint.clone(), reason },
+            Endpoint::Connect(endpoint) => BusError::Connect { endpoint: endpoint.clone(), reason },
+        };
+        let mut config = zenoh::Config::default();
+        let list = serde_json::json!([address]).to_string();
+        let mut settings = vec![
+            ("mode".to_owned(), "\"peer\"".to_owned()),
+            ("scouting/multicast/enabled".to_owned(), "false".to_owned()),
+            (format!("{kind}/endpoints"), list),
+            (format!("{kind}/exit_on_failure"), "true".to_owned()),
+            (format!("{kind}/timeout_ms"), "3000".to_owned()),
+        ];
+        if kind == "connect" {
+            // A device that only connects must not open a port of its own.
+            settings.push(("listen/endpoints".to_owned(), "[]".to_owned()));
+        }
+        for (key, value) in settings {
+            config.insert_json5(&key, &value).map_err(|e| fail(e.to_string()))?;
+        }
+        let session = zenoh::open(config).wait().map_err(|e| fail(e.to_string()))?;
+        Ok(Self { session })
+    }
+
+    /// A publisher on `key`.
+    ///
+    /// # Errors
+    /// [`BusError::Refused`] for a key that is none.
+    pub fn publisher(&self, key: &str, priority: Priority) -> Result<Publisher, BusError> {
+        let (urgency, express) = match priority {
+            Priority::RealTime => (zenoh::qos::Priority::RealTime, true),
+            Priority::Data => (zenoh::qos::Priority::Data, false),
+        };
+        let inner = self
+            .session
+            .declare_publisher(key.to_owned())
+            .congestion_control(CongestionControl::Drop)
+            .priority(urgency)
+            .express(express)
+            .wait()
+            .map_err(|e| refused(key, e))?;
+        let id = self.session.zid().to_le_bytes();
+        Ok(Publisher { inner, id, sequence: AtomicU64::new(0) })
+    }
+
+    /// Calls `callback` with every message on `key`, on a thread of the session.
+    ///
+    /// Messages without a valid attachment are given with sequence 0.
+    ///
+    /// # Errors
+    /// [`BusError::Refused`] for a key that is none.
+    pub fn subscribe(
+        &self,
+        key: &str,
+        callback: impl Fn(Option<Attachment>, &[u8]) + Send + Sync + 'static,
+    ) -> Result<Subscription, BusError> {
+        let inner = self
+            .session
+            .declare_subscriber(key.to_owned())
+            .callback(move |sample| {
+                let attachment =
+                    sample.attachment().and_then(|a| Attachment::from_bytes(&a.to_bytes()));
+                callback(attachment, &sample.payload().to_bytes());
+            })
+            .wait()
+            .map_err(|e| refused(key, e))?;
+        Ok(Subscription { _inner: Box::new(inner) })
+    }
+
+    /// Answers queries on `key`: `answer` gets the query's payload and gives the reply's.
+    ///
+    /// # Errors
+    /// [`BusError::Refused`] for a key that is none.
+    pub fn serve(
+        &self,
+        key: &str,
+        answer: impl Fn(&[u8]) -> Result<Vec<u8>, String> + Send + Sync + 'static,
+    ) -> Result<Subscription, BusError> {
+        let own = key.to_owned();
+        let inner = self
+            .session
+            .declare_queryable(key.to_owned())
+            .callback(move |query| {
+                let asked = query.payload().map(|p| p.to_bytes().to_vec()).unwrap_or_default();
+                let sent = match answer(&asked) {
+                    Ok(reply) => query.reply(own.as_str(), reply).wait(),
+                    Err(reason) => query.reply_err(reason).wait(),
+                };
+                if let Err(error) = sent {
+                    tracing::warn!(key = %own, %error, "a reply was not sent");
+                }
+            })
+            .wait()
+            .map_err(|e| refused(key, e))?;
+        Ok(Subscription { _inner: Box::new(inner) })
+    }
+
+    /// Asks `key` and waits for the first answer, at most `timeout`.
+    ///
+    /// # Errors
+    /// [`BusError::Refused`] when nobody answers, or with the answering side's reason.
+    pub fn query(
+        &self,
+        key: &str,
+        payload: Vec<u8>,
+        timeout: std::time::Duration,
+    ) -> Result<Vec<u8>, BusError> {
+        let replies = self
+            .session
+            .get(key)
+            .payload(payload)
+            .timeout(timeout)
+            .wait()
+            .map_err(|e| refused(key, e))?;
+        let reply =
+            replies.recv().map_err(|_| refused(key, "nobody answered; is its driver running?"))?;
+        match reply.into_result() {
+            Ok(sample) => Ok(sample.payload().to_bytes().to_vec()),
+            Err(error) => Err(refused(key, String::from_utf8_lossy(&error.payload().to_bytes()))),
+        }
+    }
+
+    /// Waits until a subscriber on the publisher's key is there, at most `timeout`; false if none came.
+    pub fn wait_for_subscriber(&self, publisher: &Publisher, timeout: std::time::Duration) -> bool {
+        let end = std::time::Instant::now() + timeout;
+        while std::time::Instant::now() < end {
+            if publisher.inner.matching_status().wait().is_ok_and(|s| s.matching()) {
+                return true;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        false
+    }
+}
+
+impl Publisher {
+    /// Publishes `payload`, numbered and stamped `stamp`; gives its number.
+    ///
+    /// A message that the network cannot take now is dropped and leaves a gap in the numbers.
+    pub fn put(&self, payload: Vec<u8>, stamp: Stamp) -> u64 {
+        let sequence = self.sequence.fetch_add(1, Ordering::Relaxed) + 1;
+        let attachment = Attachment { sequence, stamp, publisher: self.id }.to_bytes().to_vec();
+        if let Err(error) = self.inner.put(payload).attachment(ZBytes::from(attachment)).wait() {
+            tracing::debug!(key = %self.inner.key_expr(), %error, "a message was not published");
+        }
+        sequence
+    }
+}
+
+fn refused(key: &str, reason: impl ToString) -> BusError {
+    BusError::Refused { key: key.to_owned(), reason: reason.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attachments_have_the_layout_of_rmw_zenoh() {
+        let attachment = Attachment { sequence: 2, stamp: Stamp(-3), publisher: [9; 16] };
+        let bytes = attachment.to_bytes();
+        assert_eq!(bytes[..8], [2, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!((bytes[8], bytes[16], bytes[17]), (0xfd, 16, 9));
+        assert_eq!(Attachment::from_bytes(&bytes), Some(attachment));
+        assert_eq!(Attachment::from_bytes(&bytes[..32]), None);
+    }
+}
