@@ -1,1 +1,3 @@
-//! Sinew: drivers.
+//! Sinew's drivers: arms, cameras and the peers that put them on the bus.
+
+pub mod peer;
