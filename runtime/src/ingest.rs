@@ -110,6 +110,16 @@ impl Ingest {
         }
     }
 
+    /// The newest measured state.
+    pub fn newest_state(&self) -> Option<&JointState> {
+        self.states.back()
+    }
+
+    /// The newest frame of every camera that has sent one, with the camera's name.
+    pub fn frames(&self) -> impl Iterator<Item = (&str, &CameraFrame)> {
+        self.cameras.iter().filter_map(|(name, frame, _)| Some((name.as_str(), frame.as_ref()?)))
+    }
+
     /// Counters: of each camera by name, then of the joint state as `state`.
     pub fn intakes(&self) -> Vec<(String, Intake)> {
         let cameras = self.cameras.iter().map(|(name, _, intake)| (name.clone(), *intake));

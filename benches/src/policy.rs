@@ -1,0 +1,128 @@
+//! How long a policy takes for one chunk, stage by stage, and how much memory it needs.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use sinew_runtime::inference::run;
+use sinew_runtime::{
+    CameraFrame, ChunkRequest, Clock, Image, Observation, ObservedImage, Policy, PolicyError,
+};
+
+use crate::Spread;
+
+/// What to measure.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PolicyCase {
+    /// Chunks that are timed, after the warm-up.
+    pub iterations: usize,
+    /// Chunks before them that are not.
+    pub warmup: usize,
+    /// Cameras that the observation has (the first of the policy's inputs).
+    pub cameras: usize,
+    /// Size of the cameras' images (width, height).
+    pub image: [usize; 2],
+    /// Denoise steps; `None` for the checkpoint's own.
+    pub denoise_steps: Option<usize>,
+    /// The instruction.
+    pub instruction: String,
+}
+
+/// Latency of one policy. Inside the interval: everything from the raw observation (RGB bytes, joint
+/// positions, text) to the chunk in physical units.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct PolicyProfile {
+    /// Chunks timed.
+    pub iterations: usize,
+    /// Cameras used.
+    pub cameras: usize,
+    /// One chunk (ms).
+    pub chunk_ms: Spread,
+    /// Stages of a chunk (ms).
+    pub stages_ms: BTreeMap<String, Spread>,
+    /// Processor time of one chunk, all threads (ms, mean).
+    pub cpu_ms: f64,
+    /// Resident memory after the last chunk (MB).
+    pub rss_mb: f64,
+    /// Highest resident memory of the process since it started, loading included (MB).
+    pub peak_rss_mb: f64,
+}
+
+/// Times `policy` on images of seeded noise.
+///
+/// # Errors
+/// What the policy gave.
+pub fn profile(policy: &mut dyn Policy, case: &PolicyCase) -> Result<PolicyProfile, PolicyError> {
+    let observation = observation(policy, case);
+    let mut chunks = Vec::with_capacity(case.iterations);
+    let mut stages: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    let mut cpu = 0.0;
+    for k in 0..case.warmup + case.iterations {
+        let request =
+            ChunkRequest { id: k as u64, denoise_steps: case.denoise_steps, seed: k as u64 };
+        let (start, cpu_start) = (Instant::now(), cpu_seconds());
+        let chunk = run(policy, &observation, &request)?;
+        if k < case.warmup {
+            continue;
+        }
+        chunks.push(start.elapsed().as_secs_f64() * 1e3);
+        cpu += cpu_seconds() - cpu_start;
+        for stage in chunk.stages {
+            stages.entry(stage.stage.to_owned()).or_default().push(stage.time.as_secs_f64() * 1e3);
+        }
+    }
+    let none = PolicyError::OutOfTurn("no iteration was asked for: measure at least one");
+    Ok(PolicyProfile {
+        iterations: case.iterations,
+        cameras: observation.images.len(),
+        chunk_ms: Spread::of(chunks).ok_or(none)?,
+        stages_ms: stages.into_iter().filter_map(|(n, s)| Some((n, Spread::of(s)?))).collect(),
+        cpu_ms: cpu * 1e3 / case.iterations as f64,
+        rss_mb: memory_mb("VmRSS:"),
+        peak_rss_mb: memory_mb("VmHWM:"),
+    })
+}
+
+fn observation(policy: &dyn Policy, case: &PolicyCase) -> Observation {
+    let [width, height] = case.image;
+    let now = Clock::now();
+    let names = policy.spec().cameras.iter().take(case.cameras);
+    let images = names.enumerate().map(|(index, camera)| {
+        // A small generator is enough: the values only have to differ.
+        let mut word = 0x9e37_79b9_u32.wrapping_mul(index as u32 + 1);
+        let pixels: Arc<[u8]> = (0..width * height * 3)
+            .map(|_| {
+                word = word.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (word >> 24) as u8
+            })
+            .collect();
+        // The buffer was made with this very size.
+        #[allow(clippy::expect_used)]
+        let image = Image::new(width, height, pixels).expect("width * height * 3 bytes");
+        let frame = CameraFrame { stamp: now, sequence: 1, image };
+        ObservedImage { camera: camera.clone(), frame, age: std::time::Duration::ZERO }
+    });
+    Observation {
+        instant: now,
+        images: images.collect(),
+        proprioception: vec![0.1; policy.spec().state_dim],
+        proprioception_age: std::time::Duration::ZERO,
+        instruction: case.instruction.clone(),
+    }
+}
+
+/// Processor time of this process, all threads (s).
+fn cpu_seconds() -> f64 {
+    // User and system time of all threads, in the kernel's fixed 10 ms ticks for user space.
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let after_name = stat.rsplit_once(')').map(|(_, rest)| rest).unwrap_or_default();
+    let ticks = |i: usize| after_name.split_whitespace().nth(i).and_then(|t| t.parse::<f64>().ok());
+    (ticks(11).unwrap_or(0.0) + ticks(12).unwrap_or(0.0)) / 100.0
+}
+
+/// A line of `/proc/self/status` (MB); zero where there is none.
+fn memory_mb(key: &str) -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix(key));
+    line.and_then(|l| l.split_whitespace().next()?.parse::<f64>().ok()).unwrap_or(0.0) / 1024.0
+}

@@ -1,0 +1,332 @@
+//! From keys to settings: units are read, ranges checked, paths made relative to the file's folder.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Serialize;
+use sinew_runtime::rt::RealtimeMode;
+use sinew_runtime::units;
+use toml::Spanned;
+
+use super::args::Argument;
+use super::finding::{Finding, Findings, line_of, value_at};
+use super::schema;
+
+/// A launch, read and checked as far as the file alone allows.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LaunchConfig {
+    /// The file that it came from.
+    pub file: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<Argument>,
+    /// The arm.
+    pub robot: RobotConfig,
+    /// The cameras, by name.
+    pub cameras: Vec<CameraConfig>,
+    /// The policy.
+    pub policy: PolicySettings,
+    /// The control thread, the guard and the scheduler.
+    pub control: ControlSettings,
+    /// Where the runtime listens and the drivers connect.
+    pub endpoint: String,
+    #[serde(skip)]
+    lines: Vec<(&'static str, usize)>,
+}
+
+/// The arm.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RobotConfig {
+    /// Its name on the bus.
+    pub name: String,
+    /// Which driver.
+    pub driver: String,
+    /// Joints and limits; `None` for the driver's own.
+    pub description: Option<PathBuf>,
+    /// Time between two measured states.
+    pub state_period: Duration,
+    /// No command for this long: the arm holds by itself.
+    pub watchdog: Duration,
+    /// Seed of the first scene (simulation).
+    pub seed: u64,
+}
+
+/// A camera.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct CameraConfig {
+    /// The robot's name of it.
+    pub name: String,
+    /// Which driver.
+    pub driver: String,
+    /// Width and height (pixels).
+    pub size: [usize; 2],
+    /// Time between two frames.
+    pub period: Duration,
+    /// Line of its section.
+    pub line: usize,
+}
+
+/// The policy.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PolicySettings {
+    /// Bundle or checkpoint folder.
+    pub file: PathBuf,
+    /// The instruction; empty for each scene's own.
+    pub instruction: String,
+    /// The policy's input and the robot's camera.
+    pub cameras: Vec<(String, String)>,
+    /// Denoise steps; `None` for the checkpoint's own.
+    pub denoise_steps: Option<usize>,
+    /// Older parts make no observation.
+    pub max_observation_age: Duration,
+    /// Seed of the noise.
+    pub seed: u64,
+}
+
+/// Control thread, guard and scheduler.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ControlSettings {
+    /// Control period.
+    pub period: Duration,
+    /// Commands a second.
+    pub rate_hz: f64,
+    /// How much of real time is demanded.
+    pub realtime: RealtimeMode,
+    /// `SCHED_FIFO` priority.
+    pub priority: i32,
+    /// Measured state older than this is stale.
+    pub state_timeout: Duration,
+    /// Share of the description's speed limits that the guard allows.
+    pub velocity_scale: f64,
+    /// Share of the description's acceleration limits that the guard allows.
+    pub acceleration_scale: f64,
+    /// Actions executed before the next chunk takes over; `None` for half the chunk.
+    pub execution_horizon: Option<usize>,
+}
+
+impl LaunchConfig {
+    /// A finding at `key`, whose value is `value`.
+    pub fn finding(
+        &self,
+        key: &'static str,
+        value: impl ToString,
+        problem: impl ToString,
+        remedy: impl ToString,
+    ) -> Finding {
+        Finding {
+            file: self.file.clone(),
+            line: self.lines.iter().find(|l| l.0 == key).map(|l| l.1),
+            key: key.to_owned(),
+            value: value.to_string(),
+            problem: problem.to_string(),
+            remedy: remedy.to_string(),
+        }
+    }
+}
+
+/// Collects findings with the place that they are about.
+struct Checker<'a> {
+    file: &'a Path,
+    text: &'a str,
+    findings: Vec<Finding>,
+    lines: Vec<(&'static str, usize)>,
+}
+
+impl Checker<'_> {
+    fn report<T>(&mut self, key: &str, at: &Spanned<T>, problem: impl ToString, remedy: &str) {
+        self.findings.push(Finding {
+            file: self.file.to_owned(),
+            line: Some(line_of(self.text, at.span().start)),
+            key: key.to_owned(),
+            value: value_at(self.text, &at.span()),
+            problem: problem.to_string(),
+            remedy: remedy.to_owned(),
+        });
+    }
+
+    /// Remembers where `key` stands, for findings that are made later.
+    fn note<T>(&mut self, key: &'static str, at: &Spanned<T>) {
+        self.lines.push((key, line_of(self.text, at.span().start)));
+    }
+
+    fn duration(&mut self, key: &str, at: &schema::Text) -> Duration {
+        let value = units::parse_duration(at.get_ref());
+        match value {
+            Ok(value) if !value.is_zero() => value,
+            Ok(_) => {
+                self.report(key, at, "must be longer than nothing", "write it like \"100 ms\"");
+                Duration::from_millis(1)
+            }
+            Err(e) => {
+                self.report(key, at, e, "");
+                Duration::from_millis(1)
+            }
+        }
+    }
+
+    /// A frequency (Hz) between `lowest` and `highest`.
+    fn frequency(&mut self, key: &str, at: &schema::Text, lowest: f64, highest: f64) -> f64 {
+        match units::parse_frequency(at.get_ref()) {
+            Ok(hz) if (lowest..=highest).contains(&hz) => return hz,
+            Ok(_) => {
+                let problem = format!("outside {lowest} Hz to {highest} Hz");
+                self.report(key, at, problem, "choose a rate in that range");
+            }
+            Err(e) => self.report(key, at, e, ""),
+        }
+        lowest
+    }
+
+    fn one_of(&mut self, key: &str, at: &schema::Text, known: &[&str]) {
+        if !known.contains(&at.get_ref().as_str()) {
+            let remedy = format!("it is one of: {}", known.join(", "));
+            self.report(key, at, "is not known", &remedy);
+        }
+    }
+
+    fn scale(&mut self, key: &str, at: Option<&Spanned<f64>>) -> f64 {
+        let Some(at) = at else { return 1.0 };
+        let value = *at.get_ref();
+        if !(value > 0.0 && value <= 1.0) {
+            self.report(key, at, "must be above 0 and at most 1", "1.0 uses the description's limits");
+        }
+        value
+    }
+}
+
+pub(super) fn resolve(
+    file: &Path,
+    text: &str,
+    parsed: schema::File,
+    arguments: Vec<Argument>,
+) -> Result<LaunchConfig, Findings> {
+    let mut check = Checker { file, text, findings: Vec::new(), lines: Vec::new() };
+    let folder = file.parent().unwrap_or(Path::new("."));
+    let path = |at: &schema::Text| folder.join(at.get_ref());
+
+    let robot = &parsed.robot;
+    check.one_of("robot.driver", &robot.driver, &["sim"]);
+    let name_ok = !robot.name.get_ref().is_empty()
+        && robot.name.get_ref().chars().all(|c| c.is_ascii_alphanumeric() || "_-".contains(c));
+    if !name_ok {
+        let remedy = "use letters, digits, `_` and `-`: it is part of the keys on the bus";
+        check.report("robot.name", &robot.name, "is no name", remedy);
+    }
+    if let Some(description) = &robot.description {
+        check.note("robot.description", description);
+        if !path(description).is_file() {
+            check.report("robot.description", description, "there is no such file", "paths are relative to the launch file");
+        }
+    }
+    let state_rate = check.frequency("robot.state_rate", &robot.state_rate, 1.0, 2000.0);
+    let watchdog = check.duration("robot.watchdog", &robot.watchdog);
+
+    let mut cameras = Vec::new();
+    for (name, camera) in &parsed.cameras {
+        let key = |end: &str| format!("cameras.{name}.{end}");
+        check.one_of(&key("driver"), &camera.driver, &["sim"]);
+        let size = *camera.size.get_ref();
+        if !size.iter().all(|s| (16..=4096).contains(s)) {
+            check.report(&key("size"), &camera.size, "a side is outside 16 to 4096 pixels", "write it like [96, 96]");
+        }
+        let rate = check.frequency(&key("rate"), &camera.rate, 1.0, 240.0);
+        cameras.push(CameraConfig {
+            name: name.clone(),
+            driver: camera.driver.get_ref().clone(),
+            size,
+            period: Duration::from_secs_f64(1.0 / rate),
+            line: line_of(text, camera.driver.span().start),
+        });
+    }
+
+    let policy = &parsed.policy;
+    check.note("policy.file", &policy.file);
+    if !path(&policy.file).exists() {
+        let remedy = "give policy:=FILE, or fetch or quantize one with `sinew model`";
+        check.report("policy.file", &policy.file, "there is no such file", remedy);
+    }
+    for (input, camera) in &policy.cameras {
+        check.note("policy.cameras", camera);
+        if !parsed.cameras.contains_key(camera.get_ref()) {
+            let known = parsed.cameras.keys().cloned().collect::<Vec<_>>().join(", ");
+            let remedy = format!("the robot's cameras are: {known}");
+            check.report(&format!("policy.cameras.{input}"), camera, "the robot has no such camera", &remedy);
+        }
+    }
+    if let Some(steps) = &policy.denoise_steps
+        && !(1..=1000).contains(steps.get_ref())
+    {
+        check.report("policy.denoise_steps", steps, "must be 1 to 1000", "leave it out for the checkpoint's own");
+    }
+    let max_observation_age = check.duration("policy.max_observation_age", &policy.max_observation_age);
+
+    let control = &parsed.control;
+    check.note("control.rate", &control.rate);
+    let rate_hz = check.frequency("control.rate", &control.rate, 10.0, 1000.0);
+    let period = Duration::from_secs_f64(1.0 / rate_hz);
+    let realtime = match control.realtime.get_ref().as_str() {
+        "off" => RealtimeMode::Off,
+        "enforce" => RealtimeMode::Enforce,
+        _ => RealtimeMode::BestEffort,
+    };
+    check.one_of("control.realtime", &control.realtime, &["best-effort", "enforce", "off"]);
+    let priority = control.priority.as_ref().map_or(80, |p| *p.get_ref());
+    if let Some(at) = &control.priority
+        && !(2..=98).contains(&priority)
+    {
+        check.report("control.priority", at, "must be 2 to 98", "80 is a good start");
+    }
+    let state_timeout = check.duration("control.state_timeout", &control.state_timeout);
+    if watchdog < period * 3 {
+        let problem = format!("shorter than three control periods of {} ms", period.as_secs_f64() * 1e3);
+        check.report("robot.watchdog", &robot.watchdog, problem, "one late command must not stop the arm: lengthen it");
+    }
+    if let Some(horizon) = &parsed.scheduler.execution_horizon {
+        check.note("scheduler.execution_horizon", horizon);
+        if *horizon.get_ref() == 0 {
+            check.report("scheduler.execution_horizon", horizon, "must be at least 1", "");
+        }
+    }
+    let velocity_scale = check.scale("guard.velocity_scale", parsed.guard.velocity_scale.as_ref());
+    let acceleration_scale =
+        check.scale("guard.acceleration_scale", parsed.guard.acceleration_scale.as_ref());
+    let endpoint = &parsed.transport.endpoint;
+    check.note("transport.endpoint", endpoint);
+    if !["tcp/", "unixsock-stream/"].iter().any(|p| endpoint.get_ref().starts_with(p)) {
+        check.report("transport.endpoint", endpoint, "is no endpoint", "write it like \"tcp/127.0.0.1:7447\"");
+    }
+
+    let config = LaunchConfig {
+        file: file.to_owned(),
+        arguments,
+        robot: RobotConfig {
+            name: robot.name.get_ref().clone(),
+            driver: robot.driver.get_ref().clone(),
+            description: robot.description.as_ref().map(path),
+            state_period: Duration::from_secs_f64(1.0 / state_rate),
+            watchdog,
+            seed: robot.seed,
+        },
+        cameras,
+        policy: PolicySettings {
+            file: path(&policy.file),
+            instruction: policy.instruction.clone(),
+            cameras: policy.cameras.iter().map(|(i, c)| (i.clone(), c.get_ref().clone())).collect(),
+            denoise_steps: policy.denoise_steps.as_ref().map(|s| *s.get_ref()),
+            max_observation_age,
+            seed: policy.seed,
+        },
+        control: ControlSettings {
+            period,
+            rate_hz,
+            realtime,
+            priority,
+            state_timeout,
+            velocity_scale,
+            acceleration_scale,
+            execution_horizon: parsed.scheduler.execution_horizon.as_ref().map(|h| *h.get_ref()),
+        },
+        endpoint: endpoint.get_ref().clone(),
+        lines: check.lines,
+    };
+    if check.findings.is_empty() { Ok(config) } else { Err(Findings(check.findings)) }
+}

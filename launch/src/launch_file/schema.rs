@@ -1,0 +1,112 @@
+//! The launch file's keys, as serde reads them. Meanings and units are in `launch/reference.toml`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::Deserialize;
+use toml::Spanned;
+
+use super::finding::{Finding, Findings, line_of};
+
+/// Every key of a launch file; `reference.toml` shows each of them.
+pub const KEYS: &[&str] = &[
+    "args", "robot.name", "robot.driver", "robot.description", "robot.state_rate", "robot.watchdog",
+    "robot.seed", "cameras.driver", "cameras.size", "cameras.rate", "policy.file",
+    "policy.instruction", "policy.cameras", "policy.denoise_steps", "policy.max_observation_age",
+    "policy.seed", "scheduler.execution_horizon", "control.rate", "control.realtime",
+    "control.priority", "control.state_timeout", "guard.velocity_scale",
+    "guard.acceleration_scale", "transport.endpoint",
+];
+
+pub(super) type Text = Spanned<String>;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct File {
+    #[serde(default, rename = "args")]
+    pub _args: toml::Table,
+    pub robot: Robot,
+    #[serde(default)]
+    pub cameras: BTreeMap<String, Camera>,
+    pub policy: Policy,
+    #[serde(default)]
+    pub scheduler: Scheduler,
+    pub control: Control,
+    #[serde(default)]
+    pub guard: Guard,
+    pub transport: Transport,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Robot {
+    pub name: Text,
+    pub driver: Text,
+    pub description: Option<Text>,
+    pub state_rate: Text,
+    pub watchdog: Text,
+    #[serde(default)]
+    pub seed: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Camera {
+    pub driver: Text,
+    pub size: Spanned<[usize; 2]>,
+    pub rate: Text,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Policy {
+    pub file: Text,
+    #[serde(default)]
+    pub instruction: String,
+    pub cameras: BTreeMap<String, Text>,
+    pub denoise_steps: Option<Spanned<usize>>,
+    pub max_observation_age: Text,
+    #[serde(default)]
+    pub seed: u64,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Scheduler {
+    pub execution_horizon: Option<Spanned<usize>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Control {
+    pub rate: Text,
+    pub realtime: Text,
+    pub priority: Option<Spanned<i32>>,
+    pub state_timeout: Text,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Guard {
+    pub velocity_scale: Option<Spanned<f64>>,
+    pub acceleration_scale: Option<Spanned<f64>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Transport {
+    pub endpoint: Text,
+}
+
+/// Reads the keys of `text`.
+pub(super) fn parse(file: &Path, text: &str) -> Result<File, Findings> {
+    toml::from_str(text).map_err(|e| syntax(file, text, &e))
+}
+
+/// The finding for text that is no TOML or not of the schema.
+pub(super) fn syntax(file: &Path, text: &str, error: &toml::de::Error) -> Findings {
+    let line = error.span().map(|span| line_of(text, span.start));
+    let problem = error.message().trim().replace('\n', ", ");
+    let remedy = "every key is explained in launch/reference.toml";
+    Findings::one(Finding { line, ..Finding::of_file(file, problem, remedy) })
+}

@@ -1,0 +1,333 @@
+//! From a checked launch file to running threads.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use sinew_drivers::peer::{
+    ArmPeer, ArmPeerConfig, CameraPeer, StreamFigures, WatchdogConfig,
+};
+use sinew_runtime::control::{ControlConfig, ControlCore};
+use sinew_runtime::inference::{self, InferenceConfig, InferenceInputs};
+use sinew_runtime::ingest::{Ingest, Intake};
+use sinew_runtime::rt::{self, RealtimeMode};
+use sinew_runtime::scheduler::SchedulerConfig;
+use sinew_runtime::stream::{self, Stream, StreamConfig};
+use sinew_runtime::transport::{
+    Bus, Endpoint, Keys, Priority, Subscription, decode_frame, decode_state, encode_command,
+};
+use sinew_runtime::{
+    ArmDriver, Camera, CameraFrame, ChunkRequest, Clock, JointLimits, ObservedImage, Policy,
+};
+
+use super::monitor::Monitor;
+use super::referee::{self, RefereePeer};
+use super::robot::{Robot, RunError};
+
+/// Shortest join between two chunks: long against a control period, short against a chunk.
+const JOIN_TIME: Duration = Duration::from_millis(200);
+/// Highest speed (rad/s) that a join may add to the motion.
+const JOIN_VELOCITY: f64 = 0.8;
+/// Command and measured position may differ by this much (rad) when a driver rejoins after a hold.
+const REJOIN_TOLERANCE: f64 = 0.5;
+/// How long the parts may take to find each other.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A camera of the robot: its name, and what captures.
+pub type NamedCamera = (String, Box<dyn Camera>);
+
+/// The devices of a launch, before they are put on the bus.
+pub struct Devices {
+    pub arm: Box<dyn ArmDriver>,
+    pub cameras: Vec<NamedCamera>,
+    /// The simulator, when the devices are simulated: it judges the episodes.
+    pub sim: Option<sinew_drivers::sim::SimHandle>,
+}
+
+/// What a launch needs to know, all of it checked.
+pub struct Plan {
+    pub robot: String,
+    pub endpoint: String,
+    /// Limits that the guard enforces, one per joint, in the arm's order.
+    pub limits: Vec<JointLimits>,
+    /// Where episodes begin (rad).
+    pub ready: Vec<f64>,
+    /// The robot's cameras that the policy sees, in the order of the policy's inputs: (policy's name, robot's name).
+    pub views: Vec<(String, String)>,
+    pub period: Duration,
+    pub state_period: Duration,
+    pub state_timeout: Duration,
+    pub watchdog: Duration,
+    pub max_observation_age: Duration,
+    pub realtime: RealtimeMode,
+    pub priority: i32,
+    pub execution_horizon: usize,
+    pub denoise_steps: Option<usize>,
+    pub seed: u64,
+}
+
+/// A running launch; dropping it holds the arm and ends every thread.
+pub struct Launched {
+    pub(super) robot: Robot,
+    /// Why there is no real-time scheduling although it was asked for.
+    pub realtime_denied: Option<String>,
+    /// Memory is locked; or why not.
+    pub memory_locked: Result<(), String>,
+    arm: ArmPeer,
+    // The fields below drop in order: the control thread first, so that the arm's own watchdog and
+    // the peers' holds are the last to act.
+    stream: Option<Stream>,
+    inference: Option<JoinHandle<Box<dyn Policy>>>,
+    _subscriptions: Vec<Subscription>,
+    _cameras: Vec<CameraPeer>,
+    _referee: Option<RefereePeer>,
+}
+
+impl Launched {
+    /// Starts everything; the arm is held until authority is given.
+    ///
+    /// # Errors
+    /// [`RunError`]; what was started by then is ended.
+    pub fn start(plan: &Plan, devices: Devices, mut policy: Box<dyn Policy>) -> Result<Self, RunError> {
+        let keys = Keys::new(&plan.robot);
+        let bus = Bus::open(&Endpoint::Listen(plan.endpoint.clone()))?;
+        let device_bus = Bus::open(&Endpoint::Connect(plan.endpoint.clone()))?;
+        let names = devices.arm.joint_names().to_vec();
+
+        let frame_period =
+            devices.cameras.iter().map(|c| c.1.frame_period()).max().unwrap_or_default();
+        let camera_names: Vec<String> = plan.views.iter().map(|v| v.1.clone()).collect();
+        let ingest = Arc::new(Mutex::new(Ingest::new(&camera_names, plan.max_observation_age)));
+        let mut subscriptions = Vec::new();
+        for (index, camera) in camera_names.iter().enumerate() {
+            let (ingest, camera_key) = (ingest.clone(), keys.camera(camera));
+            subscriptions.push(bus.subscribe(&camera_key, move |attachment, payload| {
+                let sequence = attachment.map_or(0, |a| a.sequence);
+                match decode_frame(payload, sequence) {
+                    Ok(frame) => {
+                        ingest.lock().unwrap_or_else(PoisonError::into_inner).on_frame(index, frame);
+                    }
+                    Err(error) => tracing::warn!(%error, "a camera's message was left out"),
+                }
+            })?);
+        }
+        let arm_config = ArmPeerConfig {
+            state_period: plan.state_period,
+            command_period: plan.period,
+            watchdog: WatchdogConfig { timeout: plan.watchdog, rejoin_tolerance: REJOIN_TOLERANCE },
+        };
+        let referee_state = Arc::default();
+        let referee = devices
+            .sim
+            .map(|sim| RefereePeer::spawn(sim, &keys, &device_bus))
+            .transpose()?;
+        if referee.is_some() {
+            subscriptions.push(referee::listen(&bus, &keys, &referee_state)?);
+        }
+
+        let publisher = bus.publisher(&keys.command(), Priority::RealTime)?;
+        let arm = ArmPeer::spawn(devices.arm, arm_config, &keys, &device_bus)?;
+        let mut cameras = Vec::new();
+        for (name, camera) in devices.cameras {
+            cameras.push(CameraPeer::spawn(camera, &name, &keys, &device_bus)?);
+        }
+        if !bus.wait_for_subscriber(&publisher, PATIENCE) {
+            return Err(silent("the arm's driver", "check that it runs and reaches the same endpoint"));
+        }
+
+        let core = ControlCore::new(&ControlConfig {
+            limits: plan.limits.clone(),
+            period: plan.period,
+            state_timeout: plan.state_timeout,
+            scheduler: SchedulerConfig {
+                joints: plan.limits.len(),
+                control_period: plan.period,
+                execution_horizon: plan.execution_horizon,
+                join_time: JOIN_TIME,
+                join_velocity: JOIN_VELOCITY,
+            },
+        })?;
+        // Wait for the world, and pay the policy's first-use costs before anything moves.
+        let states = subscribe_states(&bus, &keys, &names, ingest.clone())?;
+        subscriptions.push(states.subscription);
+        warm_up(policy.as_mut(), plan, &ingest)?;
+
+        let memory_locked = match plan.realtime {
+            RealtimeMode::Off => Err("real time is off".to_owned()),
+            _ => rt::lock_memory().map_err(|e| e.to_string()),
+        };
+        let stream_config = StreamConfig {
+            period: plan.period,
+            realtime: plan.realtime,
+            priority: plan.priority,
+            bare_clock: true,
+        };
+        let (stream, ports) = stream::spawn(core, stream_config, move |command| {
+            publisher.put(encode_command(&names, command), command.stamp);
+        })?;
+        *states.to_control.lock().unwrap_or_else(PoisonError::into_inner) = Some(ports.states);
+
+        let instruction = Arc::new(Mutex::new(String::new()));
+        let policy = Box::new(Renamed { policy, views: plan.views.clone() });
+        let inference_config = InferenceConfig { denoise_steps: plan.denoise_steps, seed: plan.seed };
+        let inputs = InferenceInputs { ingest: ingest.clone(), instruction: instruction.clone() };
+        let (thread, inference_reports) = inference::spawn(
+            policy,
+            inference_config,
+            inputs,
+            ports.orders,
+            ports.chunks,
+            ports.freed,
+        )
+        .map_err(|e| RunError::System { what: "starting the inference thread", reason: e.to_string() })?;
+
+        Ok(Self {
+            realtime_denied: stream.denied.as_ref().map(ToString::to_string),
+            memory_locked,
+            robot: Robot {
+                monitor: Monitor::default(),
+                limits: plan.limits.clone(),
+                ready: plan.ready.clone(),
+                frame_period,
+                ingest,
+                instruction,
+                referee: referee_state,
+                requests: ports.requests,
+                stream_reports: ports.reports,
+                bare_reports: ports.bare,
+                inference_reports,
+                bus,
+                keys,
+            },
+            arm,
+            stream: Some(stream),
+            inference: Some(thread),
+            _subscriptions: subscriptions,
+            _cameras: cameras,
+            _referee: referee,
+        })
+    }
+
+    /// The command stream as the arm's driver received it.
+    pub fn figures(&self) -> StreamFigures {
+        self.arm.figures()
+    }
+
+    /// What came in from each sensor.
+    pub fn intakes(&self) -> Vec<(String, Intake)> {
+        self.robot.ingest.lock().unwrap_or_else(PoisonError::into_inner).intakes()
+    }
+}
+
+impl Drop for Launched {
+    fn drop(&mut self) {
+        drop(self.stream.take());
+        if let Some(thread) = self.inference.take() {
+            // A panic in it has been printed; the others still have to end.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The policy, seeing the robot's cameras under the names that it was trained with.
+struct Renamed {
+    policy: Box<dyn Policy>,
+    views: Vec<(String, String)>,
+}
+
+impl Policy for Renamed {
+    fn spec(&self) -> &sinew_runtime::PolicySpec {
+        self.policy.spec()
+    }
+
+    fn begin(
+        &mut self,
+        observation: &sinew_runtime::Observation,
+        request: &ChunkRequest,
+    ) -> Result<(), sinew_runtime::PolicyError> {
+        let mut seen = observation.clone();
+        for image in &mut seen.images {
+            if let Some((name, _)) = self.views.iter().find(|v| v.1 == image.camera) {
+                image.camera.clone_from(name);
+            }
+        }
+        self.policy.begin(&seen, request)
+    }
+
+    fn advance(&mut self) -> Result<sinew_runtime::Progress, sinew_runtime::PolicyError> {
+        self.policy.advance()
+    }
+
+    fn take_chunk(&mut self) -> Result<sinew_runtime::ActionChunk, sinew_runtime::PolicyError> {
+        self.policy.take_chunk()
+    }
+}
+
+/// The measured states' way in, and from there to the control thread once it runs.
+struct StatesIn {
+    subscription: Subscription,
+    to_control: Arc<Mutex<Option<rtrb::Producer<sinew_runtime::JointState>>>>,
+}
+
+fn subscribe_states(
+    bus: &Bus,
+    keys: &Keys,
+    names: &[String],
+    ingest: Arc<Mutex<Ingest>>,
+) -> Result<StatesIn, RunError> {
+    let to_control: Arc<Mutex<Option<rtrb::Producer<_>>>> = Arc::default();
+    let (names, control) = (names.to_vec(), to_control.clone());
+    let subscription = bus.subscribe(&keys.state(), move |attachment, payload| {
+        let sequence = attachment.map_or(0, |a| a.sequence);
+        match decode_state(&names, payload, sequence) {
+            Ok(state) => {
+                ingest.lock().unwrap_or_else(PoisonError::into_inner).on_state(state);
+                if let Some(ring) = &mut *control.lock().unwrap_or_else(PoisonError::into_inner) {
+                    // A full ring means that the control thread has newer ones to read first.
+                    let _ = ring.push(state);
+                }
+            }
+            Err(error) => tracing::warn!(%error, "a joint state was left out"),
+        }
+    })?;
+    Ok(StatesIn { subscription, to_control })
+}
+
+/// Waits for the first whole observation and runs the policy on it once, for nobody.
+fn warm_up(
+    policy: &mut dyn Policy,
+    plan: &Plan,
+    ingest: &Mutex<Ingest>,
+) -> Result<(), RunError> {
+    let end = Instant::now() + PATIENCE;
+    let mut seen = loop {
+        let tried =
+            ingest.lock().unwrap_or_else(PoisonError::into_inner).observe("warm up", Clock::now());
+        match tried {
+            Ok(seen) => break seen,
+            Err(why) if Instant::now() > end => {
+                return Err(silent(&format!("a whole observation ({why})"), "check the named sensor"));
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(10)),
+        }
+    };
+    let rename = |image: &mut ObservedImage| {
+        if let Some((name, _)) = plan.views.iter().find(|v| v.1 == image.camera) {
+            image.camera.clone_from(name);
+        }
+    };
+    seen.images.iter_mut().for_each(rename);
+    let request = ChunkRequest { id: 0, denoise_steps: plan.denoise_steps, seed: 0 };
+    inference::run(policy, &seen, &request)?;
+    Ok(())
+}
+
+fn silent(what: &str, remedy: &'static str) -> RunError {
+    RunError::Silent { what: what.to_owned(), seconds: PATIENCE.as_secs(), remedy }
+}
+
+/// The newest frame of every camera, for a picture of the run.
+pub(super) fn frames(robot: &Robot) -> Vec<(String, CameraFrame)> {
+    let ingest = robot.ingest.lock().unwrap_or_else(PoisonError::into_inner);
+    ingest.frames().map(|(name, frame)| (name.to_owned(), frame.clone())).collect()
+}

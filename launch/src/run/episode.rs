@@ -1,0 +1,157 @@
+//! Episodes: a scene, an instruction, authority to the policy, an outcome. Then home again.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use sinew_runtime::Clock;
+use sinew_runtime::arbiter::{Authority, AuthorityRequest};
+use sinew_runtime::control::ControlEvent;
+
+use super::motion;
+use super::robot::{Robot, RunError};
+
+/// How an episode ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// What the instruction says was done.
+    Success,
+    /// Another object was moved.
+    WrongObject,
+    /// The object went to the other place.
+    WrongPlace,
+    /// Time ran out.
+    Timeout,
+    /// The run was ended from outside, or authority was lost.
+    Stopped,
+}
+
+/// One episode.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct EpisodeResult {
+    /// Seed of the scene.
+    pub seed: u64,
+    /// The instruction that the policy was given, and that it is judged by.
+    pub instruction: String,
+    /// The instruction is not the scene's own but the swapped one of the control experiment.
+    pub swapped: bool,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// From authority to outcome (s).
+    pub seconds: f64,
+}
+
+/// What the simulator is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SceneRequest {
+    /// Seed of the scene.
+    pub seed: u64,
+    /// The task, or the scene's own.
+    pub instruction: Option<String>,
+    /// Another object and the other place than the scene's own task names.
+    pub swap: bool,
+}
+
+/// What the simulator set up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SceneReply {
+    /// The instruction that the scene is judged by.
+    pub instruction: String,
+}
+
+/// What one episode is to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct EpisodePlan {
+    pub scene: SceneRequest,
+    pub time_limit: Duration,
+}
+
+/// Motions and scenes may take this long to be answered.
+const PATIENCE: Duration = Duration::from_secs(5);
+const TICK: Duration = Duration::from_millis(10);
+
+/// Plays one episode; `observe` is called about a hundred times a second.
+pub(super) fn play(
+    robot: &mut Robot,
+    plan: &EpisodePlan,
+    quit: &AtomicBool,
+    observe: &mut dyn FnMut(&mut Robot),
+) -> Result<EpisodeResult, RunError> {
+    go_home(robot, quit, observe)?;
+    let reply = robot.new_scene(&plan.scene)?;
+    robot.set_instruction(&reply.instruction);
+    // Fresh pictures of the new scene: two frames of the slowest camera.
+    wait(robot, robot.frame_period * 2 + Duration::from_millis(100), quit, observe);
+    robot.forget_outcome();
+    robot.request(ControlEvent::Authority(AuthorityRequest::Policy))?;
+    let start = Instant::now();
+    let mut granted = false;
+    let outcome = loop {
+        wait(robot, TICK, quit, observe);
+        let authority = robot.monitor.authority;
+        granted |= authority == Some(Authority::Policy);
+        if let Some(outcome) = robot.outcome() {
+            break outcome;
+        }
+        let lost = granted && authority != Some(Authority::Policy);
+        if quit.load(Ordering::Relaxed) || lost || (!granted && start.elapsed() > PATIENCE) {
+            break Outcome::Stopped;
+        }
+        if start.elapsed() >= plan.time_limit {
+            break Outcome::Timeout;
+        }
+    };
+    let seconds = start.elapsed().as_secs_f64();
+    robot.request(ControlEvent::Authority(AuthorityRequest::Hold))?;
+    let (seed, swapped) = (plan.scene.seed, plan.scene.swap);
+    Ok(EpisodeResult { seed, instruction: reply.instruction, swapped, outcome, seconds })
+}
+
+/// Opens the gripper where it is, then moves to the ready pose and holds there.
+pub(super) fn go_home(
+    robot: &mut Robot,
+    quit: &AtomicBool,
+    observe: &mut dyn FnMut(&mut Robot),
+) -> Result<(), RunError> {
+    robot.request(ControlEvent::Authority(AuthorityRequest::Hold))?;
+    wait(robot, Duration::from_millis(100), quit, observe);
+    let here = robot.measured()?;
+    let mut open = here.clone();
+    if let (Some(gripper), Some(ready)) = (open.last_mut(), robot.ready.last()) {
+        *gripper = *ready;
+    }
+    let ready = robot.ready.clone();
+    for goal in [open, ready] {
+        if quit.load(Ordering::Relaxed) {
+            break;
+        }
+        let from = robot.measured()?;
+        let chunk = motion::plan(&from, &goal, &robot.limits, Clock::now());
+        let length = motion::length(&chunk);
+        robot.request(ControlEvent::Motion(chunk))?;
+        wait(robot, length + Duration::from_millis(100), quit, observe);
+    }
+    robot.request(ControlEvent::Authority(AuthorityRequest::Hold))?;
+    wait(robot, Duration::from_millis(50), quit, observe);
+    Ok(())
+}
+
+/// Lets `time` pass, observing, or until `quit`.
+pub(super) fn wait(
+    robot: &mut Robot,
+    time: Duration,
+    quit: &AtomicBool,
+    observe: &mut dyn FnMut(&mut Robot),
+) {
+    let end = Instant::now() + time;
+    loop {
+        robot.drain();
+        observe(robot);
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() || quit.load(Ordering::Relaxed) {
+            return;
+        }
+        std::thread::sleep(left.min(TICK));
+    }
+}

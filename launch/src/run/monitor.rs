@@ -1,0 +1,126 @@
+//! Gathers what the threads say of themselves, for the status line and the final report.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crossbeam_channel::Receiver;
+use rtrb::Consumer;
+use sinew_runtime::arbiter::{Authority, Reason};
+use sinew_runtime::guard::Cause;
+use sinew_runtime::inference::InferenceReport;
+use sinew_runtime::scheduler::Mode;
+use sinew_runtime::stream::{BareCycle, StreamReport};
+use sinew_runtime::telemetry::Latencies;
+
+/// Everything counted since the start.
+#[derive(Default)]
+pub(super) struct Monitor {
+    pub cycles: u64,
+    /// Periods slept through.
+    pub missed: u64,
+    /// Commands that the publisher's ring had no room for.
+    pub dropped: u64,
+    pub lateness: Latencies,
+    pub work: Latencies,
+    pub bare_cycles: u64,
+    pub bare_missed: u64,
+    pub bare_lateness: Latencies,
+    pub authority: Option<Authority>,
+    pub mode: Option<Mode>,
+    pub buffer_left: Duration,
+    /// Times that a chunk ran out before the next came, and control periods spent so.
+    pub starvations: u64,
+    pub starved_cycles: u64,
+    pub accepted: u64,
+    /// Chunks refused, by reason.
+    pub refused: BTreeMap<String, u64>,
+    /// Periods in which the guard changed a joint, by joint and cause.
+    pub interventions: BTreeMap<(usize, &'static str), u64>,
+    pub stale_stops: u64,
+    pub chunk_latency: Latencies,
+    pub stages: BTreeMap<&'static str, Latencies>,
+    pub ages: BTreeMap<String, Latencies>,
+    /// Orders that made no chunk, by reason.
+    pub failures: BTreeMap<String, u64>,
+}
+
+impl Monitor {
+    /// Reads all that has come since the last call.
+    pub fn drain(
+        &mut self,
+        stream: &mut Consumer<StreamReport>,
+        bare: &mut Consumer<BareCycle>,
+        inference: &Receiver<InferenceReport>,
+        joints: usize,
+    ) {
+        while let Ok(report) = stream.pop() {
+            self.on_stream(report, joints);
+        }
+        while let Ok(cycle) = bare.pop() {
+            self.bare_cycles += 1;
+            self.bare_missed += u64::from(cycle.missed);
+            self.bare_lateness.record(cycle.lateness);
+        }
+        for report in inference.try_iter() {
+            self.on_inference(report);
+        }
+    }
+
+    fn on_stream(&mut self, report: StreamReport, joints: usize) {
+        match report {
+            StreamReport::Cycle(cycle) => {
+                self.cycles += 1;
+                self.missed += u64::from(cycle.missed);
+                self.dropped += u64::from(cycle.dropped);
+                self.lateness.record(cycle.lateness);
+                self.work.record(cycle.work);
+                self.authority = Some(cycle.authority);
+                self.buffer_left = cycle.buffer_left;
+                let starved = cycle.mode == Mode::Starved && cycle.authority == Authority::Policy;
+                if starved {
+                    self.starved_cycles += 1;
+                    self.starvations += u64::from(self.mode != Some(Mode::Starved));
+                }
+                self.mode = Some(cycle.mode);
+                if !cycle.interventions.is_empty() {
+                    for joint in 0..joints {
+                        for cause in Cause::ALL {
+                            if cycle.interventions.contains(joint, cause) {
+                                *self.interventions.entry((joint, cause.name())).or_default() += 1;
+                            }
+                        }
+                    }
+                }
+            }
+            StreamReport::Authority(change) => {
+                self.stale_stops += u64::from(change.reason == Reason::StateStale);
+                let (from, to) = (change.from.name(), change.to.name());
+                tracing::debug!(from, to, reason = ?change.reason, "authority");
+            }
+            StreamReport::ChunkAccepted => self.accepted += 1,
+            StreamReport::ChunkRefused(why) => {
+                // The enum's serialised name is the name in the report.
+                let name = serde_json::to_value(why).ok();
+                let name = name.and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
+                *self.refused.entry(name).or_default() += 1;
+            }
+        }
+    }
+
+    fn on_inference(&mut self, report: InferenceReport) {
+        match report {
+            InferenceReport::Chunk { latency, stages, ages } => {
+                self.chunk_latency.record(latency);
+                for stage in stages {
+                    self.stages.entry(stage.stage).or_default().record(stage.time);
+                }
+                for (part, age) in ages {
+                    self.ages.entry(part).or_default().record(age);
+                }
+            }
+            InferenceReport::NotObserved(why) | InferenceReport::Failed(why) => {
+                *self.failures.entry(why).or_default() += 1;
+            }
+        }
+    }
+}

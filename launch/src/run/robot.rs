@@ -1,0 +1,149 @@
+//! The running robot as the run sees it: the threads' ends, the counters, the simulator's referee.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Receiver;
+use rtrb::{Consumer, Producer};
+use sinew_runtime::control::ControlEvent;
+use sinew_runtime::inference::InferenceReport;
+use sinew_runtime::ingest::Ingest;
+use sinew_runtime::stream::{BareCycle, StreamReport};
+use sinew_runtime::transport::{Bus, BusError, Keys};
+use sinew_runtime::{DeviceError, JointLimits, PolicyError};
+
+use super::episode::{Outcome, SceneReply, SceneRequest};
+use super::monitor::Monitor;
+
+/// Why a run did not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The bus.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// A device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The policy.
+    #[error("the policy cannot run: {0}")]
+    Policy(#[from] PolicyError),
+    /// Real-time scheduling was demanded and denied.
+    #[error(transparent)]
+    Realtime(#[from] sinew_runtime::rt::RealtimeDenied),
+    /// The guard's limits.
+    #[error("the guard cannot protect this arm: {0}")]
+    Guard(#[from] sinew_runtime::guard::GuardError),
+    /// Something did not happen in time.
+    #[error("{what} did not come within {seconds} s; {remedy}")]
+    Silent {
+        /// What was waited for.
+        what: String,
+        /// How long.
+        seconds: u64,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// A message of the simulator's referee that is none.
+    #[error("the simulator answered with something else than expected: {0}")]
+    Referee(String),
+    /// The control thread takes no more requests.
+    #[error("the control thread does not take requests any more; see the log above for why it ended")]
+    ControlGone,
+    /// The operating system refused something.
+    #[error("{what}: {reason}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// The system's word.
+        reason: String,
+    },
+}
+
+/// What the simulator's referee last said.
+#[derive(Default)]
+pub(super) struct Referee {
+    pub outcome: Option<Outcome>,
+}
+
+/// The running robot.
+pub(super) struct Robot {
+    pub monitor: Monitor,
+    /// Limits that the guard enforces, one per joint.
+    pub limits: Vec<JointLimits>,
+    /// Where episodes begin (rad).
+    pub ready: Vec<f64>,
+    /// Of the slowest camera.
+    pub frame_period: Duration,
+    pub ingest: Arc<Mutex<Ingest>>,
+    pub instruction: Arc<Mutex<String>>,
+    pub referee: Arc<Mutex<Referee>>,
+    pub requests: Producer<ControlEvent>,
+    pub stream_reports: Consumer<StreamReport>,
+    pub bare_reports: Consumer<BareCycle>,
+    pub inference_reports: Receiver<InferenceReport>,
+    pub bus: Bus,
+    pub keys: Keys,
+}
+
+impl Robot {
+    /// Reads what the threads reported.
+    pub fn drain(&mut self) {
+        let joints = self.limits.len();
+        let (stream, bare) = (&mut self.stream_reports, &mut self.bare_reports);
+        self.monitor.drain(stream, bare, &self.inference_reports, joints);
+    }
+
+    /// Hands `event` to the control thread.
+    pub fn request(&mut self, event: ControlEvent) -> Result<(), RunError> {
+        let mut event = Some(event);
+        let end = Instant::now() + Duration::from_secs(2);
+        while let Some(given) = event.take() {
+            match self.requests.push(given) {
+                Ok(()) => return Ok(()),
+                Err(rtrb::PushError::Full(back)) if Instant::now() < end => {
+                    std::thread::sleep(Duration::from_millis(1));
+                    event = Some(back);
+                }
+                Err(_) => {}
+            }
+        }
+        Err(RunError::ControlGone)
+    }
+
+    /// The newest measured joint positions (rad).
+    pub fn measured(&self) -> Result<Vec<f64>, RunError> {
+        let ingest = self.ingest.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = ingest.newest_state().ok_or(RunError::Silent {
+            what: "the arm's measured state".into(),
+            seconds: 0,
+            remedy: "check the arm's driver",
+        })?;
+        Ok(state.position.as_slice().to_vec())
+    }
+
+    pub fn set_instruction(&self, instruction: &str) {
+        *self.instruction.lock().unwrap_or_else(PoisonError::into_inner) = instruction.to_owned();
+    }
+
+    /// The instruction that is followed.
+    pub fn instruction(&self) -> String {
+        self.instruction.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Asks the simulator for a scene.
+    pub fn new_scene(&self, request: &SceneRequest) -> Result<SceneReply, RunError> {
+        let fail = |e: serde_json::Error| RunError::Referee(e.to_string());
+        let asked = serde_json::to_vec(request).map_err(fail)?;
+        let answer = self.bus.query(&self.keys.sim_reset(), asked, Duration::from_secs(10))?;
+        serde_json::from_slice(&answer).map_err(fail)
+    }
+
+    pub fn forget_outcome(&self) {
+        self.referee.lock().unwrap_or_else(PoisonError::into_inner).outcome = None;
+    }
+
+    /// How the episode ended, once it has.
+    pub fn outcome(&self) -> Option<Outcome> {
+        self.referee.lock().unwrap_or_else(PoisonError::into_inner).outcome
+    }
+}
