@@ -1,3 +1,4 @@
 //! Sinew's drivers: arms, cameras and the peers that put them on the bus.
 
 pub mod peer;
+pub mod sim;
