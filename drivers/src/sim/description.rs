@@ -248,7 +248,7 @@ mod tests {
     #[test]
     fn errors_name_the_key() {
         for (from, to, key) in [
-            ("torque = \"0.45 N m\"", "torque = \"0.45\"", "gripper.torque"),
+            ("torque = \"0.25 N m\"", "torque = \"0.25\"", "gripper.torque"),
             ("lower = \"0 deg\"", "lower = \"0\"", "gripper.lower"),
             ("forearm = \"150 mm\"", "forearm = \"-1 mm\"", "geometry.forearm"),
             ("upper = \"65 deg\"", "upper = \"-65 deg\"", "gripper.upper"),
