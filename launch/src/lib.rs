@@ -1,1 +1,11 @@
-//! Sinew: launch.
+//! Sinew's launch: the launch-file language, the assembly of the parts, and the `sinew` command line.
+
+pub mod bench_verbs;
+pub mod cli;
+pub mod film;
+pub mod launch_file;
+pub mod launch_verbs;
+pub mod model_verbs;
+pub mod prepare;
+pub mod report;
+pub mod run;

@@ -1,1 +1,52 @@
-//! Sinew: models.
+//! Sinew's models: observations in, action chunks out.
+//!
+//! [`load_policy`] takes a LeRobot checkpoint folder or a `.gguf` bundle made by [`quantize`], and gives
+//! a [`Policy`]. Both go through one code path: a bundle differs in how its weights are stored only.
+//!
+//! ```no_run
+//! # fn main() -> Result<(), sinew_models::ModelError> {
+//! let policy = sinew_models::load_policy("smolvla_base".as_ref(), &Default::default())?;
+//! println!("{:?}", policy.spec());
+//! # Ok(())
+//! # }
+//! ```
+
+pub mod checkpoint;
+mod error;
+pub mod gguf;
+pub mod kernels;
+pub mod processors;
+mod random;
+pub mod smolvla;
+
+use std::path::Path;
+
+pub use checkpoint::Checkpoint;
+pub use error::ModelError;
+use sinew_runtime::Policy;
+
+/// Architectures that can be loaded, by the `type` in `config.json`.
+pub const ARCHITECTURES: [&str; 1] = ["smolvla"];
+
+/// What the user may set when loading a policy.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct LoadOptions {
+    /// Actions a second; overrides the checkpoint's.
+    pub action_rate_hz: Option<f64>,
+    /// Denoise steps; overrides the checkpoint's.
+    pub denoise_steps: Option<usize>,
+    /// Cameras that may be missing, beyond those that the checkpoint allows.
+    pub missing_cameras: usize,
+    /// Leaves out the check of a bundle's tensor data against its SHA-256.
+    pub skip_hash: bool,
+}
+
+/// Loads the policy at `path`: a LeRobot checkpoint folder or a `.gguf` bundle.
+///
+/// # Errors
+/// [`ModelError`] naming file, key or tensor, what was found and what to do.
+pub fn load_policy(path: &Path, options: &LoadOptions) -> Result<Box<dyn Policy>, ModelError> {
+    let checkpoint = Checkpoint::open(path, !options.skip_hash)?;
+    // The configuration's parser refuses every other architecture by name.
+    Ok(Box::new(smolvla::SmolVlaPolicy::load(&checkpoint, options)?))
+}
