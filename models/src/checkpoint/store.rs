@@ -1,0 +1,283 @@
+//! Tensors as they lie in a file, under the names that the model's code uses.
+//!
+//! Checkpoint and bundle differ in their header only: both give a [`TensorStore`], and the model is
+//! built from it by one code path. Names are shortened on the way in ([`short_name`]), since
+//! GGUF readers cut names at 64 bytes.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+
+use super::map::MappedFile;
+use crate::ModelError;
+use crate::gguf::blocks;
+
+/// LeRobot's name prefixes and the runtime's, longest first.
+const PREFIXES: [(&str, &str); 6] = [
+    ("model.vlm_with_expert.vlm.model.vision_model.encoder.", "vision."),
+    ("model.vlm_with_expert.vlm.model.vision_model.", "vision."),
+    ("model.vlm_with_expert.vlm.model.connector.modality_projection.proj.", "connector."),
+    ("model.vlm_with_expert.vlm.model.text_model.", "text."),
+    ("model.vlm_with_expert.lm_expert.", "expert."),
+    ("model.", ""),
+];
+
+/// The runtime's name of LeRobot's tensor `name`.
+///
+/// `_orig_mod` (weights saved while compiled) is cut out, and a missing leading `model.` is supplied.
+pub fn short_name(name: &str) -> String {
+    let mut name = name.replace("._orig_mod", "");
+    if !name.starts_with("model.") {
+        name.insert_str(0, "model.");
+    }
+    for (long, short) in PREFIXES {
+        if let Some(rest) = name.strip_prefix(long) {
+            return format!("{short}{rest}");
+        }
+    }
+    name
+}
+
+/// LeRobot's name of the runtime's tensor `name`.
+pub fn long_name(name: &str) -> String {
+    for (long, short) in PREFIXES {
+        let in_encoder = name.starts_with("vision.layers.");
+        if short == "vision." && in_encoder != long.ends_with("encoder.") {
+            continue;
+        }
+        if let Some(rest) = name.strip_prefix(short) {
+            return format!("{long}{rest}");
+        }
+    }
+    name.to_owned()
+}
+
+/// How the values of a tensor are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+pub enum StoredType {
+    /// 32-bit floats.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// The upper half of a 32-bit float.
+    #[serde(rename = "BF16")]
+    Bf16,
+    /// Blocks of 32 8-bit values with one half-precision scale.
+    #[serde(rename = "Q8_0")]
+    Q8_0,
+    /// Blocks of 32 4-bit values with one half-precision scale.
+    #[serde(rename = "Q4_0")]
+    Q4_0,
+}
+
+impl StoredType {
+    /// Name as GGUF and safetensors write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+            Self::Bf16 => "BF16",
+            Self::Q8_0 => "Q8_0",
+            Self::Q4_0 => "Q4_0",
+        }
+    }
+
+    /// Values in one block.
+    pub fn block_values(self) -> usize {
+        match self {
+            Self::Q8_0 | Self::Q4_0 => blocks::BLOCK,
+            _ => 1,
+        }
+    }
+
+    /// Bytes of one block.
+    pub fn block_bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+            Self::Q8_0 => blocks::Q8_0_BYTES,
+            Self::Q4_0 => blocks::Q4_0_BYTES,
+        }
+    }
+
+    /// Bytes that a tensor of `shape` takes; `None` when that overflows or does not divide into blocks.
+    pub fn bytes(self, shape: &[usize]) -> Option<usize> {
+        let values = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d))?;
+        let width = shape.last().copied().unwrap_or(1);
+        if !width.is_multiple_of(self.block_values()) {
+            return None;
+        }
+        (values / self.block_values()).checked_mul(self.block_bytes())
+    }
+}
+
+/// One tensor in a mapped file.
+#[derive(Debug, Clone)]
+pub struct StoredTensor {
+    /// The name in the file.
+    pub name: String,
+    /// How it is stored.
+    pub dtype: StoredType,
+    /// Its shape, outermost first.
+    pub shape: Vec<usize>,
+    range: Range<usize>,
+    file: Arc<MappedFile>,
+}
+
+impl StoredTensor {
+    /// A tensor whose bytes are `range` of `file`; `None` when they do not fit its shape or the file.
+    pub(crate) fn new(
+        name: String,
+        dtype: StoredType,
+        shape: Vec<usize>,
+        range: Range<usize>,
+        file: Arc<MappedFile>,
+    ) -> Option<Self> {
+        let fits = range.start <= range.end
+            && range.end <= file.bytes().len()
+            && dtype.bytes(&shape) == Some(range.end - range.start);
+        fits.then_some(Self { name, dtype, shape, range, file })
+    }
+
+    /// Its bytes, straight from the mapped file.
+    pub fn bytes(&self) -> &[u8] {
+        &self.file.bytes()[self.range.clone()]
+    }
+
+    /// Number of values.
+    pub fn values(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    /// Its values as 32-bit floats.
+    pub fn to_f32(&self) -> Vec<f32> {
+        let mut out = vec![0.0; self.values()];
+        blocks::decode_parallel(self.dtype, self.bytes(), &mut out);
+        out
+    }
+
+    /// Lets the kernel take back its pages.
+    pub(crate) fn release(&self) {
+        self.file.release(self.range.clone());
+    }
+}
+
+/// All tensors of one weights file.
+#[derive(Debug, Clone)]
+pub struct TensorStore {
+    path: PathBuf,
+    entries: BTreeMap<String, StoredTensor>,
+    /// True when quantised weights stay as they are and are widened at each use.
+    pub(crate) stay_quantized: bool,
+}
+
+impl TensorStore {
+    pub(crate) fn new(path: &Path, stay_quantized: bool) -> Self {
+        Self { path: path.to_owned(), entries: BTreeMap::new(), stay_quantized }
+    }
+
+    pub(crate) fn insert(&mut self, name: String, tensor: StoredTensor) -> Option<StoredTensor> {
+        self.entries.insert(name, tensor)
+    }
+
+    /// The weights file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// All tensors by the runtime's names, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &StoredTensor)> {
+        self.entries.iter().map(|(name, tensor)| (name.as_str(), tensor))
+    }
+
+    /// Tensor `name` of shape `expected`.
+    ///
+    /// # Errors
+    /// [`ModelError::TensorMissing`], [`ModelError::TensorShape`].
+    pub fn get(&self, name: &str, expected: &[usize]) -> Result<&StoredTensor, ModelError> {
+        let tensor = self.find(name)?;
+        // A bundle stores convolutions as the matrices they are used as.
+        let flat = [expected[0], expected.iter().skip(1).product()];
+        if tensor.shape == expected || (expected.len() == 4 && tensor.shape == flat) {
+            Ok(tensor)
+        } else {
+            Err(ModelError::TensorShape {
+                path: self.path.clone(),
+                tensor: tensor.name.clone(),
+                found: tensor.shape.clone(),
+                expected: expected.to_vec(),
+            })
+        }
+    }
+
+    /// Tensor `name`, whatever its shape.
+    ///
+    /// # Errors
+    /// [`ModelError::TensorMissing`].
+    pub fn find(&self, name: &str) -> Result<&StoredTensor, ModelError> {
+        self.entries.get(name).ok_or_else(|| ModelError::TensorMissing {
+            path: self.path.clone(),
+            tensor: if self.stay_quantized { name.to_owned() } else { long_name(name) },
+        })
+    }
+
+    /// Vector `name` of `width` values, widened.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub fn vector(&self, name: &str, width: usize) -> Result<Vec<f32>, ModelError> {
+        let tensor = self.get(name, &[width])?;
+        let values = tensor.to_f32();
+        tensor.release();
+        Ok(values)
+    }
+
+    /// Tensor `name` of shape `expected`, widened.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub fn tensor(&self, name: &str, expected: &[usize]) -> Result<Tensor, ModelError> {
+        let tensor = self.get(name, expected)?;
+        let values = tensor.to_f32();
+        tensor.release();
+        Ok(Tensor::from_vec(values, expected, &Device::Cpu)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_round_trip() {
+        for long in [
+            "model.vlm_with_expert.vlm.model.vision_model.encoder.layers.0.mlp.fc1.weight",
+            "model.vlm_with_expert.vlm.model.vision_model.post_layernorm.bias",
+            "model.vlm_with_expert.vlm.model.connector.modality_projection.proj.weight",
+            "model.vlm_with_expert.vlm.model.text_model.layers.15.mlp.up_proj.weight",
+            "model.vlm_with_expert.lm_expert.norm.weight",
+            "model.action_in_proj.bias",
+        ] {
+            let short = short_name(long);
+            assert!(short.len() < 64, "{short}");
+            assert_eq!(long_name(&short), long);
+        }
+        assert_eq!(short_name("model._orig_mod.state_proj.bias"), "state_proj.bias");
+        assert_eq!(short_name("state_proj.bias"), "state_proj.bias");
+    }
+
+    #[test]
+    fn sizes_that_overflow_have_no_bytes() {
+        assert_eq!(StoredType::F32.bytes(&[usize::MAX, 2]), None);
+        assert_eq!(StoredType::Q8_0.bytes(&[2, 31]), None);
+        assert_eq!(StoredType::Q8_0.bytes(&[2, 64]), Some(4 * 34));
+    }
+}

@@ -1,0 +1,59 @@
+//! Reading safetensors by memory map.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use safetensors::{Dtype, SafeTensors};
+
+use super::map::MappedFile;
+use super::store::{StoredTensor, StoredType, TensorStore, short_name};
+use crate::ModelError;
+
+/// Whether inference uses the tensor that LeRobot calls `name`.
+fn is_used(short: &str) -> bool {
+    !short.ends_with("lm_head.weight")
+}
+
+/// Maps the safetensors file `path`; nothing is read but its header.
+///
+/// # Errors
+/// [`ModelError::Malformed`] when the header and the file's length do not fit each other,
+/// [`ModelError::TensorType`] for a type other than F32, F16 and BF16.
+pub fn open_safetensors(path: &Path) -> Result<TensorStore, ModelError> {
+    let file = Arc::new(MappedFile::open(path)?);
+    // The crate checks the header's length, every offset against every shape, and the whole
+    // against the file's length, before anything is allocated from them.
+    let (header, metadata) = SafeTensors::read_metadata(file.bytes()).map_err(|e| {
+        ModelError::malformed(path, "the safetensors header", e, "one that fits the file's length")
+    })?;
+    let data = header + 8;
+    let mut store = TensorStore::new(path, false);
+    for (name, info) in metadata.tensors() {
+        let short = short_name(&name);
+        if !is_used(&short) {
+            continue;
+        }
+        let dtype = match info.dtype {
+            Dtype::F32 => StoredType::F32,
+            Dtype::F16 => StoredType::F16,
+            Dtype::BF16 => StoredType::Bf16,
+            other => {
+                return Err(ModelError::TensorType {
+                    path: path.to_owned(),
+                    tensor: name,
+                    found: format!("{other:?}"),
+                    expected: "F32, F16 or BF16",
+                });
+            }
+        };
+        let range = data + info.data_offsets.0..data + info.data_offsets.1;
+        let tensor = StoredTensor::new(name.clone(), dtype, info.shape.clone(), range, file.clone())
+            .ok_or_else(|| {
+                let what = format!("the byte range of tensor `{name}`");
+                let found = format!("{:?}", info.data_offsets);
+                ModelError::malformed(path, what, found, "the size of its shape, inside the file")
+            })?;
+        store.insert(short, tensor);
+    }
+    Ok(store)
+}

@@ -1,0 +1,140 @@
+//! Linear layers `y = x·Wᵀ + b`, whatever the weight's type.
+
+use std::cell::RefCell;
+
+use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Result, Tensor};
+
+use super::inplace::{Bias, values_mut};
+use crate::ModelError;
+use crate::checkpoint::{StoredTensor, StoredType, TensorStore};
+use crate::gguf::blocks;
+
+/// What follows the bias.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// Nothing.
+    None,
+    /// GELU, tanh form.
+    Gelu,
+}
+
+#[derive(Debug)]
+enum Weight {
+    /// 32-bit floats, `[out, in]`.
+    Dense(Tensor),
+    /// As in the mapped file, widened at each use.
+    Stored(StoredTensor),
+}
+
+/// A linear layer.
+///
+/// Stored weights are widened into one scratch matrix per thread and multiplied from there. Measured
+/// against candle's own block kernels on AVX2 (50 rows, 768 to 3072) that takes a third of the time, and
+/// leaves the mapped file as the weights' only copy.
+#[derive(Debug)]
+pub struct Linear {
+    weight: Weight,
+    bias: Option<Vec<f32>>,
+    inputs: usize,
+    outputs: usize,
+}
+
+thread_local! {
+    /// The widened weight of the layer being computed; grows to the largest layer's size.
+    static SCRATCH: RefCell<Option<Tensor>> = const { RefCell::new(None) };
+}
+
+struct Widen<'a>(&'a StoredTensor);
+
+impl InplaceOp1 for Widen<'_> {
+    fn name(&self) -> &'static str {
+        "widen"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let out = values_mut(storage, layout)?;
+        blocks::decode_parallel(self.0.dtype, self.0.bytes(), out);
+        Ok(())
+    }
+}
+
+impl Linear {
+    /// The layer whose tensors are `name.weight` and, with `bias`, `name.bias`.
+    ///
+    /// # Errors
+    /// [`ModelError`] when a tensor is missing or has another shape.
+    pub fn load(
+        store: &TensorStore,
+        name: &str,
+        inputs: usize,
+        outputs: usize,
+        bias: bool,
+    ) -> std::result::Result<Self, ModelError> {
+        Self::load_shaped(store, name, &[outputs, inputs], bias)
+    }
+
+    /// As [`Self::load`], with the weight in another shape of the same values (a convolution).
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_shaped(
+        store: &TensorStore,
+        name: &str,
+        shape: &[usize],
+        bias: bool,
+    ) -> std::result::Result<Self, ModelError> {
+        let (outputs, inputs) = (shape[0], shape[1..].iter().product());
+        let stored = store.get(&format!("{name}.weight"), shape)?;
+        let weight = if store.stay_quantized && stored.dtype != StoredType::F32 {
+            Weight::Stored(stored.clone())
+        } else {
+            let values = stored.to_f32();
+            stored.release();
+            Weight::Dense(Tensor::from_vec(values, (outputs, inputs), &Device::Cpu)?)
+        };
+        let bias = if bias { Some(store.vector(&format!("{name}.bias"), outputs)?) } else { None };
+        Ok(Self { weight, bias, inputs, outputs })
+    }
+
+    /// Width of the result.
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// `x` (`[L, in]`) through the layer: `[L, out]`.
+    ///
+    /// # Errors
+    /// When the shape of `x` does not fit.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.forward_with(x, Activation::None)
+    }
+
+    /// As [`Self::forward`], followed by `activation`.
+    ///
+    /// # Errors
+    /// When the shape of `x` does not fit.
+    pub fn forward_with(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        let y = match &self.weight {
+            Weight::Dense(weight) => x.matmul(&weight.t()?)?,
+            Weight::Stored(stored) => SCRATCH.with_borrow_mut(|scratch| {
+                let needed = self.inputs * self.outputs;
+                let room = match scratch.take().filter(|t| t.elem_count() >= needed) {
+                    Some(tensor) => tensor,
+                    None => Tensor::zeros(needed, candle_core::DType::F32, &Device::Cpu)?,
+                };
+                let weight = room.narrow(0, 0, needed)?.reshape((self.outputs, self.inputs))?;
+                weight.inplace_op1(&Widen(stored))?;
+                let y = x.matmul(&weight.t()?);
+                *scratch = Some(room);
+                y
+            })?,
+        };
+        let gelu = activation == Activation::Gelu;
+        match &self.bias {
+            Some(bias) => y.inplace_op1(&Bias { bias, gelu })?,
+            None if gelu => y.inplace_op1(&Bias { bias: &vec![0.0; self.outputs], gelu })?,
+            None => {}
+        }
+        Ok(y)
+    }
+}

@@ -1,0 +1,10 @@
+//! From raw observations to the model's inputs, and from its output to physical units.
+
+pub mod normalize;
+pub mod pipeline;
+pub mod resize;
+pub mod tokenize;
+
+pub use normalize::{NormMode, Normalizer, Statistics};
+pub use pipeline::Pipeline;
+pub use tokenize::Prompter;

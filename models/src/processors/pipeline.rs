@@ -1,0 +1,141 @@
+//! LeRobot's saved pipelines: `policy_preprocessor.json` and `policy_postprocessor.json`.
+//!
+//! A step that would change the numbers and is not known here stops the loading: running without it
+//! would give other actions than in training.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::normalize::{NormMode, Normalizer, Statistics};
+use crate::ModelError;
+
+#[derive(Deserialize)]
+struct PipelineFile {
+    steps: Vec<Step>,
+}
+
+#[derive(Deserialize)]
+struct Step {
+    registry_name: String,
+    #[serde(default)]
+    config: serde_json::Value,
+    state_file: Option<String>,
+}
+
+/// What one pipeline file asks for.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Pipeline {
+    /// Old observation key to new one.
+    pub rename: BTreeMap<String, String>,
+    /// A newline is appended to the instruction.
+    pub append_newline: bool,
+    /// Longest instruction (tokens), when a tokenizer step says so.
+    pub max_length: Option<usize>,
+    /// Mode by feature type.
+    pub modes: BTreeMap<String, NormMode>,
+    /// Name of the statistics file.
+    pub state_file: Option<String>,
+}
+
+impl Pipeline {
+    /// The pipeline in `text`; `path` is for messages.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] naming the step.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ModelError> {
+        let file: PipelineFile = serde_json::from_str(text)
+            .map_err(|e| ModelError::config(path, "steps", format!("cannot be read: {e}")))?;
+        let mut pipeline = Self::default();
+        for step in file.steps {
+            pipeline.add(path, step)?;
+        }
+        Ok(pipeline)
+    }
+
+    fn add(&mut self, path: &Path, step: Step) -> Result<(), ModelError> {
+        let fail = |reason: String| Err(ModelError::config(path, &step.registry_name, reason));
+        match step.registry_name.as_str() {
+            "to_batch_processor" | "device_processor" => {}
+            "rename_observations_processor" => {
+                if let Some(map) = step.config.get("rename_map").and_then(|m| m.as_object()) {
+                    let pairs = map.iter().filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned())));
+                    self.rename.extend(pairs);
+                }
+            }
+            "smolvla_new_line_processor" | "pi0_new_line_processor" => self.append_newline = true,
+            "tokenizer_processor" => {
+                let length = step.config.get("max_length").and_then(serde_json::Value::as_u64);
+                self.max_length = length.and_then(|n| usize::try_from(n).ok());
+                if self.max_length == Some(0) {
+                    return fail("has max_length 0, expected at least 1".into());
+                }
+            }
+            "normalizer_processor" | "unnormalizer_processor" => {
+                if let Some(map) = step.config.get("norm_map").and_then(|m| m.as_object()) {
+                    for (kind, mode) in map {
+                        let Some(known) = mode.as_str().and_then(NormMode::from_name) else {
+                            return fail(format!("has the unknown mode {mode} for {kind}"));
+                        };
+                        self.modes.insert(kind.clone(), known);
+                    }
+                }
+                if let Some(name) = step.state_file {
+                    if Path::new(&name).components().count() != 1 || name.starts_with('.') {
+                        return Err(ModelError::config(
+                            path,
+                            "state_file",
+                            format!("is `{name}`, expected the plain name of a file in the same folder"),
+                        ));
+                    }
+                    self.state_file = Some(name);
+                }
+            }
+            "relative_actions_processor" | "absolute_actions_processor" => {
+                if step.config.get("enabled").and_then(serde_json::Value::as_bool) == Some(true) {
+                    return fail("is enabled; relative actions are not supported".into());
+                }
+            }
+            _ => return fail("is a processing step that this runtime does not know".into()),
+        }
+        Ok(())
+    }
+
+    /// Normalisation of feature `key` of type `kind`.
+    ///
+    /// # Errors
+    /// As [`Normalizer::new`].
+    pub fn normalizer(
+        &self,
+        kind: &str,
+        key: &str,
+        width: usize,
+        statistics: &Statistics,
+        path: &Path,
+    ) -> Result<Normalizer, ModelError> {
+        match self.modes.get(kind) {
+            Some(mode) => Normalizer::new(*mode, key, width, statistics, path),
+            None => Ok(Normalizer::identity()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_steps_are_refused_by_name() {
+        let text = r#"{"steps": [{"registry_name": "mystery_processor", "config": {}}]}"#;
+        let e = Pipeline::parse(Path::new("p.json"), text).unwrap_err();
+        assert!(e.to_string().contains("mystery_processor"), "{e}");
+    }
+
+    #[test]
+    fn statistics_stay_in_the_folder() {
+        let text = r#"{"steps": [{"registry_name": "normalizer_processor",
+            "config": {"norm_map": {}}, "state_file": "../secret"}]}"#;
+        assert!(Pipeline::parse(Path::new("p.json"), text).is_err());
+    }
+}

@@ -1,0 +1,198 @@
+//! The action expert: from a noisy chunk and a time to a velocity.
+
+use std::path::Path;
+
+use candle_core::{Result, Tensor};
+
+use super::text::{Mlp, RmsNorm};
+use super::{Prefix, ROPE_BASE, join_heads, split_heads};
+use crate::ModelError;
+use crate::checkpoint::{AttentionMode, SmolVlaConfig, TensorStore, VlmConfig};
+use crate::kernels::{Linear, Rope, Visible, add, attend};
+
+/// What the expert's layers read of the prefix; made once per chunk and never written.
+#[derive(Debug, Clone)]
+pub struct ExpertCache {
+    layers: Vec<(Tensor, Tensor)>,
+    prefix: usize,
+    /// Positions of the suffix after the prefix.
+    after_prefix: Rope,
+}
+
+enum Attention {
+    /// Keys and values: the prefix's, then the suffix's own.
+    SelfAndPrefix { k: Linear, v: Linear },
+    /// Keys and values: the prefix's, projected.
+    Cross { k: Linear, v: Linear },
+}
+
+struct Layer {
+    /// The text layer whose keys and values it reads.
+    text_layer: usize,
+    input_norm: RmsNorm,
+    q: Linear,
+    attention: Attention,
+    out: Linear,
+    post_norm: RmsNorm,
+    mlp: Mlp,
+}
+
+/// The expert's layers.
+pub(super) struct Expert {
+    width: usize,
+    heads: usize,
+    key_heads: usize,
+    head: usize,
+    horizon: usize,
+    /// Positions from 0, for cross-attention.
+    from_zero: Rope,
+    layers: Vec<Layer>,
+    norm: RmsNorm,
+}
+
+/// Width of the expert's MLP at width `w`, as the reference rounds it.
+fn mlp_width(w: usize) -> usize {
+    (4 * (2 * w / 3)).next_multiple_of(256)
+}
+
+impl Expert {
+    pub fn load(
+        store: &TensorStore,
+        config: &SmolVlaConfig,
+        vlm: &VlmConfig,
+        text_layers: usize,
+        path: &Path,
+    ) -> std::result::Result<Self, ModelError> {
+        let text = &vlm.text_config;
+        let width = (text.hidden_size as f64 * config.expert_width_multiplier) as usize;
+        if width < 4 || !width.is_multiple_of(2) {
+            let reason = format!("gives an expert of width {width}, expected an even one from 4");
+            return Err(ModelError::config(path, "expert_width_multiplier", reason));
+        }
+        let count = match usize::try_from(config.num_expert_layers) {
+            Ok(n) if n > 0 => n,
+            _ => text_layers,
+        };
+        if count > text_layers || !text_layers.is_multiple_of(count) {
+            let reason = format!("is {count}, expected a divisor of the {text_layers} text layers");
+            return Err(ModelError::config(path, "num_expert_layers", reason));
+        }
+        let cross = config.attention_mode == AttentionMode::CrossAttn;
+        if cross && count != text_layers {
+            let reason = format!(
+                "is {count} of {text_layers} with attention_mode cross_attn, which the reference \
+                 cannot run either; expected 0"
+            );
+            return Err(ModelError::config(path, "num_expert_layers", reason));
+        }
+        let every = usize::try_from(config.self_attn_every_n_layers).unwrap_or(0);
+        let (head, heads, key_heads) =
+            (text.head(), text.num_attention_heads, text.num_key_value_heads);
+        let eps = text.rms_norm_eps;
+        let layers = (0..count)
+            .map(|j| {
+                let i = j * (text_layers / count);
+                let name = |part: &str| format!("expert.layers.{j}.{part}");
+                let linear = |part: &str, inputs, outputs| {
+                    Linear::load(store, &name(part), inputs, outputs, false)
+                };
+                let keys = key_heads * head;
+                let from = if cross && (every == 0 || i % every != 0) { keys } else { width };
+                let k = linear("self_attn.k_proj", from, keys)?;
+                let v = linear("self_attn.v_proj", from, keys)?;
+                let own = !cross || (every != 0 && i % every == 0);
+                let attention = if own {
+                    Attention::SelfAndPrefix { k, v }
+                } else {
+                    Attention::Cross { k, v }
+                };
+                Ok(Layer {
+                    text_layer: i,
+                    input_norm: RmsNorm::load(store, &name("input_layernorm"), width, eps)?,
+                    q: linear("self_attn.q_proj", width, heads * head)?,
+                    attention,
+                    out: linear("self_attn.o_proj", heads * head, width)?,
+                    post_norm: RmsNorm::load(
+                        store,
+                        &name("post_attention_layernorm"),
+                        width,
+                        eps,
+                    )?,
+                    mlp: Mlp::load(store, &name("mlp"), width, mlp_width(width))?,
+                })
+            })
+            .collect::<std::result::Result<_, ModelError>>()?;
+        Ok(Self {
+            width,
+            heads,
+            key_heads,
+            head,
+            horizon: config.chunk_size,
+            from_zero: Rope::new(ROPE_BASE, head, 0, config.chunk_size)?,
+            layers,
+            norm: RmsNorm::load(store, "expert.norm", width, eps)?,
+        })
+    }
+
+    /// Width of the expert's stream.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// The part of every layer that depends on the prefix only.
+    pub fn prepare(&self, prefix: &Prefix) -> Result<ExpertCache> {
+        let layers = self
+            .layers
+            .iter()
+            .map(|layer| {
+                let (keys, values) = &prefix.layers[layer.text_layer];
+                match &layer.attention {
+                    Attention::SelfAndPrefix { .. } => Ok((keys.clone(), values.clone())),
+                    Attention::Cross { k, v } => {
+                        let project = |linear: &Linear, t: &Tensor| {
+                            split_heads(&linear.forward(&join_heads(t)?)?, self.key_heads)
+                        };
+                        Ok((project(k, keys)?, project(v, values)?))
+                    }
+                }
+            })
+            .collect::<Result<_>>()?;
+        let after_prefix = Rope::new(ROPE_BASE, self.head, prefix.length, self.horizon)?;
+        Ok(ExpertCache { layers, prefix: prefix.length, after_prefix })
+    }
+
+    /// The suffix `embeddings` (`[H, w]`) through all layers and the last norm.
+    pub fn forward(&self, embeddings: &Tensor, cache: &ExpertCache) -> Result<Tensor> {
+        let mut h = embeddings.clone();
+        for (layer, (keys, values)) in self.layers.iter().zip(&cache.layers) {
+            let x = layer.input_norm.forward(&h)?;
+            let q = split_heads(&layer.q.forward(&x)?, self.heads)?;
+            let attended = match &layer.attention {
+                Attention::SelfAndPrefix { k, v } => {
+                    let rope = &cache.after_prefix;
+                    let k = rope.apply(&split_heads(&k.forward(&x)?, self.key_heads)?)?;
+                    let v = split_heads(&v.forward(&x)?, self.key_heads)?;
+                    let keys = Tensor::cat(&[keys, &k], 1)?;
+                    let values = Tensor::cat(&[values, &v], 1)?;
+                    let visible = Visible::Causal { prefix: cache.prefix };
+                    attend(&rope.apply(&q)?, &keys, &values, visible)?
+                }
+                Attention::Cross { .. } => {
+                    attend(&self.from_zero.apply(&q)?, keys, values, Visible::All)?
+                }
+            };
+            h = add(layer.out.forward(&attended)?, &h)?;
+            h = add(layer.mlp.forward(&layer.post_norm.forward(&h)?)?, &h)?;
+        }
+        self.norm.forward(&h)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn mlp_widths_are_those_of_the_reference() {
+        assert_eq!(super::mlp_width(720), 2048);
+        assert_eq!(super::mlp_width(36), 256);
+    }
+}

@@ -1,0 +1,180 @@
+//! SmolVLA as an anytime task.
+
+use std::time::{Duration, Instant};
+
+use sinew_runtime::{
+    ActionChunk, ChunkRequest, Observation, Policy, PolicyError, PolicySpec, Progress, Stamp,
+    StageTime,
+};
+
+use super::{EulerSampler, ExpertCache, Inputs, Preparer, SmolVla, gaussian_noise};
+use crate::checkpoint::Checkpoint;
+use crate::{LoadOptions, ModelError};
+
+const STAGES: [&str; 4] = ["preprocess", "vision", "prefix", "denoise"];
+const PREPROCESS: usize = 0;
+const VISION: usize = 1;
+const PREFIX: usize = 2;
+const DENOISE: usize = 3;
+
+/// The most denoise steps that one request may ask for.
+const STEP_LIMIT: usize = 1000;
+
+struct Run {
+    request: u64,
+    instant: Stamp,
+    inputs: Inputs,
+    /// Tokens of the images encoded so far.
+    tokens: Vec<candle_core::Tensor>,
+    cache: Option<ExpertCache>,
+    sampler: EulerSampler,
+    steps: usize,
+    times: [Duration; 4],
+}
+
+impl Run {
+    fn total(&self) -> usize {
+        self.inputs.pixels.len() + 1 + self.steps
+    }
+
+    fn done(&self) -> usize {
+        self.tokens.len() + usize::from(self.cache.is_some()) + self.sampler.done()
+    }
+}
+
+/// A SmolVLA policy: one step per camera, one for the prefix, one per denoise step.
+pub struct SmolVlaPolicy {
+    model: SmolVla,
+    preparer: Preparer,
+    spec: PolicySpec,
+    dt: Duration,
+    run: Option<Run>,
+    noise: Option<Vec<f32>>,
+}
+
+impl SmolVlaPolicy {
+    /// Builds the policy of `checkpoint`.
+    ///
+    /// # Errors
+    /// [`ModelError`] naming what does not fit; [`ModelError::RateUnknown`] when neither checkpoint
+    /// nor `options` give the action rate.
+    pub fn load(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Self, ModelError> {
+        let preparer = Preparer::new(checkpoint, options.missing_cameras)?;
+        let model = SmolVla::load(checkpoint)?;
+        let rate = options
+            .action_rate_hz
+            .or(checkpoint.actions.action_rate_hz)
+            .filter(|rate| *rate > 0.0 && rate.is_finite())
+            .ok_or_else(|| ModelError::RateUnknown { path: checkpoint.path.clone() })?;
+        let spec = PolicySpec {
+            cameras: preparer.cameras(),
+            optional_cameras: preparer.optional_cameras(),
+            state_dim: preparer.state_dim(),
+            action_dim: preparer.action_dim(),
+            action_names: checkpoint.actions.action_names.clone(),
+            action_horizon: checkpoint.config.chunk_size,
+            action_rate_hz: Some(rate),
+            denoise_steps: options.denoise_steps.unwrap_or(checkpoint.config.num_steps),
+        };
+        let dt = Duration::from_secs_f64(1.0 / rate);
+        Ok(Self { model, preparer, spec, dt, run: None, noise: None })
+    }
+
+    /// Starts the next inference from `noise` (`[H, M]` row by row) instead of the request's seed.
+    pub fn set_noise(&mut self, noise: Vec<f32>) {
+        self.noise = Some(noise);
+    }
+}
+
+fn compute(error: candle_core::Error) -> PolicyError {
+    PolicyError::Compute(error.to_string())
+}
+
+impl Policy for SmolVlaPolicy {
+    fn spec(&self) -> &PolicySpec {
+        &self.spec
+    }
+
+    fn begin(
+        &mut self,
+        observation: &Observation,
+        request: &ChunkRequest,
+    ) -> Result<(), PolicyError> {
+        self.run = None;
+        let start = Instant::now();
+        let steps = request.denoise_steps.unwrap_or(self.spec.denoise_steps);
+        if steps == 0 || steps > STEP_LIMIT {
+            return Err(PolicyError::Compute(format!(
+                "{steps} denoise steps were asked for; use 1 to {STEP_LIMIT}"
+            )));
+        }
+        let inputs = self.preparer.prepare(observation)?;
+        let shape = self.model.sample_shape();
+        let noise =
+            self.noise.take().unwrap_or_else(|| gaussian_noise(request.seed, shape.0 * shape.1));
+        let sampler = EulerSampler::new(noise, shape, steps).map_err(compute)?;
+        let mut times = [Duration::ZERO; 4];
+        times[PREPROCESS] = start.elapsed();
+        self.run = Some(Run {
+            request: request.id,
+            instant: observation.instant,
+            inputs,
+            tokens: Vec::new(),
+            cache: None,
+            sampler,
+            steps,
+            times,
+        });
+        Ok(())
+    }
+
+    fn advance(&mut self) -> Result<Progress, PolicyError> {
+        let run = self.run.as_mut().ok_or(PolicyError::OutOfTurn("advance was called before begin"))?;
+        if run.sampler.is_done() {
+            return Ok(Progress::Done);
+        }
+        let start = Instant::now();
+        let stage = if let Some(pixels) = run.inputs.pixels.get(run.tokens.len()) {
+            let features = self.model.encode_image(pixels).map_err(compute)?;
+            run.tokens.push(features.tokens);
+            VISION
+        } else if let Some(cache) = &run.cache {
+            let (x, time) = (run.sampler.sample(), run.sampler.time());
+            let velocity = self.model.velocity(cache, x, time).map_err(compute)?;
+            run.sampler.step(&velocity).map_err(compute)?;
+            DENOISE
+        } else {
+            let Inputs { dummies, tokens, state, .. } = &run.inputs;
+            let cache = self
+                .model
+                .embed_prefix(&run.tokens, *dummies, tokens, state)
+                .and_then(|embeddings| self.model.prefill(&embeddings))
+                .and_then(|prefix| self.model.prepare(&prefix))
+                .map_err(compute)?;
+            run.cache = Some(cache);
+            PREFIX
+        };
+        run.times[stage] += start.elapsed();
+        if run.sampler.is_done() {
+            return Ok(Progress::Done);
+        }
+        Ok(Progress::Step { stage: STAGES[stage], done: run.done(), total: run.total() })
+    }
+
+    fn take_chunk(&mut self) -> Result<ActionChunk, PolicyError> {
+        let run = self
+            .run
+            .take_if(|run| run.sampler.is_done())
+            .ok_or(PolicyError::OutOfTurn("take_chunk was called before the chunk was done"))?;
+        let actions = self.preparer.actions(run.sampler.sample())?;
+        let mut chunk =
+            ActionChunk::new(run.request, run.instant, self.dt, self.spec.action_dim, actions)
+                .map_err(|e| PolicyError::Compute(e.to_string()))?;
+        chunk.stages = STAGES
+            .iter()
+            .zip(run.times)
+            .map(|(stage, time)| StageTime { stage, time })
+            .collect();
+        Ok(chunk)
+    }
+}

@@ -1,0 +1,123 @@
+//! Reading fixtures, shared by the tests.
+#![allow(dead_code)]
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use safetensors::{Dtype, SafeTensors};
+use sinew_models::processors::{NormMode, Normalizer};
+use sinew_runtime::{CameraFrame, Image, Observation, ObservedImage, Stamp};
+
+/// Where LeRobot's recorded results lie, when they are there.
+pub fn reference(name: &str) -> Option<PathBuf> {
+    let root = std::env::var_os("SINEW_REFERENCE").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/fixtures/reference"),
+        PathBuf::from,
+    );
+    let path = root.join(name);
+    if path.is_dir() {
+        return Some(path);
+    }
+    println!("skipped: {} is not there; SINEW_REFERENCE names its parent folder", path.display());
+    None
+}
+
+/// The repository's own fixtures.
+pub fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")
+}
+
+#[derive(Debug, Clone)]
+pub struct Recorded {
+    pub shape: Vec<usize>,
+    pub values: Vec<f32>,
+    pub bytes: Vec<u8>,
+}
+
+/// The tensors of one file.
+pub struct Case(pub HashMap<String, Recorded>);
+
+impl Case {
+    pub fn open(path: &Path) -> Self {
+        let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let file = SafeTensors::deserialize(&bytes).expect("fixtures are whole");
+        let tensors = file.tensors().into_iter().map(|(name, view)| {
+            let data = view.data();
+            let values = match view.dtype() {
+                Dtype::F32 => words(data).map(f32::from_le_bytes).collect(),
+                Dtype::U8 => data.iter().map(|v| f32::from(*v)).collect(),
+                Dtype::I64 => words(data).map(|b| i64::from_le_bytes(b) as f32).collect(),
+                Dtype::BF16 => {
+                    words(data).map(|b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)).collect()
+                }
+                other => panic!("{name} is {other:?}"),
+            };
+            (name, Recorded { shape: view.shape().to_vec(), values, bytes: data.to_vec() })
+        });
+        Self(tensors.collect())
+    }
+
+    pub fn get(&self, name: &str) -> &Recorded {
+        self.0.get(name).unwrap_or_else(|| panic!("no tensor {name} in the case"))
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    /// Row `row` of a tensor whose dimension `axis` is the batch.
+    pub fn row(&self, name: &str, axis: usize, row: usize) -> Vec<f32> {
+        let tensor = self.get(name);
+        let inner: usize = tensor.shape[axis + 1..].iter().product();
+        let batch = tensor.shape[axis];
+        let outer = tensor.values.chunks_exact(inner * batch);
+        outer.flat_map(|block| block[row * inner..(row + 1) * inner].to_vec()).collect()
+    }
+
+    /// The observation of batch row `row`, before any processing.
+    pub fn observation(&self, row: usize, instruction: &str) -> Observation {
+        let prefix = format!("raw.{row}.observation.images.");
+        let mut images: Vec<_> = self
+            .0
+            .iter()
+            .filter_map(|(name, t)| Some((name.strip_prefix(&prefix)?.to_owned(), t)))
+            .map(|(camera, t)| {
+                let image = Image::new(t.shape[1], t.shape[0], t.bytes.clone().into());
+                let image = image.expect("the recorded image fits its shape");
+                let frame = CameraFrame { stamp: Stamp(0), sequence: 1, image };
+                ObservedImage { camera, frame, age: Default::default() }
+            })
+            .collect();
+        // The order of the robot's cameras must not matter.
+        images.sort_by(|a, b| b.camera.cmp(&a.camera));
+        let state = self.get(&format!("raw.{row}.observation.state"));
+        Observation {
+            instant: Stamp(5),
+            images,
+            proprioception: state.values.iter().map(|v| f64::from(*v)).collect(),
+            proprioception_age: Default::default(),
+            instruction: instruction.to_owned(),
+        }
+    }
+}
+
+fn words<const N: usize>(data: &[u8]) -> impl Iterator<Item = [u8; N]> {
+    data.chunks_exact(N).map(|c| c.try_into().expect("chunks have N bytes"))
+}
+
+pub fn max_difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len(), "numbers of values");
+    let worst = a.iter().zip(b).map(|(a, b)| (a - b).abs());
+    worst.fold(0.0, |m: f32, d| if d > m || d.is_nan() { d } else { m })
+}
+
+/// A normaliser from `stats.KEY.STAT` tensors.
+pub fn normalizer(case: &Case, mode: NormMode, key: &str, width: usize) -> Normalizer {
+    let statistics = case
+        .0
+        .iter()
+        .filter_map(|(name, t)| Some((name.strip_prefix("stats.")?.to_owned(), t.values.clone())))
+        .collect();
+    Normalizer::new(mode, key, width, &statistics, Path::new("fixture"))
+        .expect("the fixture's statistics are whole")
+}
