@@ -74,7 +74,12 @@ fn main() -> std::io::Result<()> {
         if truth.success {
             successes += 1;
             times.push(truth.time);
-            if phases.matches("10").count() + phases.matches("20").count() + phases.matches("30").count() + phases.matches("40").count() > 0 {
+            if phases.matches("10").count()
+                + phases.matches("20").count()
+                + phases.matches("30").count()
+                + phases.matches("40").count()
+                > 0
+            {
                 retries += 1;
                 println!("seed {seed} retried: {phases}");
             }

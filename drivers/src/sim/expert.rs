@@ -304,11 +304,7 @@ fn step_to(view: &View, goal: &Goal) -> Joints {
     let distance = along.hypot(across);
     // Near the table it goes straight up or down; sideways only as it gets clear of the cubes.
     let clear = if distance > 0.012 { ((tip.z - 0.035) / 0.03).clamp(0.0, 1.0) } else { 1.0 };
-    let share = if distance > 1e-9 {
-        shorten(distance, STEP.0 * clear) / distance
-    } else {
-        0.0
-    };
+    let share = if distance > 1e-9 { shorten(distance, STEP.0 * clear) / distance } else { 0.0 };
     let rise = to.z - tip.z;
     let rise = shorten(rise.abs(), STEP.1).copysign(rise);
     let radius = (radius + share * along).max(0.12);
@@ -319,7 +315,9 @@ fn step_to(view: &View, goal: &Goal) -> Joints {
     let Some(mut target) = inverse_down(&view.arm.geometry, &next, 0.0, goal.gripper) else {
         return *command; // cannot be: radius and height are within reach
     };
-    for ((value, last), joint) in target.iter_mut().zip(command).zip(&view.arm.joints).take(JOINTS - 1) {
+    for ((value, last), joint) in
+        target.iter_mut().zip(command).zip(&view.arm.joints).take(JOINTS - 1)
+    {
         let limit = 0.8 * joint.limits.velocity * ACTION_PERIOD;
         *value = (last + (*value - last).clamp(-limit, limit))
             .clamp(joint.limits.lower, joint.limits.upper);

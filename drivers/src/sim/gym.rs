@@ -67,7 +67,9 @@ fn reset(arm: &ArmDescription, seed: u64, kind: u8, colour: i32, bin: i32, phras
     // Its own stream of numbers, so that the scene stays that of the seed.
     let mut random = Pcg64::seed_from_u64(seed ^ 0x5eed_7a5c);
     let present = scene.colours();
-    let pick = |list: &[Colour], index: i32| usize::try_from(index).ok().and_then(|i| list.get(i).copied());
+    let pick = |list: &[Colour], index: i32| {
+        usize::try_from(index).ok().and_then(|i| list.get(i).copied())
+    };
     let colour = pick(&Colour::ALL, colour).filter(|c| present.contains(c));
     let bin = usize::try_from(bin).ok().and_then(|i| BinSide::ALL.get(i).copied());
     let task = match kind {
@@ -200,9 +202,8 @@ fn env_index(input: &mut impl Read, envs: usize) -> io::Result<usize> {
 }
 
 fn header(config: &GymConfig) -> String {
-    let quoted = |names: &[String]| {
-        names.iter().map(|n| format!("\"{n}\"")).collect::<Vec<_>>().join(",")
-    };
+    let quoted =
+        |names: &[String]| names.iter().map(|n| format!("\"{n}\"")).collect::<Vec<_>>().join(",");
     let joints: Vec<String> = JOINT_NAMES.map(str::to_owned).to_vec();
     let numbers = |pick: fn(&sinew_runtime::JointLimits) -> f64| {
         let limits = config.arm.limits();
@@ -242,7 +243,9 @@ fn on_all(
             })
             .collect();
         let replies = threads.into_iter().map(|thread| thread.join());
-        replies.map(|reply| reply.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+        replies
+            .map(|reply| reply.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect()
     })
 }
 

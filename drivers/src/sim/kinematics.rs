@@ -69,10 +69,10 @@ pub fn inverse_down(
         return None;
     }
     let direction = radius.atan2(height);
-    let at_shoulder = (upper * upper + distance * distance - fore * fore) / (2.0 * upper * distance);
+    let at_shoulder =
+        (upper * upper + distance * distance - fore * fore) / (2.0 * upper * distance);
     let lift = direction - at_shoulder.clamp(-1.0, 1.0).acos();
-    let forearm_angle =
-        (radius - upper * lift.sin()).atan2(height - upper * lift.cos());
+    let forearm_angle = (radius - upper * lift.sin()).atan2(height - upper * lift.cos());
     Some([
         tip.y.atan2(tip.x),
         lift,

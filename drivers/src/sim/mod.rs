@@ -4,7 +4,7 @@
 //! many of them for training; [`device`] runs one against the real clock behind the runtime's traits.
 
 pub mod description;
-// pub mod device;
+pub mod device;
 pub mod episode;
 pub mod expert;
 pub mod ground_truth;
@@ -18,7 +18,7 @@ pub mod task;
 pub mod world;
 
 pub use description::{ArmDescription, DescriptionError, JOINT_NAMES, JOINTS};
-// pub use device::{SimArm, SimCamera, SimConfig, SimHandle};
+pub use device::{SimArm, SimCamera, SimConfig, SimHandle};
 pub use episode::Episode;
 pub use expert::Expert;
 pub use ground_truth::GroundTruth;

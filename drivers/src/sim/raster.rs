@@ -76,10 +76,7 @@ pub struct Raster {
 
 fn pack(class: u8, colour: Rgb, brightness: f32) -> u32 {
     let channel = |value: f32| (value * brightness).clamp(0.0, 255.0) as u32;
-    u32::from(class) << 24
-        | channel(colour[0]) << 16
-        | channel(colour[1]) << 8
-        | channel(colour[2])
+    u32::from(class) << 24 | channel(colour[0]) << 16 | channel(colour[1]) << 8 | channel(colour[2])
 }
 
 impl Raster {

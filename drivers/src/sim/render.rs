@@ -227,5 +227,4 @@ impl Renderer {
     pub fn labels(&self, out: &mut [u8]) {
         self.raster.labels(out);
     }
-
 }

@@ -108,7 +108,8 @@ fn look(random: &mut Pcg64) -> Look {
     let ambient = 0.5 + around(0.06);
     let brightness = 1.0 + around(0.08);
     let tint = around(8.0);
-    let table = [214.0 + tint + around(5.0), 208.0 + tint + around(5.0), 198.0 + tint + around(5.0)];
+    let table =
+        [214.0 + tint + around(5.0), 208.0 + tint + around(5.0), 198.0 + tint + around(5.0)];
     let camera = [(); 2].map(|()| {
         Isometry3::new(
             Vector3::new(around(0.003), around(0.003), around(0.003)),
@@ -130,7 +131,8 @@ impl Scene {
             colours.swap(last, random.random_range(0..=last));
         }
         let cubes = colours.iter().zip(positions).map(|(&colour, (x, y))| {
-            let yaw = random.random_range(-std::f64::consts::FRAC_PI_4..std::f64::consts::FRAC_PI_4);
+            let yaw =
+                random.random_range(-std::f64::consts::FRAC_PI_4..std::f64::consts::FRAC_PI_4);
             CubeStart { colour, pose: on_table(x, y, CUBE_HALF, yaw) }
         });
         let cubes: Vec<CubeStart> = cubes.collect();

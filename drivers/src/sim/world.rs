@@ -10,7 +10,7 @@ use rapier3d::prelude::*;
 
 use super::description::{ArmDescription, JOINTS};
 use super::kinematics::{ArmFrames, Joints, forward};
-use super::scene::{BIN_HALF, BIN_WALL, BIN_WALL_HEIGHT, CUBE_HALF, GRIPPER_OPEN, Scene};
+use super::scene::{BIN_HALF, BIN_WALL, BIN_WALL_HEIGHT, CUBE_HALF, Scene};
 use super::servo::Servo;
 use super::task::Colour;
 
@@ -206,8 +206,11 @@ impl Physics {
             [kinematic(&frames.upper_arm), kinematic(&frames.forearm), kinematic(&frames.hand)];
         let g = &arm.geometry;
         for (body, length) in [(links[0], g.upper_arm), (links[1], g.forearm)] {
-            let shape = cuboid([0.015, 0.018, length / 2.0])
-                .translation(Vector::new(0.0, 0.0, length as f32 / 2.0));
+            let shape = cuboid([0.015, 0.018, length / 2.0]).translation(Vector::new(
+                0.0,
+                0.0,
+                length as f32 / 2.0,
+            ));
             world.insert_collider(shape.collision_groups(touching), Some(body));
         }
         let palm = cuboid([0.018, 0.045, 0.014]).translation(Vector::new(0.0, 0.0, -0.075));
@@ -317,6 +320,16 @@ impl World {
         out
     }
 
+    /// Measured joint velocities (rad/s).
+    pub fn velocities(&self) -> Joints {
+        let mut out = [0.0; JOINTS];
+        for (value, servo) in out.iter_mut().zip(&self.servos) {
+            *value = servo.velocity();
+        }
+        out[JOINTS - 1] = self.gripper.1;
+        out
+    }
+
     /// Advances by [`PHYSICS_STEP`].
     pub fn step(&mut self) {
         let before = self.servo_positions();
@@ -354,11 +367,6 @@ impl World {
     /// All poses of the present instant.
     pub fn snapshot(&self) -> Snapshot {
         let physics = &self.physics;
-        let mut velocities = [0.0; JOINTS];
-        for (value, servo) in velocities.iter_mut().zip(&self.servos) {
-            *value = servo.velocity();
-        }
-        velocities[JOINTS - 1] = self.gripper.1;
         let cubes = physics.cubes.iter().map(|&(colour, body, collider)| CubeState {
             colour,
             pose: physics.pose(body),
@@ -369,16 +377,11 @@ impl World {
         Snapshot {
             time: self.time(),
             joints: self.joints(),
-            velocities,
+            velocities: self.velocities(),
             command: self.command,
             frames: forward(&self.arm.geometry, &self.servo_positions()),
             jaw: physics.pose(physics.jaw),
             cubes: cubes.collect(),
         }
-    }
-
-    /// Whether the gripper is told to be open.
-    pub fn told_open(&self) -> bool {
-        self.command[JOINTS - 1] > 0.5 * GRIPPER_OPEN
     }
 }
