@@ -114,7 +114,7 @@ fn arm_parts(g: &ArmGeometry, snapshot: &Snapshot, parts: &mut Vec<Part>) {
     let finger_y = -g.finger_offset - FINGER_HALF[1];
     let finger_z = 0.001 - FINGER_HALF[2];
     let pad = [FINGER_HALF[0] + 0.0003, 0.0012, 0.011];
-    let list: [(&Isometry3<f64>, [f64; 3], [f64; 3], Rgb); 16] = [
+    let list = [
         (&f.base, [0.0, 0.0, 0.02], [0.045, 0.045, 0.02], SERVO_RGB),
         (&f.base, [0.0, 0.0, 0.065], [0.03, 0.026, 0.03], LINK_RGB),
         (&f.upper_arm, [0.0, 0.0, 0.0], [0.022, 0.032, 0.022], SERVO_RGB),
