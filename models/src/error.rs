@@ -146,7 +146,9 @@ pub enum ModelError {
         path: PathBuf,
     },
     /// Two checkpoints cannot be compared.
-    #[error("the two checkpoints differ in {what}: {a} and {b}; compare versions of one checkpoint")]
+    #[error(
+        "the two checkpoints differ in {what}: {a} and {b}; compare versions of one checkpoint"
+    )]
     NotComparable {
         /// What differs.
         what: &'static str,

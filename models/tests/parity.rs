@@ -51,7 +51,14 @@ fn valid(theirs: &[f32], mask: &[f32]) -> Vec<f32> {
     rows.flat_map(|(row, _)| row.to_vec()).collect()
 }
 
-fn check_row(model: &SmolVla, preparer: &mut Preparer, case: &Case, row: usize, task: &str, worst: &mut Worst) {
+fn check_row(
+    model: &SmolVla,
+    preparer: &mut Preparer,
+    case: &Case,
+    row: usize,
+    task: &str,
+    worst: &mut Worst,
+) {
     let inputs = preparer.prepare(&case.observation(row, task)).expect("the observation fits");
     let mask = case.row("input.observation.language.attention_mask", 0, row);
     let ids = valid(&case.row("input.observation.language.tokens", 0, row), &mask);
@@ -91,13 +98,18 @@ fn check_row(model: &SmolVla, preparer: &mut Preparer, case: &Case, row: usize, 
     }
     let cache = model.prepare(&prefix).expect("the prefix fits");
     let steps = case.get("steps.time").values.len();
-    let mut sampler =
-        EulerSampler::new(case.row("noise", 0, row), model.sample_shape(), steps).expect("noise fits");
+    let mut sampler = EulerSampler::new(case.row("noise", 0, row), model.sample_shape(), steps)
+        .expect("noise fits");
     let (x_in, v_all) = (case.row("steps.x_in", 1, row), case.row("steps.v", 1, row));
     let size = x_in.len() / steps;
     while !sampler.is_done() {
         let step = sampler.done();
-        worst.check("time", &[sampler.time() as f32], &case.get("steps.time").values[step..=step], 0.0);
+        worst.check(
+            "time",
+            &[sampler.time() as f32],
+            &case.get("steps.time").values[step..=step],
+            0.0,
+        );
         if step == 0 {
             let suffix = model.embed_suffix(sampler.sample(), sampler.time()).expect("x fits");
             let theirs = case.row("steps.suffix_embeddings_first", 0, row);
@@ -119,7 +131,8 @@ fn check_policy(dir: &Path, case: &Case, row: usize, task: &str, worst: &mut Wor
     let mut policy = SmolVlaPolicy::load(&checkpoint, &options).expect("the fixture is whole");
     policy.set_noise(case.row("noise", 0, row));
     let request = ChunkRequest { id: 3, ..ChunkRequest::default() };
-    let chunk = inference::run(&mut policy, &case.observation(row, task), &request).expect("it runs");
+    let chunk =
+        inference::run(&mut policy, &case.observation(row, task), &request).expect("it runs");
     let ours: Vec<f32> = chunk.values().iter().map(|v| *v as f32).collect();
     let theirs = case.row("actions.final", 0, row);
     let largest = theirs.iter().fold(1f32, |m, v| m.max(v.abs()));
@@ -177,7 +190,8 @@ fn time_embeddings_match_lerobot() {
         let steps = tensor.shape[0];
         let noise = vec![0.0; 1];
         let mut sampler = EulerSampler::new(noise, (1, 1), steps).expect("one value");
-        let still = Tensor::zeros((1, 1), candle_core::DType::F32, &Device::Cpu).expect("one value");
+        let still =
+            Tensor::zeros((1, 1), candle_core::DType::F32, &Device::Cpu).expect("one value");
         for row in tensor.values.chunks_exact(width) {
             let ours = sinew_models::smolvla::time_embedding(sampler.time(), width, 0.004, 4.0);
             let difference = max_difference(&ours, row);

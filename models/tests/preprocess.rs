@@ -32,19 +32,26 @@ fn every_normalisation_matches_lerobot() {
             let input = case.get(&format!("in.{key}"));
             let expected = case.get(&format!("{name}.normalized.{key}"));
             let visual = key.contains("images");
-            let (width, inner) = if visual { (3, 48) } else { (*input.shape.last().expect("a width"), 1) };
+            let (width, inner) =
+                if visual { (3, 48) } else { (*input.shape.last().expect("a width"), 1) };
             let n = normalizer(&case, mode, key, width);
             for (i, (x, e)) in input.values.iter().zip(&expected.values).enumerate() {
                 let ours = n.normalize(i / inner % width, *x);
                 // Dimension 2 never moves: dividing by 1e-8 makes values of 1e8.
-                assert!((ours - e).abs() <= 1e-5 * e.abs().max(1.0), "{name} {key} {i}: {ours} {e}");
+                assert!(
+                    (ours - e).abs() <= 1e-5 * e.abs().max(1.0),
+                    "{name} {key} {i}: {ours} {e}"
+                );
             }
             if key == "action" {
                 let back = case.get(&format!("{name}.unnormalized.action"));
                 for (i, (x, e)) in input.values.iter().zip(&back.values).enumerate() {
                     let ours = n.unnormalize(i % width, f64::from(*x));
                     let e = f64::from(*e);
-                    assert!((ours - e).abs() <= 1e-5 * e.abs().max(1.0), "{name} back {i}: {ours} {e}");
+                    assert!(
+                        (ours - e).abs() <= 1e-5 * e.abs().max(1.0),
+                        "{name} back {i}: {ours} {e}"
+                    );
                 }
             }
         }
@@ -59,10 +66,13 @@ fn tokens_match_transformers() {
     let texts = cases["texts"].as_array().expect("a list of texts");
     for name in ["tokenizer_bytelevel", "tokenizer_byte_fallback"] {
         let json = std::fs::read(dir.join(name).join("tokenizer.json")).expect("it is there");
-        for (limit, ids) in [(usize::MAX, &cases[name]), (24, &cases["padded_to_24"][name]["input_ids"])] {
+        for (limit, ids) in
+            [(usize::MAX, &cases[name]), (24, &cases["padded_to_24"][name]["input_ids"])]
+        {
             let mask = &cases["padded_to_24"][name]["attention_mask"];
             let limit = limit.min(1 << 20);
-            let mut prompter = Prompter::new(Path::new(name), &json, limit, false).expect("it loads");
+            let mut prompter =
+                Prompter::new(Path::new(name), &json, limit, false).expect("it loads");
             for (i, text) in texts.iter().enumerate() {
                 let expected: Vec<u32> = ids[i]
                     .as_array()

@@ -53,6 +53,9 @@ pub struct InferenceInputs {
     pub instruction: Arc<Mutex<String>>,
 }
 
+/// The running thread, which gives the policy back when it ends, and its reports.
+pub type InferenceThread = (JoinHandle<Box<dyn Policy>>, Receiver<InferenceReport>);
+
 /// Starts the thread; it ends when `orders` loses its producer.
 ///
 /// # Errors
@@ -64,7 +67,7 @@ pub fn spawn(
     orders: Consumer<ChunkOrder>,
     chunks: Producer<ControlEvent>,
     freed: Consumer<ActionChunk>,
-) -> std::io::Result<(JoinHandle<Box<dyn Policy>>, Receiver<InferenceReport>)> {
+) -> std::io::Result<InferenceThread> {
     // When nobody reads the reports they are dropped, and the policy does not wait.
     let (reports, received) = crossbeam_channel::bounded(256);
     let mut worker = Worker { policy, config, inputs, chunks, reports, made: 0 };

@@ -148,3 +148,23 @@ fn an_absent_peer_is_a_clear_error() {
     let error = Bus::open(&Endpoint::Connect(free_endpoint())).err().expect("nobody listens");
     assert!(matches!(error, BusError::Connect { .. }), "{error}");
 }
+
+#[test]
+fn a_query_is_answered_or_refused_with_the_reason() {
+    let endpoint = free_endpoint();
+    let here = Bus::open(&Endpoint::Listen(endpoint.clone())).expect("the port is free");
+    let there = Bus::open(&Endpoint::Connect(endpoint)).expect("the other listens");
+    let service = there
+        .serve("sinew/test/double", |asked| match asked {
+            [n] => Ok(vec![n * 2]),
+            other => Err(format!("{} bytes came, one is doubled", other.len())),
+        })
+        .expect("declared");
+    drop(there); // the service keeps its session
+    let ask = |payload| here.query("sinew/test/double", payload, Duration::from_secs(5));
+    wait_until("an answer", || ask(vec![21]) == Ok(vec![42]));
+    let refused = ask(vec![]).expect_err("nothing to double");
+    assert!(refused.to_string().contains("0 bytes came"), "{refused}");
+    drop(service);
+    wait_until("silence", || ask(vec![21]).is_err());
+}

@@ -89,7 +89,8 @@ pub(super) fn apply(
     text: &str,
     overrides: &[Override],
 ) -> Result<(String, Vec<Argument>), Findings> {
-    let WithArgs { args } = toml::from_str(text).map_err(|e| super::schema::syntax(file, text, &e))?;
+    let WithArgs { args } =
+        toml::from_str(text).map_err(|e| super::schema::syntax(file, text, &e))?;
     let mut findings = Vec::new();
     let known = args.keys().cloned().collect::<Vec<_>>().join(", ");
     for given in overrides.iter().filter(|o| !args.contains_key(&o.key)) {
@@ -126,14 +127,42 @@ pub(super) fn apply(
             // A path from the command line is meant from where the command runs.
             Kind::Path if given.is_some() => {
                 let path = std::path::absolute(&value).unwrap_or_else(|_| (&value).into());
-                toml::Value::String(path.display().to_string()).to_string()
+                quoted(&path.display().to_string())
             }
-            _ => toml::Value::String(value.clone()).to_string(),
+            _ => quoted(&value),
         };
         // A value never spans lines, so that findings name the lines of the file.
-        out = out.replace(&format!("\"${name}\""), &written.replace('\n', "\\n"));
+        out = out.replace(&format!("\"${name}\""), &written);
         let (name, help) = (name.clone(), declared.help.clone());
         arguments.push(Argument { name, value, given: given.is_some(), help });
     }
+    findings.extend(undeclared(file, &out, &known));
     if findings.is_empty() { Ok((out, arguments)) } else { Err(Findings(findings)) }
+}
+
+/// A TOML basic string on one line; JSON's escapes are a subset of TOML's.
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+/// A finding for every `"$name"` that no argument stands for.
+fn undeclared(file: &Path, text: &str, known: &str) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (index, line) in text.lines().enumerate() {
+        let code = line.split(" #").next().unwrap_or_default();
+        let Some((_, rest)) = code.split_once("\"$") else { continue };
+        if code.trim_start().starts_with('#') {
+            continue;
+        }
+        let name: String = rest.chars().take_while(|c| *c != '"').collect();
+        findings.push(Finding {
+            file: file.to_owned(),
+            line: Some(index + 1),
+            key: code.split('=').next().unwrap_or_default().trim().to_owned(),
+            value: format!("\"${name}\""),
+            problem: "no such argument is declared".to_owned(),
+            remedy: format!("[args] has: {known}"),
+        });
+    }
+    findings
 }

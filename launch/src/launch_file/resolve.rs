@@ -187,7 +187,12 @@ impl Checker<'_> {
         let Some(at) = at else { return 1.0 };
         let value = *at.get_ref();
         if !(value > 0.0 && value <= 1.0) {
-            self.report(key, at, "must be above 0 and at most 1", "1.0 uses the description's limits");
+            self.report(
+                key,
+                at,
+                "must be above 0 and at most 1",
+                "1.0 uses the description's limits",
+            );
         }
         value
     }
@@ -214,7 +219,12 @@ pub(super) fn resolve(
     if let Some(description) = &robot.description {
         check.note("robot.description", description);
         if !path(description).is_file() {
-            check.report("robot.description", description, "there is no such file", "paths are relative to the launch file");
+            check.report(
+                "robot.description",
+                description,
+                "there is no such file",
+                "paths are relative to the launch file",
+            );
         }
     }
     let state_rate = check.frequency("robot.state_rate", &robot.state_rate, 1.0, 2000.0);
@@ -226,7 +236,12 @@ pub(super) fn resolve(
         check.one_of(&key("driver"), &camera.driver, &["sim"]);
         let size = *camera.size.get_ref();
         if !size.iter().all(|s| (16..=4096).contains(s)) {
-            check.report(&key("size"), &camera.size, "a side is outside 16 to 4096 pixels", "write it like [96, 96]");
+            check.report(
+                &key("size"),
+                &camera.size,
+                "a side is outside 16 to 4096 pixels",
+                "write it like [96, 96]",
+            );
         }
         let rate = check.frequency(&key("rate"), &camera.rate, 1.0, 240.0);
         cameras.push(CameraConfig {
@@ -249,15 +264,26 @@ pub(super) fn resolve(
         if !parsed.cameras.contains_key(camera.get_ref()) {
             let known = parsed.cameras.keys().cloned().collect::<Vec<_>>().join(", ");
             let remedy = format!("the robot's cameras are: {known}");
-            check.report(&format!("policy.cameras.{input}"), camera, "the robot has no such camera", &remedy);
+            check.report(
+                &format!("policy.cameras.{input}"),
+                camera,
+                "the robot has no such camera",
+                &remedy,
+            );
         }
     }
     if let Some(steps) = &policy.denoise_steps
         && !(1..=1000).contains(steps.get_ref())
     {
-        check.report("policy.denoise_steps", steps, "must be 1 to 1000", "leave it out for the checkpoint's own");
+        check.report(
+            "policy.denoise_steps",
+            steps,
+            "must be 1 to 1000",
+            "leave it out for the checkpoint's own",
+        );
     }
-    let max_observation_age = check.duration("policy.max_observation_age", &policy.max_observation_age);
+    let max_observation_age =
+        check.duration("policy.max_observation_age", &policy.max_observation_age);
 
     let control = &parsed.control;
     check.note("control.rate", &control.rate);
@@ -277,8 +303,14 @@ pub(super) fn resolve(
     }
     let state_timeout = check.duration("control.state_timeout", &control.state_timeout);
     if watchdog < period * 3 {
-        let problem = format!("shorter than three control periods of {} ms", period.as_secs_f64() * 1e3);
-        check.report("robot.watchdog", &robot.watchdog, problem, "one late command must not stop the arm: lengthen it");
+        let problem =
+            format!("shorter than three control periods of {} ms", period.as_secs_f64() * 1e3);
+        check.report(
+            "robot.watchdog",
+            &robot.watchdog,
+            problem,
+            "one late command must not stop the arm: lengthen it",
+        );
     }
     if let Some(horizon) = &parsed.scheduler.execution_horizon {
         check.note("scheduler.execution_horizon", horizon);
@@ -292,7 +324,12 @@ pub(super) fn resolve(
     let endpoint = &parsed.transport.endpoint;
     check.note("transport.endpoint", endpoint);
     if !["tcp/", "unixsock-stream/"].iter().any(|p| endpoint.get_ref().starts_with(p)) {
-        check.report("transport.endpoint", endpoint, "is no endpoint", "write it like \"tcp/127.0.0.1:7447\"");
+        check.report(
+            "transport.endpoint",
+            endpoint,
+            "is no endpoint",
+            "write it like \"tcp/127.0.0.1:7447\"",
+        );
     }
 
     let config = LaunchConfig {

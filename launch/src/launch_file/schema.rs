@@ -10,12 +10,30 @@ use super::finding::{Finding, Findings, line_of};
 
 /// Every key of a launch file; `reference.toml` shows each of them.
 pub const KEYS: &[&str] = &[
-    "args", "robot.name", "robot.driver", "robot.description", "robot.state_rate", "robot.watchdog",
-    "robot.seed", "cameras.driver", "cameras.size", "cameras.rate", "policy.file",
-    "policy.instruction", "policy.cameras", "policy.denoise_steps", "policy.max_observation_age",
-    "policy.seed", "scheduler.execution_horizon", "control.rate", "control.realtime",
-    "control.priority", "control.state_timeout", "guard.velocity_scale",
-    "guard.acceleration_scale", "transport.endpoint",
+    "args",
+    "robot.name",
+    "robot.driver",
+    "robot.description",
+    "robot.state_rate",
+    "robot.watchdog",
+    "robot.seed",
+    "cameras.driver",
+    "cameras.size",
+    "cameras.rate",
+    "policy.file",
+    "policy.instruction",
+    "policy.cameras",
+    "policy.denoise_steps",
+    "policy.max_observation_age",
+    "policy.seed",
+    "scheduler.execution_horizon",
+    "control.rate",
+    "control.realtime",
+    "control.priority",
+    "control.state_timeout",
+    "guard.velocity_scale",
+    "guard.acceleration_scale",
+    "transport.endpoint",
 ];
 
 pub(super) type Text = Spanned<String>;

@@ -4,9 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use sinew_drivers::peer::{
-    ArmPeer, ArmPeerConfig, CameraPeer, StreamFigures, WatchdogConfig,
-};
+use sinew_drivers::peer::{ArmPeer, ArmPeerConfig, CameraPeer, StreamFigures, WatchdogConfig};
 use sinew_runtime::control::{ControlConfig, ControlCore};
 use sinew_runtime::inference::{self, InferenceConfig, InferenceInputs};
 use sinew_runtime::ingest::{Ingest, Intake};
@@ -16,9 +14,7 @@ use sinew_runtime::stream::{self, Stream, StreamConfig};
 use sinew_runtime::transport::{
     Bus, Endpoint, Keys, Priority, Subscription, decode_frame, decode_state, encode_command,
 };
-use sinew_runtime::{
-    ArmDriver, Camera, CameraFrame, ChunkRequest, Clock, JointLimits, ObservedImage, Policy,
-};
+use sinew_runtime::{ArmDriver, Camera, CameraFrame, ChunkRequest, Clock, JointLimits, Policy};
 
 use super::monitor::Monitor;
 use super::referee::{self, RefereePeer};
@@ -38,7 +34,9 @@ pub type NamedCamera = (String, Box<dyn Camera>);
 
 /// The devices of a launch, before they are put on the bus.
 pub struct Devices {
+    /// The arm.
     pub arm: Box<dyn ArmDriver>,
+    /// The cameras.
     pub cameras: Vec<NamedCamera>,
     /// The simulator, when the devices are simulated: it judges the episodes.
     pub sim: Option<sinew_drivers::sim::SimHandle>,
@@ -46,7 +44,9 @@ pub struct Devices {
 
 /// What a launch needs to know, all of it checked.
 pub struct Plan {
+    /// The robot's name on the bus.
     pub robot: String,
+    /// Where the runtime listens.
     pub endpoint: String,
     /// Limits that the guard enforces, one per joint, in the arm's order.
     pub limits: Vec<JointLimits>,
@@ -54,15 +54,25 @@ pub struct Plan {
     pub ready: Vec<f64>,
     /// The robot's cameras that the policy sees, in the order of the policy's inputs: (policy's name, robot's name).
     pub views: Vec<(String, String)>,
+    /// Control period.
     pub period: Duration,
+    /// Time between two measured states.
     pub state_period: Duration,
+    /// Measured state older than this is stale.
     pub state_timeout: Duration,
+    /// Without a command for this long the arm holds by itself.
     pub watchdog: Duration,
+    /// Older parts make no observation.
     pub max_observation_age: Duration,
+    /// How much of real time is demanded.
     pub realtime: RealtimeMode,
+    /// `SCHED_FIFO` priority of the control thread.
     pub priority: i32,
+    /// Actions executed before the next chunk takes over.
     pub execution_horizon: usize,
+    /// Denoise steps; `None` for the checkpoint's own.
     pub denoise_steps: Option<usize>,
+    /// Seed of the policy's noise.
     pub seed: u64,
 }
 
@@ -73,7 +83,7 @@ pub struct Launched {
     pub realtime_denied: Option<String>,
     /// Memory is locked; or why not.
     pub memory_locked: Result<(), String>,
-    arm: ArmPeer,
+    pub(super) arm: ArmPeer,
     // The fields below drop in order: the control thread first, so that the arm's own watchdog and
     // the peers' holds are the last to act.
     stream: Option<Stream>,
@@ -88,7 +98,7 @@ impl Launched {
     ///
     /// # Errors
     /// [`RunError`]; what was started by then is ended.
-    pub fn start(plan: &Plan, devices: Devices, mut policy: Box<dyn Policy>) -> Result<Self, RunError> {
+    pub fn start(plan: &Plan, devices: Devices, policy: Box<dyn Policy>) -> Result<Self, RunError> {
         let keys = Keys::new(&plan.robot);
         let bus = Bus::open(&Endpoint::Listen(plan.endpoint.clone()))?;
         let device_bus = Bus::open(&Endpoint::Connect(plan.endpoint.clone()))?;
@@ -105,7 +115,10 @@ impl Launched {
                 let sequence = attachment.map_or(0, |a| a.sequence);
                 match decode_frame(payload, sequence) {
                     Ok(frame) => {
-                        ingest.lock().unwrap_or_else(PoisonError::into_inner).on_frame(index, frame);
+                        ingest
+                            .lock()
+                            .unwrap_or_else(PoisonError::into_inner)
+                            .on_frame(index, frame);
                     }
                     Err(error) => tracing::warn!(%error, "a camera's message was left out"),
                 }
@@ -117,10 +130,8 @@ impl Launched {
             watchdog: WatchdogConfig { timeout: plan.watchdog, rejoin_tolerance: REJOIN_TOLERANCE },
         };
         let referee_state = Arc::default();
-        let referee = devices
-            .sim
-            .map(|sim| RefereePeer::spawn(sim, &keys, &device_bus))
-            .transpose()?;
+        let referee =
+            devices.sim.map(|sim| RefereePeer::spawn(sim, &keys, &device_bus)).transpose()?;
         if referee.is_some() {
             subscriptions.push(referee::listen(&bus, &keys, &referee_state)?);
         }
@@ -132,7 +143,10 @@ impl Launched {
             cameras.push(CameraPeer::spawn(camera, &name, &keys, &device_bus)?);
         }
         if !bus.wait_for_subscriber(&publisher, PATIENCE) {
-            return Err(silent("the arm's driver", "check that it runs and reaches the same endpoint"));
+            return Err(silent(
+                "the arm's driver",
+                "check that it runs and reaches the same endpoint",
+            ));
         }
 
         let core = ControlCore::new(&ControlConfig {
@@ -150,6 +164,7 @@ impl Launched {
         // Wait for the world, and pay the policy's first-use costs before anything moves.
         let states = subscribe_states(&bus, &keys, &names, ingest.clone())?;
         subscriptions.push(states.subscription);
+        let mut policy = Box::new(Renamed { policy, views: plan.views.clone() });
         warm_up(policy.as_mut(), plan, &ingest)?;
 
         let memory_locked = match plan.realtime {
@@ -168,8 +183,8 @@ impl Launched {
         *states.to_control.lock().unwrap_or_else(PoisonError::into_inner) = Some(ports.states);
 
         let instruction = Arc::new(Mutex::new(String::new()));
-        let policy = Box::new(Renamed { policy, views: plan.views.clone() });
-        let inference_config = InferenceConfig { denoise_steps: plan.denoise_steps, seed: plan.seed };
+        let inference_config =
+            InferenceConfig { denoise_steps: plan.denoise_steps, seed: plan.seed };
         let inputs = InferenceInputs { ingest: ingest.clone(), instruction: instruction.clone() };
         let (thread, inference_reports) = inference::spawn(
             policy,
@@ -179,7 +194,10 @@ impl Launched {
             ports.chunks,
             ports.freed,
         )
-        .map_err(|e| RunError::System { what: "starting the inference thread", reason: e.to_string() })?;
+        .map_err(|e| RunError::System {
+            what: "starting the inference thread",
+            reason: e.to_string(),
+        })?;
 
         Ok(Self {
             realtime_denied: stream.denied.as_ref().map(ToString::to_string),
@@ -294,29 +312,22 @@ fn subscribe_states(
 }
 
 /// Waits for the first whole observation and runs the policy on it once, for nobody.
-fn warm_up(
-    policy: &mut dyn Policy,
-    plan: &Plan,
-    ingest: &Mutex<Ingest>,
-) -> Result<(), RunError> {
+fn warm_up(policy: &mut dyn Policy, plan: &Plan, ingest: &Mutex<Ingest>) -> Result<(), RunError> {
     let end = Instant::now() + PATIENCE;
-    let mut seen = loop {
+    let seen = loop {
         let tried =
             ingest.lock().unwrap_or_else(PoisonError::into_inner).observe("warm up", Clock::now());
         match tried {
             Ok(seen) => break seen,
             Err(why) if Instant::now() > end => {
-                return Err(silent(&format!("a whole observation ({why})"), "check the named sensor"));
+                return Err(silent(
+                    &format!("a whole observation ({why})"),
+                    "check the named sensor",
+                ));
             }
             Err(_) => std::thread::sleep(Duration::from_millis(10)),
         }
     };
-    let rename = |image: &mut ObservedImage| {
-        if let Some((name, _)) = plan.views.iter().find(|v| v.1 == image.camera) {
-            image.camera.clone_from(name);
-        }
-    };
-    seen.images.iter_mut().for_each(rename);
     let request = ChunkRequest { id: 0, denoise_steps: plan.denoise_steps, seed: 0 };
     inference::run(policy, &seen, &request)?;
     Ok(())
@@ -327,7 +338,7 @@ fn silent(what: &str, remedy: &'static str) -> RunError {
 }
 
 /// The newest frame of every camera, for a picture of the run.
-pub(super) fn frames(robot: &Robot) -> Vec<(String, CameraFrame)> {
+pub(super) fn frames(robot: &Robot) -> Vec<CameraFrame> {
     let ingest = robot.ingest.lock().unwrap_or_else(PoisonError::into_inner);
-    ingest.frames().map(|(name, frame)| (name.to_owned(), frame.clone())).collect()
+    ingest.frames().map(|(_, frame)| frame.clone()).collect()
 }

@@ -56,6 +56,8 @@ pub struct SceneRequest {
 /// What the simulator set up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SceneReply {
+    /// Seed of the scene.
+    pub seed: u64,
     /// The instruction that the scene is judged by.
     pub instruction: String,
 }
@@ -104,8 +106,8 @@ pub(super) fn play(
     };
     let seconds = start.elapsed().as_secs_f64();
     robot.request(ControlEvent::Authority(AuthorityRequest::Hold))?;
-    let (seed, swapped) = (plan.scene.seed, plan.scene.swap);
-    Ok(EpisodeResult { seed, instruction: reply.instruction, swapped, outcome, seconds })
+    let SceneReply { seed, instruction } = reply;
+    Ok(EpisodeResult { seed, instruction, swapped: plan.scene.swap, outcome, seconds })
 }
 
 /// Opens the gripper where it is, then moves to the ready pose and holds there.

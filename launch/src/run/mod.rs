@@ -8,6 +8,207 @@ mod motion;
 mod referee;
 mod robot;
 
-pub use assembly::Launched;
+pub use assembly::{Devices, NamedCamera, Plan};
 pub use episode::{EpisodeResult, Outcome, SceneReply, SceneRequest};
 pub use robot::RunError;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use assembly::Launched;
+use episode::EpisodePlan;
+use monitor::Monitor;
+use robot::Robot;
+
+use crate::cli::{Failure, LaunchArgs};
+use crate::film::Film;
+use crate::launch_file::LaunchConfig;
+use crate::prepare::Prepared;
+use crate::report::{
+    ChunkFigures, LoopFigures, Machine, RunReport, SensorFigures, StatusLine, Tally,
+};
+
+/// Time between two pictures of the film.
+const FILM_PERIOD: Duration = Duration::from_millis(400);
+/// Rows of the film.
+const FILM_ROWS: usize = 8;
+
+/// Runs a prepared launch until its episodes are over or Ctrl-C, and reports.
+///
+/// # Errors
+/// [`Failure`] of starting or going on; the arm is held by then.
+pub fn run(prepared: Prepared, args: &LaunchArgs) -> Result<RunReport, Failure> {
+    let quit = Arc::new(AtomicBool::new(false));
+    let pressed = quit.clone();
+    ctrlc::set_handler(move || pressed.store(true, Ordering::Relaxed)).map_err(|e| {
+        Failure::Run(RunError::System { what: "catching Ctrl-C", reason: e.to_string() })
+    })?;
+    let devices = prepared.devices().map_err(RunError::Device)?;
+    let Prepared { plan, policy, config, description } = prepared;
+    let joints: Vec<String> = description.joints.iter().map(|j| j.name.clone()).collect();
+    let mut launched = Launched::start(&plan, devices, policy)?;
+    let realtime = realtime_text(&config, &launched);
+    if launched.realtime_denied.is_some() {
+        eprintln!("sinew: no real-time scheduling: {realtime}");
+    }
+
+    let mut episodes = Vec::new();
+    let mut film = Film::default();
+    let mut watch = Watch::new(args, config.control.rate_hz);
+    let last = args.episodes.unwrap_or(u64::MAX);
+    'run: for k in 0..last {
+        for swap in [false, true] {
+            if swap && !args.swap {
+                continue;
+            }
+            if quit.load(Ordering::Relaxed) {
+                break 'run;
+            }
+            let task = &config.policy.instruction;
+            let instruction = (!task.is_empty()).then(|| task.clone());
+            let seed = config.robot.seed.wrapping_add(k);
+            let scene = SceneRequest { seed, instruction, swap };
+            let plan = EpisodePlan { scene, time_limit: args.time_limit };
+            let tally = Tally::of(episodes.iter());
+            let Launched { robot, arm, .. } = &mut launched;
+            let result = episode::play(robot, &plan, &quit, &mut |robot| {
+                watch.look(robot, tally, || arm.figures().commands);
+                if args.film.is_some() && watch.film_due() {
+                    film.add(assembly::frames(robot));
+                }
+            })?;
+            episodes.push(result);
+        }
+    }
+    // The arm is held before anything ends; on Ctrl-C it stays where it is.
+    if !quit.load(Ordering::Relaxed) {
+        episode::go_home(&mut launched.robot, &quit, &mut |_| {})?;
+    }
+    launched.robot.drain();
+    let report = report(&launched, &config, &joints, realtime, episodes);
+    drop(launched);
+    if let Some(file) = &args.film {
+        film.save(file, FILM_ROWS).map_err(Failure::Result)?;
+    }
+    Ok(report)
+}
+
+/// What a person sees while it runs.
+struct Watch {
+    headless: bool,
+    set_rate_hz: f64,
+    next: Instant,
+    commands: u64,
+    film_next: Instant,
+}
+
+impl Watch {
+    fn new(args: &LaunchArgs, set_rate_hz: f64) -> Self {
+        let next = Instant::now();
+        Self { headless: args.headless, set_rate_hz, next, commands: 0, film_next: next }
+    }
+
+    fn look(&mut self, robot: &Robot, tally: Tally, commands: impl Fn() -> u64) {
+        let now = Instant::now();
+        if self.headless || now < self.next {
+            return;
+        }
+        let seconds = 1.0 + now.duration_since(self.next).as_secs_f64();
+        self.next = now + Duration::from_secs(1);
+        let before = std::mem::replace(&mut self.commands, commands());
+        let rate_hz =
+            if before == 0 { self.set_rate_hz } else { (self.commands - before) as f64 / seconds };
+        let Monitor { authority, missed, chunk_latency, buffer_left, .. } = &robot.monitor;
+        let status = StatusLine {
+            instruction: &robot.instruction(),
+            authority: authority.map_or("-", |a| a.name()),
+            rate_hz,
+            overruns: *missed,
+            chunk: chunk_latency.quantiles(),
+            buffer_ms: buffer_left.as_millis(),
+            successes: (tally.success, tally.episodes),
+        };
+        eprintln!("{status}");
+    }
+
+    fn film_due(&mut self) -> bool {
+        let due = Instant::now() >= self.film_next;
+        if due {
+            self.film_next = Instant::now() + FILM_PERIOD;
+        }
+        due
+    }
+}
+
+fn realtime_text(config: &LaunchConfig, launched: &Launched) -> String {
+    if let Some(denied) = &launched.realtime_denied {
+        return denied.clone();
+    }
+    let memory = match &launched.memory_locked {
+        Ok(()) => "memory locked".to_owned(),
+        Err(why) => format!("memory not locked: {why}"),
+    };
+    match config.control.realtime {
+        sinew_runtime::rt::RealtimeMode::Off => "off, as the launch file says".to_owned(),
+        _ => format!("SCHED_FIFO {}, {memory}", config.control.priority),
+    }
+}
+
+fn report(
+    launched: &Launched,
+    config: &LaunchConfig,
+    joints: &[String],
+    realtime: String,
+    episodes: Vec<EpisodeResult>,
+) -> RunReport {
+    let m = &launched.robot.monitor;
+    let name = |joint: usize| joints.get(joint).map_or("?", String::as_str);
+    let by_name = |list: &BTreeMap<String, sinew_runtime::telemetry::Latencies>| {
+        list.iter().map(|(k, v)| (k.clone(), v.quantiles())).collect()
+    };
+    RunReport {
+        machine: Machine::this(),
+        policy: config.policy.file.display().to_string(),
+        arguments: config.arguments.iter().map(|a| (a.name.clone(), a.value.clone())).collect(),
+        realtime,
+        episodes,
+        set_rate_hz: config.control.rate_hz,
+        stream: launched.figures(),
+        control: LoopFigures {
+            cycles: m.cycles,
+            missed: m.missed,
+            lateness_us: m.lateness.quantiles(),
+        },
+        bare_clock: LoopFigures {
+            cycles: m.bare_cycles,
+            missed: m.bare_missed,
+            lateness_us: m.bare_lateness.quantiles(),
+        },
+        cycle_work_us: m.work.quantiles(),
+        dropped_commands: m.dropped,
+        chunk_latency_us: m.chunk_latency.quantiles(),
+        stages_us: m.stages.iter().map(|(k, v)| ((*k).to_owned(), v.quantiles())).collect(),
+        ages_us: by_name(&m.ages),
+        chunks: ChunkFigures {
+            made: m.chunk_latency.quantiles().count,
+            accepted: m.accepted,
+            refused: m.refused.clone(),
+            failed: m.failures.clone(),
+            starvations: m.starvations,
+            starved_cycles: m.starved_cycles,
+            stale_state_holds: m.stale_stops,
+        },
+        interventions: m
+            .interventions
+            .iter()
+            .map(|((joint, cause), n)| (format!("{}: {cause}", name(*joint)), *n))
+            .collect(),
+        sensors: launched
+            .intakes()
+            .into_iter()
+            .map(|(k, i)| (k, SensorFigures { received: i.received, lost: i.lost }))
+            .collect(),
+    }
+}

@@ -47,7 +47,9 @@ pub enum RunError {
     #[error("the simulator answered with something else than expected: {0}")]
     Referee(String),
     /// The control thread takes no more requests.
-    #[error("the control thread does not take requests any more; see the log above for why it ended")]
+    #[error(
+        "the control thread does not take requests any more; see the log above for why it ended"
+    )]
     ControlGone,
     /// The operating system refused something.
     #[error("{what}: {reason}")]

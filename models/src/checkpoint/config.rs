@@ -171,7 +171,10 @@ impl SmolVlaConfig {
         let state = self.state_dim(path)?;
         if state > self.max_state_dim {
             let max = self.max_state_dim;
-            return fail("observation.state", format!("has {state} values, max_state_dim is {max}"));
+            return fail(
+                "observation.state",
+                format!("has {state} values, max_state_dim is {max}"),
+            );
         }
         let action = self.action_dim(path)?;
         if action > self.max_action_dim {
@@ -191,7 +194,10 @@ impl SmolVlaConfig {
         }
         let (min, max) = (self.min_period, self.max_period);
         if !(min > 0.0 && max >= min && max.is_finite()) {
-            return fail("min_period", format!("is {min} and max_period {max}; expected 0 < min ≤ max"));
+            return fail(
+                "min_period",
+                format!("is {min} and max_period {max}; expected 0 < min ≤ max"),
+            );
         }
         Ok(())
     }
@@ -232,7 +238,11 @@ impl SmolVlaConfig {
 
 fn check_size(path: &Path, key: &str, value: usize) -> Result<(), ModelError> {
     if value == 0 || value > SIZE_LIMIT {
-        return Err(ModelError::config(path, key, format!("is {value}, expected 1 to {SIZE_LIMIT}")));
+        return Err(ModelError::config(
+            path,
+            key,
+            format!("is {value}, expected 1 to {SIZE_LIMIT}"),
+        ));
     }
     Ok(())
 }

@@ -52,8 +52,9 @@ pub(super) fn open(dir: &Path) -> Result<Checkpoint, ModelError> {
     let postprocessor = processor(dir, "policy_postprocessor.json")?;
     let info_path = dir.join("sinew.json");
     let actions = if info_path.is_file() {
-        serde_json::from_str(&read_text(&info_path, "")?)
-            .map_err(|e| ModelError::config(&info_path, "the file", format!("cannot be read: {e}")))?
+        serde_json::from_str(&read_text(&info_path, "")?).map_err(|e| {
+            ModelError::config(&info_path, "the file", format!("cannot be read: {e}"))
+        })?
     } else {
         ActionInfo::default()
     };
@@ -133,7 +134,8 @@ fn processor(dir: &Path, name: &str) -> Result<Processor, ModelError> {
 }
 
 fn read_statistics(path: &Path) -> Result<Statistics, ModelError> {
-    let bytes = read(path, "the pipeline file beside it names it; copy the whole checkpoint folder")?;
+    let bytes =
+        read(path, "the pipeline file beside it names it; copy the whole checkpoint folder")?;
     let tensors = SafeTensors::deserialize(&bytes).map_err(|e| {
         ModelError::malformed(path, "the safetensors header", e, "one that fits the file's length")
     })?;

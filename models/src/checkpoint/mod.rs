@@ -34,7 +34,8 @@ pub struct ActionInfo {
 
 impl ActionInfo {
     fn check(&self, path: &Path, action_dim: usize) -> Result<(), ModelError> {
-        for (key, list) in [("action_names", &self.action_names), ("action_units", &self.action_units)]
+        for (key, list) in
+            [("action_names", &self.action_names), ("action_units", &self.action_units)]
         {
             if !list.is_empty() && list.len() != action_dim {
                 let found = list.len();

@@ -47,12 +47,18 @@ pub fn open_safetensors(path: &Path) -> Result<TensorStore, ModelError> {
             }
         };
         let range = data + info.data_offsets.0..data + info.data_offsets.1;
-        let tensor = StoredTensor::new(name.clone(), dtype, info.shape.clone(), range, file.clone())
-            .ok_or_else(|| {
-                let what = format!("the byte range of tensor `{name}`");
-                let found = format!("{:?}", info.data_offsets);
-                ModelError::malformed(path, what, found, "the size of its shape, inside the file")
-            })?;
+        let tensor =
+            StoredTensor::new(name.clone(), dtype, info.shape.clone(), range, file.clone())
+                .ok_or_else(|| {
+                    let what = format!("the byte range of tensor `{name}`");
+                    let found = format!("{:?}", info.data_offsets);
+                    ModelError::malformed(
+                        path,
+                        what,
+                        found,
+                        "the size of its shape, inside the file",
+                    )
+                })?;
         store.insert(short, tensor);
     }
     Ok(store)

@@ -115,7 +115,8 @@ mod tests {
     use super::*;
 
     fn round_trip(dtype: StoredType) -> f32 {
-        let values: Vec<f32> = (0..640).map(|i| ((i * 37 % 641) as f32 / 320.0 - 1.0) * 0.3).collect();
+        let values: Vec<f32> =
+            (0..640).map(|i| ((i * 37 % 641) as f32 / 320.0 - 1.0) * 0.3).collect();
         let mut bytes = Vec::new();
         encode(dtype, &values, &mut bytes);
         assert_eq!(Some(bytes.len()), dtype.bytes(&[20, 32]));

@@ -45,12 +45,14 @@ impl InplaceOp1 for Softmax {
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
         let scores = values_mut(storage, layout)?;
-        scores.par_chunks_mut(self.columns).with_min_len(16).enumerate().for_each(|(index, row)| {
-            let seen = self.visible.columns(index % self.rows, self.rows, self.columns);
-            let (row, hidden) = row.split_at_mut(seen);
-            hidden.fill(0.0);
-            softmax(row, self.scale);
-        });
+        scores.par_chunks_mut(self.columns).with_min_len(16).enumerate().for_each(
+            |(index, row)| {
+                let seen = self.visible.columns(index % self.rows, self.rows, self.columns);
+                let (row, hidden) = row.split_at_mut(seen);
+                hidden.fill(0.0);
+                softmax(row, self.scale);
+            },
+        );
         Ok(())
     }
 }
@@ -145,7 +147,8 @@ impl Rope {
     /// # Errors
     /// When the shape of `x` does not fit.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        candle_nn::rotary_emb::rope(&x.unsqueeze(0)?.contiguous()?, &self.cos, &self.sin)?.squeeze(0)
+        candle_nn::rotary_emb::rope(&x.unsqueeze(0)?.contiguous()?, &self.cos, &self.sin)?
+            .squeeze(0)
     }
 }
 

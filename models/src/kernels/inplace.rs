@@ -9,7 +9,10 @@ use super::exp;
 const SLICE: usize = 1 << 14;
 
 /// The contiguous values of `storage` that `layout` names.
-pub(super) fn values_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
+pub(super) fn values_mut<'a>(
+    storage: &'a mut CpuStorage,
+    layout: &Layout,
+) -> Result<&'a mut [f32]> {
     match (storage, layout.contiguous_offsets()) {
         (CpuStorage::F32(values), Some((start, end))) => Ok(&mut values[start..end]),
         _ => bail!("an in-place loop needs contiguous f32 values"),
@@ -94,8 +97,7 @@ impl InplaceOp2 for Pair {
         source: &CpuStorage,
         source_layout: &Layout,
     ) -> Result<()> {
-        let (target, source) =
-            (values_mut(target, target_layout)?, values(source, source_layout)?);
+        let (target, source) = (values_mut(target, target_layout)?, values(source, source_layout)?);
         if target.len() != source.len() {
             bail!("{} values meet {}", target.len(), source.len());
         }

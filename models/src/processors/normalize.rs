@@ -89,9 +89,10 @@ impl Normalizer {
     ) -> Result<Self, ModelError> {
         let Some((low_name, high_name)) = mode.statistics() else { return Ok(Self::identity()) };
         let prefix = format!("{feature}.");
-        if !statistics.keys().any(|k| {
-            k.strip_prefix(&prefix).is_some_and(|stat| !stat.contains('.'))
-        }) {
+        if !statistics
+            .keys()
+            .any(|k| k.strip_prefix(&prefix).is_some_and(|stat| !stat.contains('.')))
+        {
             return Ok(Self::identity());
         }
         let read = |stat: &str| {

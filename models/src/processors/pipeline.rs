@@ -60,7 +60,8 @@ impl Pipeline {
             "to_batch_processor" | "device_processor" => {}
             "rename_observations_processor" => {
                 if let Some(map) = step.config.get("rename_map").and_then(|m| m.as_object()) {
-                    let pairs = map.iter().filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned())));
+                    let pairs =
+                        map.iter().filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned())));
                     self.rename.extend(pairs);
                 }
             }
@@ -86,7 +87,9 @@ impl Pipeline {
                         return Err(ModelError::config(
                             path,
                             "state_file",
-                            format!("is `{name}`, expected the plain name of a file in the same folder"),
+                            format!(
+                                "is `{name}`, expected the plain name of a file in the same folder"
+                            ),
                         ));
                     }
                     self.state_file = Some(name);

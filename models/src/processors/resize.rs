@@ -35,7 +35,8 @@ pub fn resize_with_pad(pixels: &[f32], from: (usize, usize), to: (usize, usize))
     let (columns, rows) = (taps(from.0, width), taps(from.1, height));
     let planes = pixels.len() / (from.0 * from.1);
     let mut out = vec![0.0; planes * to.0 * to.1];
-    for (plane, out) in pixels.chunks_exact(from.0 * from.1).zip(out.chunks_exact_mut(to.0 * to.1)) {
+    for (plane, out) in pixels.chunks_exact(from.0 * from.1).zip(out.chunks_exact_mut(to.0 * to.1))
+    {
         for (y, &(y0, y1, wy)) in rows.iter().enumerate() {
             let (row0, row1) = (&plane[y0 * from.0..][..from.0], &plane[y1 * from.0..][..from.0]);
             let out = &mut out[(top + y) * to.0 + left..][..width];

@@ -101,23 +101,15 @@ impl Expert {
                 let k = linear("self_attn.k_proj", from, keys)?;
                 let v = linear("self_attn.v_proj", from, keys)?;
                 let own = !cross || (every != 0 && i % every == 0);
-                let attention = if own {
-                    Attention::SelfAndPrefix { k, v }
-                } else {
-                    Attention::Cross { k, v }
-                };
+                let attention =
+                    if own { Attention::SelfAndPrefix { k, v } } else { Attention::Cross { k, v } };
                 Ok(Layer {
                     text_layer: i,
                     input_norm: RmsNorm::load(store, &name("input_layernorm"), width, eps)?,
                     q: linear("self_attn.q_proj", width, heads * head)?,
                     attention,
                     out: linear("self_attn.o_proj", heads * head, width)?,
-                    post_norm: RmsNorm::load(
-                        store,
-                        &name("post_attention_layernorm"),
-                        width,
-                        eps,
-                    )?,
+                    post_norm: RmsNorm::load(store, &name("post_attention_layernorm"), width, eps)?,
                     mlp: Mlp::load(store, &name("mlp"), width, mlp_width(width))?,
                 })
             })

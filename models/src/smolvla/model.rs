@@ -59,8 +59,7 @@ impl SmolVla {
         }
         let expert = Expert::load(store, config, vlm, text_layers, &path)?;
         let (width, depth) = (expert.width(), text.width());
-        let linear =
-            |name: &str, inputs, outputs| Linear::load(store, name, inputs, outputs, true);
+        let linear = |name: &str, inputs, outputs| Linear::load(store, name, inputs, outputs, true);
         Ok(Self {
             state_proj: linear("state_proj", config.max_state_dim, depth)?,
             action_in: linear("action_in_proj", config.max_action_dim, width)?,
@@ -153,7 +152,8 @@ impl SmolVla {
     pub fn embed_suffix(&self, x: &Tensor, time: f64) -> Result<Tensor> {
         let (rows, width) = (x.dim(0)?, self.expert.width());
         let (min, max) = self.periods;
-        let time = Tensor::from_vec(time_embedding(time, width, min, max), (1, width), &Device::Cpu)?;
+        let time =
+            Tensor::from_vec(time_embedding(time, width, min, max), (1, width), &Device::Cpu)?;
         let actions = self.action_in.forward(x)?;
         let both = Tensor::cat(&[&actions, &time.broadcast_as((rows, width))?.contiguous()?], 1)?;
         self.time_out.forward(&silu(self.time_in.forward(&both)?)?)
@@ -331,7 +331,8 @@ impl Preparer {
         let mut pixels = Vec::with_capacity(self.cameras.len());
         let mut missing = Vec::new();
         for camera in &self.cameras {
-            let seen = observation.images.iter().find(|i| self.policy_name(&i.camera) == camera.name);
+            let seen =
+                observation.images.iter().find(|i| self.policy_name(&i.camera) == camera.name);
             match seen {
                 Some(image) => {
                     pixels.push(self.image(camera, &image.frame.image).map_err(|e| compute(&e))?);
@@ -350,7 +351,8 @@ impl Preparer {
             self.state.normalize(i, value as f32)
         });
         let state = state.collect();
-        let tokens = self.prompter.encode(&observation.instruction).map_err(|e| compute(&e))?.to_vec();
+        let tokens =
+            self.prompter.encode(&observation.instruction).map_err(|e| compute(&e))?.to_vec();
         Ok(Inputs { pixels, dummies, tokens, state })
     }
 
@@ -387,8 +389,7 @@ impl Preparer {
     /// # Errors
     /// [`PolicyError::NotFinite`] when a value is no number.
     pub fn actions(&self, sample: &Tensor) -> std::result::Result<Vec<f64>, PolicyError> {
-        let rows =
-            sample.to_vec2::<f32>().map_err(|e| PolicyError::Compute(e.to_string()))?;
+        let rows = sample.to_vec2::<f32>().map_err(|e| PolicyError::Compute(e.to_string()))?;
         let mut out = Vec::with_capacity(rows.len() * self.action_dim);
         for row in rows {
             for (dim, value) in row.iter().take(self.action_dim).enumerate() {

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use sinew_runtime::{
-    ActionChunk, ChunkRequest, Observation, Policy, PolicyError, PolicySpec, Progress, Stamp,
-    StageTime,
+    ActionChunk, ChunkRequest, Observation, Policy, PolicyError, PolicySpec, Progress, StageTime,
+    Stamp,
 };
 
 use super::{EulerSampler, ExpertCache, Inputs, Preparer, SmolVla, gaussian_noise};
@@ -129,7 +129,8 @@ impl Policy for SmolVlaPolicy {
     }
 
     fn advance(&mut self) -> Result<Progress, PolicyError> {
-        let run = self.run.as_mut().ok_or(PolicyError::OutOfTurn("advance was called before begin"))?;
+        let run =
+            self.run.as_mut().ok_or(PolicyError::OutOfTurn("advance was called before begin"))?;
         if run.sampler.is_done() {
             return Ok(Progress::Done);
         }
@@ -170,11 +171,8 @@ impl Policy for SmolVlaPolicy {
         let mut chunk =
             ActionChunk::new(run.request, run.instant, self.dt, self.spec.action_dim, actions)
                 .map_err(|e| PolicyError::Compute(e.to_string()))?;
-        chunk.stages = STAGES
-            .iter()
-            .zip(run.times)
-            .map(|(stage, time)| StageTime { stage, time })
-            .collect();
+        chunk.stages =
+            STAGES.iter().zip(run.times).map(|(stage, time)| StageTime { stage, time }).collect();
         Ok(chunk)
     }
 }

@@ -16,7 +16,12 @@ pub(super) struct RmsNorm {
 }
 
 impl RmsNorm {
-    pub fn load(store: &TensorStore, name: &str, width: usize, eps: f64) -> std::result::Result<Self, ModelError> {
+    pub fn load(
+        store: &TensorStore,
+        name: &str,
+        width: usize,
+        eps: f64,
+    ) -> std::result::Result<Self, ModelError> {
         Ok(Self { gain: store.tensor(&format!("{name}.weight"), &[width])?, eps: eps as f32 })
     }
 
@@ -33,7 +38,12 @@ pub(super) struct Mlp {
 }
 
 impl Mlp {
-    pub fn load(store: &TensorStore, name: &str, width: usize, inner: usize) -> std::result::Result<Self, ModelError> {
+    pub fn load(
+        store: &TensorStore,
+        name: &str,
+        width: usize,
+        inner: usize,
+    ) -> std::result::Result<Self, ModelError> {
         let linear = |part: &str, inputs, outputs| {
             Linear::load(store, &format!("{name}.{part}"), inputs, outputs, false)
         };
@@ -85,7 +95,11 @@ pub(super) struct Text {
 }
 
 impl Text {
-    pub fn load(store: &TensorStore, config: &TextConfig, count: usize) -> std::result::Result<Self, ModelError> {
+    pub fn load(
+        store: &TensorStore,
+        config: &TextConfig,
+        count: usize,
+    ) -> std::result::Result<Self, ModelError> {
         let (width, eps, head) = (config.hidden_size, config.rms_norm_eps, config.head());
         let (heads, key_heads) = (config.num_attention_heads, config.num_key_value_heads);
         let layers = (0..count)
@@ -117,8 +131,7 @@ impl Text {
                 })
             })
             .collect::<std::result::Result<_, ModelError>>()?;
-        let table =
-            store.get("text.embed_tokens.weight", &[config.vocab_size, width])?.clone();
+        let table = store.get("text.embed_tokens.weight", &[config.vocab_size, width])?.clone();
         Ok(Self { width, heads, key_heads, head, table, layers })
     }
 

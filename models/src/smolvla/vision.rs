@@ -4,8 +4,8 @@ use candle_core::{Device, Result, Tensor};
 
 use super::split_heads;
 use crate::ModelError;
-use crate::checkpoint::config::VlmConfig;
 use crate::checkpoint::TensorStore;
+use crate::checkpoint::config::VlmConfig;
 use crate::kernels::{Activation, Linear, Visible, add, attend};
 
 /// What one image became.
@@ -24,7 +24,12 @@ struct LayerNorm {
 }
 
 impl LayerNorm {
-    fn load(store: &TensorStore, name: &str, width: usize, eps: f64) -> std::result::Result<Self, ModelError> {
+    fn load(
+        store: &TensorStore,
+        name: &str,
+        width: usize,
+        eps: f64,
+    ) -> std::result::Result<Self, ModelError> {
         let gain = store.tensor(&format!("{name}.weight"), &[width])?;
         let bias = store.tensor(&format!("{name}.bias"), &[width])?;
         Ok(Self { gain, bias, eps: eps as f32 })

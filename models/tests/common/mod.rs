@@ -47,9 +47,9 @@ impl Case {
                 Dtype::F32 => words(data).map(f32::from_le_bytes).collect(),
                 Dtype::U8 => data.iter().map(|v| f32::from(*v)).collect(),
                 Dtype::I64 => words(data).map(|b| i64::from_le_bytes(b) as f32).collect(),
-                Dtype::BF16 => {
-                    words(data).map(|b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)).collect()
-                }
+                Dtype::BF16 => words(data)
+                    .map(|b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16))
+                    .collect(),
                 other => panic!("{name} is {other:?}"),
             };
             (name, Recorded { shape: view.shape().to_vec(), values, bytes: data.to_vec() })

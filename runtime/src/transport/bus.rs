@@ -89,7 +89,7 @@ impl Attachment {
     }
 }
 
-/// A session on the bus. Cheap to clone; closed when the last clone is dropped.
+/// A session on the bus. Cheap to clone; closed with its last clone, publisher and subscription.
 #[derive(Clone)]
 pub struct Bus {
     session: zenoh::Session,
@@ -98,6 +98,8 @@ pub struct Bus {
 /// Publishes on one key and numbers its messages.
 pub struct Publisher {
     inner: zenoh::pubsub::Publisher<'static>,
+    /// A session closes with its last handle, whatever was declared on it.
+    _session: zenoh::Session,
     id: [u8; 16],
     sequence: AtomicU64,
 }
@@ -160,7 +162,7 @@ impl Bus {
             .wait()
             .map_err(|e| refused(key, e))?;
         let id = self.session.zid().to_le_bytes();
-        Ok(Publisher { inner, id, sequence: AtomicU64::new(0) })
+        Ok(Publisher { inner, _session: self.session.clone(), id, sequence: AtomicU64::new(0) })
     }
 
     /// Calls `callback` with every message on `key`, on a thread of the session.
@@ -184,7 +186,7 @@ impl Bus {
             })
             .wait()
             .map_err(|e| refused(key, e))?;
-        Ok(Subscription { _inner: Box::new(inner) })
+        Ok(Subscription { _inner: Box::new((inner, self.session.clone())) })
     }
 
     /// Answers queries on `key`: `answer` gets the query's payload and gives the reply's.
@@ -212,7 +214,7 @@ impl Bus {
             })
             .wait()
             .map_err(|e| refused(key, e))?;
-        Ok(Subscription { _inner: Box::new(inner) })
+        Ok(Subscription { _inner: Box::new((inner, self.session.clone())) })
     }
 
     /// Asks `key` and waits for the first answer, at most `timeout`.

@@ -1,0 +1,293 @@
+//! The command line: few verbs, documented exit codes.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use sinew_models::ModelError;
+
+use crate::launch_file::{Findings, Override};
+use crate::run::RunError;
+use crate::{bench_verbs, launch_verbs};
+
+/// Runs vision-language-action policies on a robot arm's own computer, in real time.
+#[derive(Debug, Parser)]
+#[command(
+    name = "sinew",
+    version,
+    after_help = "Exit codes: 0 done; 1 the run or the comparison failed; 2 the command line is wrong; \
+                  3 the launch file is wrong; 4 the model is wrong; 5 a device or the bus failed.\n\
+                  RUST_LOG sets what is logged to stderr (default: warn)."
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Start what a launch file says.
+    Launch(LaunchArgs),
+    /// Read everything a launch needs and report every mistake; nothing moves.
+    Check(CheckArgs),
+    /// Make, convert and compare policies.
+    #[command(subcommand)]
+    Model(ModelVerb),
+    /// Measure.
+    #[command(subcommand)]
+    Bench(BenchVerb),
+}
+
+/// `sinew launch`.
+#[derive(Debug, Clone, Args)]
+pub struct LaunchArgs {
+    /// The launch file.
+    pub file: PathBuf,
+    /// Arguments of the launch file, as key:=value.
+    #[arg(value_name = "KEY:=VALUE")]
+    pub arguments: Vec<Override>,
+    /// End after this many scenes; without it the run goes on until Ctrl-C.
+    #[arg(long)]
+    pub episodes: Option<u64>,
+    /// Play every scene twice: with its own instruction and with another object and place.
+    #[arg(long)]
+    pub swap: bool,
+    /// No status line.
+    #[arg(long)]
+    pub headless: bool,
+    /// Longest episode, such as "20 s".
+    #[arg(long, value_name = "TIME", default_value = "20 s", value_parser = duration)]
+    pub time_limit: std::time::Duration,
+    /// Write the report as JSON to this file (`-`: stdout).
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Write a contact sheet of what the cameras saw.
+    #[arg(long, value_name = "FILE.png")]
+    pub film: Option<PathBuf>,
+}
+
+/// `sinew check`.
+#[derive(Debug, Clone, Args)]
+pub struct CheckArgs {
+    /// The launch file.
+    pub file: PathBuf,
+    /// Arguments of the launch file, as key:=value.
+    #[arg(value_name = "KEY:=VALUE")]
+    pub arguments: Vec<Override>,
+    /// Print the findings as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `sinew model …`.
+#[derive(Debug, Clone, Subcommand)]
+pub enum ModelVerb {
+    /// Say what a checkpoint folder or a bundle holds.
+    Inspect {
+        /// Checkpoint folder or .gguf bundle.
+        path: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Run two forms of a policy on the same inputs and report how their actions differ.
+    Verify {
+        /// Checkpoint folder or bundle.
+        path: PathBuf,
+        /// The one that it is compared with.
+        #[arg(long)]
+        against: PathBuf,
+        /// Inputs to compare on.
+        #[arg(long, default_value_t = 8)]
+        cases: usize,
+        /// Seed of the inputs.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Fail (exit code 1) when the mean action error is above this share of the action range.
+        #[arg(long, value_name = "SHARE")]
+        max_mean_error: Option<f64>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write a self-contained GGUF bundle of a checkpoint folder.
+    Quantize {
+        /// LeRobot checkpoint folder.
+        folder: PathBuf,
+        /// Type of the large matrices.
+        #[arg(long = "type", value_enum)]
+        kind: Kind,
+        /// The bundle.
+        #[arg(short, long)]
+        output: PathBuf,
+    },
+    /// Write a checkpoint folder with seeded random weights.
+    Random {
+        /// Architecture.
+        #[arg(value_parser = ["smolvla"])]
+        architecture: String,
+        /// Size.
+        #[arg(long, value_enum, default_value = "full")]
+        size: Size,
+        /// Seed of the weights.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// The folder.
+        #[arg(short, long)]
+        output: PathBuf,
+    },
+    /// Download a checkpoint from the model hub (needs a build with `--features hub`).
+    Fetch {
+        /// Repository, such as lerobot/smolvla_base.
+        repository: String,
+        /// The folder.
+        #[arg(short, long)]
+        output: PathBuf,
+    },
+}
+
+/// Type of a bundle's large matrices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Kind {
+    /// 8 bits, blocks of 32.
+    #[value(name = "q8_0")]
+    Q8_0,
+    /// 4 bits, blocks of 32.
+    #[value(name = "q4_0")]
+    Q4_0,
+    /// 16-bit floats.
+    F16,
+}
+
+/// Size of a random checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Size {
+    /// As published: 450 M parameters.
+    Full,
+    /// For tests: well under a million.
+    Tiny,
+}
+
+/// `sinew bench …`.
+#[derive(Debug, Clone, Subcommand)]
+pub enum BenchVerb {
+    /// Latency of one chunk, stage by stage, and memory.
+    Policy {
+        /// Checkpoint folder or bundle.
+        path: PathBuf,
+        /// Chunks to time.
+        #[arg(long, default_value_t = 5)]
+        iterations: usize,
+        /// Chunks before them that are not timed.
+        #[arg(long, default_value_t = 1)]
+        warmup: usize,
+        /// Cameras that the observation has.
+        #[arg(long, default_value_t = 2)]
+        cameras: usize,
+        /// Width and height of the cameras' images.
+        #[arg(long, num_args = 2, default_values_t = [512, 512])]
+        image: Vec<usize>,
+        /// Denoise steps; the checkpoint's own without it.
+        #[arg(long)]
+        denoise_steps: Option<usize>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Time of one control cycle: scheduler, arbiter and guard.
+    Control {
+        /// Joints.
+        #[arg(long, default_value_t = 7)]
+        joints: usize,
+        /// Cycles to time.
+        #[arg(long, default_value_t = 100_000)]
+        cycles: u32,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Why a verb failed.
+#[derive(Debug)]
+pub enum Failure {
+    /// The launch file, or what it names, is wrong.
+    Launch(Findings),
+    /// A model is wrong.
+    Model(ModelError),
+    /// A run did not start or go on.
+    Run(RunError),
+    /// A run's or a comparison's result is bad, or its files could not be written.
+    Result(String),
+}
+
+impl Failure {
+    /// The process's exit code.
+    pub fn exit_code(&self) -> ExitCode {
+        ExitCode::from(match self {
+            Failure::Result(_) => 1,
+            Failure::Launch(_) => 3,
+            Failure::Model(_) | Failure::Run(RunError::Policy(_)) => 4,
+            Failure::Run(_) => 5,
+        })
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Launch(findings) if findings.0.len() > 1 => {
+                write!(f, "{} mistakes; nothing was started\n{findings}", findings.0.len())
+            }
+            Failure::Launch(findings) => write!(f, "{findings}"),
+            Failure::Model(error) => write!(f, "{error}"),
+            Failure::Run(error) => write!(f, "{error}"),
+            Failure::Result(text) => write!(f, "{text}"),
+        }
+    }
+}
+
+impl From<Findings> for Failure {
+    fn from(findings: Findings) -> Self {
+        Failure::Launch(findings)
+    }
+}
+
+impl From<ModelError> for Failure {
+    fn from(error: ModelError) -> Self {
+        Failure::Model(error)
+    }
+}
+
+impl From<RunError> for Failure {
+    fn from(error: RunError) -> Self {
+        Failure::Run(error)
+    }
+}
+
+impl Cli {
+    /// Does what the command line says.
+    ///
+    /// # Errors
+    /// [`Failure`], with its exit code.
+    pub fn run(self) -> Result<ExitCode, Failure> {
+        match self.verb {
+            Verb::Launch(args) => launch_verbs::launch(&args),
+            Verb::Check(args) => launch_verbs::check(&args),
+            Verb::Model(_) => todo!(),
+            Verb::Bench(verb) => bench_verbs::run(verb).map(|()| ExitCode::SUCCESS),
+        }
+    }
+}
+
+/// Prints `value` as JSON.
+pub(crate) fn print_json<T: serde::Serialize>(value: &T) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| Failure::Result(e.to_string()))?;
+    println!("{text}");
+    Ok(())
+}
+
+fn duration(text: &str) -> Result<std::time::Duration, String> {
+    sinew_runtime::units::parse_duration(text).map_err(|e| e.to_string())
+}

@@ -1,0 +1,96 @@
+//! `sinew model …`: makes, converts and compares policies.
+
+use sinew_models::{QuantType, RandomSize};
+
+use crate::cli::{Failure, Kind, ModelVerb, Size, print_json};
+
+/// Does what `verb` says.
+///
+/// # Errors
+/// [`Failure::Model`], or [`Failure::Result`] when a comparison exceeds its bound.
+pub fn run(verb: ModelVerb) -> Result<(), Failure> {
+    match verb {
+        ModelVerb::Inspect { path, json } => show(&sinew_models::inspect(&path)?, json),
+        ModelVerb::Verify { path, against, cases, seed, max_mean_error, json } => {
+            let report = sinew_models::verify(&path, &against, cases, seed)?;
+            show(&report, json)?;
+            match max_mean_error {
+                Some(most) if report.mean_relative > most => Err(Failure::Result(format!(
+                    "the mean action error is {:.4} of the action range, {most} is allowed",
+                    report.mean_relative
+                ))),
+                _ => Ok(()),
+            }
+        }
+        ModelVerb::Quantize { folder, kind, output } => {
+            let kind = match kind {
+                Kind::Q8_0 => QuantType::Q8_0,
+                Kind::Q4_0 => QuantType::Q4_0,
+                Kind::F16 => QuantType::F16,
+            };
+            eprintln!("reading {} …", folder.display());
+            sinew_models::quantize(&folder, kind, &output)?;
+            show(&sinew_models::inspect(&output)?, false)
+        }
+        ModelVerb::Random { architecture: _, size, seed, output } => {
+            let size = match size {
+                Size::Full => RandomSize::Full,
+                Size::Tiny => RandomSize::Tiny,
+            };
+            sinew_models::random_smolvla(size, seed, &output)?;
+            println!("{}", output.display());
+            Ok(())
+        }
+        ModelVerb::Fetch { repository, output } => {
+            sinew_models::fetch(&repository, &output)?;
+            println!("{}", output.display());
+            Ok(())
+        }
+    }
+}
+
+/// Prints `value` as JSON, or as indented text.
+fn show<T: serde::Serialize>(value: &T, json: bool) -> Result<(), Failure> {
+    if json {
+        return print_json(value);
+    }
+    let value = serde_json::to_value(value).map_err(|e| Failure::Result(e.to_string()))?;
+    print_value(&value, 0);
+    Ok(())
+}
+
+fn print_value(value: &serde_json::Value, depth: usize) {
+    use serde_json::Value;
+    let pad = "  ".repeat(depth);
+    let plain = |v: &Value| match v {
+        Value::String(text) => text.clone(),
+        Value::Number(n) if n.is_f64() => format!("{:.6}", n.as_f64().unwrap_or(f64::NAN)),
+        other => other.to_string(),
+    };
+    match value {
+        Value::Object(map) => {
+            for (key, inner) in map {
+                match inner {
+                    Value::Object(_) => {
+                        println!("{pad}{key}:");
+                        print_value(inner, depth + 1);
+                    }
+                    Value::Array(list) if list.iter().any(|v| v.is_object() || v.is_array()) => {
+                        println!("{pad}{key}:");
+                        list.iter().for_each(|v| print_value(v, depth + 1));
+                    }
+                    Value::Array(list) => {
+                        let list: Vec<_> = list.iter().map(plain).collect();
+                        println!("{pad}{key}: {}", list.join(", "));
+                    }
+                    plain_value => println!("{pad}{key}: {}", plain(plain_value)),
+                }
+            }
+        }
+        Value::Array(list) => {
+            let row: Vec<_> = list.iter().map(plain).collect();
+            println!("{pad}{}", row.join("  "));
+        }
+        other => println!("{pad}{}", plain(other)),
+    }
+}

@@ -1,0 +1,199 @@
+//! From a launch file to parts that are ready to start: loads the description and the policy and checks
+//! that they fit each other. `sinew check` stops here; nothing has moved.
+
+use sinew_drivers::sim::{ArmDescription, CameraKind, SimConfig, SimHandle};
+use sinew_models::{LoadOptions, ModelError};
+use sinew_runtime::{JointLimits, Policy};
+
+use crate::launch_file::{Finding, Findings, LaunchConfig};
+use crate::run::{Devices, Plan};
+
+/// Everything of a launch, loaded and checked.
+pub struct Prepared {
+    /// What the assembly needs to know.
+    pub plan: Plan,
+    /// The policy.
+    pub policy: Box<dyn Policy>,
+    /// The arm's description.
+    pub description: ArmDescription,
+    /// The launch file's content.
+    pub config: LaunchConfig,
+}
+
+/// Why a launch cannot be prepared.
+#[derive(Debug)]
+pub enum Unprepared {
+    /// What the launch file names does not fit together.
+    Launch(Findings),
+    /// The policy cannot be loaded.
+    Model(ModelError),
+}
+
+/// Loads what `config` names and checks it as a whole.
+///
+/// # Errors
+/// [`Unprepared::Launch`] with all findings; [`Unprepared::Model`] for a policy that cannot be loaded.
+pub fn prepare(config: LaunchConfig) -> Result<Prepared, Unprepared> {
+    let description = match &config.robot.description {
+        None => Ok(ArmDescription::desk_arm()),
+        Some(file) => ArmDescription::from_file(file),
+    };
+    let description = description.map_err(|e| {
+        let value = config.robot.description.as_ref().map(|f| f.display().to_string());
+        let remedy = "mend the description";
+        let finding = config.finding("robot.description", value.unwrap_or_default(), e, remedy);
+        Unprepared::Launch(Findings::one(finding))
+    })?;
+    let policy = sinew_models::load_policy(&config.policy.file, &LoadOptions::default())
+        .map_err(Unprepared::Model)?;
+    let findings = fit(&config, &description, policy.as_ref());
+    if !findings.is_empty() {
+        return Err(Unprepared::Launch(Findings(findings)));
+    }
+    let spec = policy.spec();
+    let limits = description.joints.iter().map(|j| JointLimits {
+        velocity: j.limits.velocity * config.control.velocity_scale,
+        acceleration: j.limits.acceleration * config.control.acceleration_scale,
+        ..j.limits
+    });
+    let camera_of = |input: &str| config.policy.cameras.iter().find(|c| c.0 == input);
+    let plan = Plan {
+        robot: config.robot.name.clone(),
+        endpoint: config.endpoint.clone(),
+        limits: limits.collect(),
+        ready: sinew_drivers::sim::scene::home(&description).to_vec(),
+        views: spec.cameras.iter().filter_map(|c| camera_of(c).cloned()).collect(),
+        period: config.control.period,
+        state_period: config.robot.state_period,
+        state_timeout: config.control.state_timeout,
+        watchdog: config.robot.watchdog,
+        max_observation_age: config.policy.max_observation_age,
+        realtime: config.control.realtime,
+        priority: config.control.priority,
+        execution_horizon: config
+            .control
+            .execution_horizon
+            .unwrap_or(spec.action_horizon.div_ceil(2)),
+        denoise_steps: config.policy.denoise_steps,
+        seed: config.policy.seed,
+    };
+    Ok(Prepared { plan, policy, description, config })
+}
+
+/// What does not fit between the launch file, the arm and the policy.
+fn fit(config: &LaunchConfig, description: &ArmDescription, policy: &dyn Policy) -> Vec<Finding> {
+    let spec = policy.spec();
+    let mut findings = Vec::new();
+    let list = |names: &[String]| names.join(", ");
+    let joints: Vec<String> = description.joints.iter().map(|j| j.name.clone()).collect();
+    let file = config.policy.file.display().to_string();
+    for (what, found) in [("actions", spec.action_dim), ("states", spec.state_dim)] {
+        if found != joints.len() {
+            let problem = format!(
+                "its {what} have {found} values, the arm has {} joints ({})",
+                joints.len(),
+                list(&joints)
+            );
+            findings.push(config.finding(
+                "policy.file",
+                &file,
+                problem,
+                "choose a policy that was trained for this arm",
+            ));
+        }
+    }
+    if !spec.action_names.is_empty()
+        && spec.action_dim == joints.len()
+        && spec.action_names != joints
+    {
+        let problem = format!(
+            "its actions are ({}), the arm's joints are ({})",
+            list(&spec.action_names),
+            list(&joints)
+        );
+        findings.push(config.finding(
+            "policy.file",
+            &file,
+            problem,
+            "choose a policy that was trained for this arm",
+        ));
+    }
+    for (input, camera) in &config.policy.cameras {
+        if !spec.cameras.contains(input) {
+            let problem = "the policy has no such camera input";
+            let remedy = format!("its inputs are: {}", list(&spec.cameras));
+            findings.push(config.finding(
+                "policy.cameras",
+                format!("{{ {input} = \"{camera}\" }}"),
+                problem,
+                remedy,
+            ));
+        }
+    }
+    let given = |c: &&String| !config.policy.cameras.iter().any(|m| m.0 == **c);
+    let missing: Vec<String> = spec.cameras.iter().filter(given).cloned().collect();
+    if missing.len() > spec.optional_cameras {
+        let problem = format!("the policy's camera inputs {} are given no camera", list(&missing));
+        findings.push(config.finding(
+            "policy.cameras",
+            "{ … }",
+            problem,
+            "name a camera of the robot for each",
+        ));
+    }
+    if let Some(horizon) = config.control.execution_horizon
+        && horizon > spec.action_horizon
+    {
+        let problem = format!("the policy's chunks have only {} actions", spec.action_horizon);
+        findings.push(config.finding(
+            "scheduler.execution_horizon",
+            horizon,
+            problem,
+            "choose fewer, about half",
+        ));
+    }
+    for camera in &config.cameras {
+        if CameraKind::from_name(&camera.name).is_none() {
+            findings.push(Finding {
+                file: config.file.clone(),
+                line: Some(camera.line),
+                key: format!("cameras.{}", camera.name),
+                value: format!("\"{}\"", camera.driver),
+                problem: "the simulator has no such camera".to_owned(),
+                remedy: format!("it has: {}", CameraKind::ALL.map(CameraKind::name).join(", ")),
+            });
+        }
+    }
+    if let Some(address) = config.endpoint.strip_prefix("tcp/")
+        && let Err(error) = std::net::TcpListener::bind(address)
+    {
+        let remedy = "is another Sinew running? Choose another port";
+        findings.push(config.finding(
+            "transport.endpoint",
+            format!("\"{}\"", config.endpoint),
+            format!("cannot listen there: {error}"),
+            remedy,
+        ));
+    }
+    findings
+}
+
+impl Prepared {
+    /// Starts the devices: the simulator on its own real-time thread.
+    ///
+    /// # Errors
+    /// What the simulator says.
+    pub fn devices(&self) -> Result<Devices, sinew_runtime::DeviceError> {
+        let arm = self.description.clone();
+        let sim =
+            SimHandle::start(&SimConfig { arm, seed: self.config.robot.seed, instruction: None })?;
+        let cameras = self.config.cameras.iter().filter_map(|camera| {
+            // Names without a kind were refused by `fit`.
+            let kind = CameraKind::from_name(&camera.name)?;
+            let [width, height] = camera.size;
+            let eye = sim.camera(&camera.name, kind, width, height, camera.period);
+            Some((camera.name.clone(), Box::new(eye) as Box<dyn sinew_runtime::Camera>))
+        });
+        Ok(Devices { cameras: cameras.collect(), arm: Box::new(sim.arm()), sim: Some(sim) })
+    }
+}

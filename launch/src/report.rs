@@ -1,0 +1,343 @@
+//! What a run was like: plain data, and its text.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use serde::Serialize;
+use sinew_drivers::peer::StreamFigures;
+use sinew_runtime::telemetry::Quantiles;
+
+use crate::run::{EpisodeResult, Outcome};
+
+/// A whole run: the content of `--json`.
+#[derive(Debug, Clone, Serialize)]
+pub struct RunReport {
+    /// The computer.
+    pub machine: Machine,
+    /// The policy's file.
+    pub policy: String,
+    /// Arguments of the launch.
+    pub arguments: BTreeMap<String, String>,
+    /// Real-time scheduling, or why there is none.
+    pub realtime: String,
+    /// The episodes, in order.
+    pub episodes: Vec<EpisodeResult>,
+    /// Commands a second that were set.
+    pub set_rate_hz: f64,
+    /// The command stream at the driver's side of the bus.
+    pub stream: StreamFigures,
+    /// The control thread.
+    pub control: LoopFigures,
+    /// A bare clock loop of the same period and priority, run beside it.
+    pub bare_clock: LoopFigures,
+    /// Time of the control thread's work in a cycle (µs).
+    pub cycle_work_us: Quantiles,
+    /// Commands that the publisher's ring had no room for.
+    pub dropped_commands: u64,
+    /// From the order of a chunk to its hand-over (µs).
+    pub chunk_latency_us: Quantiles,
+    /// Its stages (µs).
+    pub stages_us: BTreeMap<String, Quantiles>,
+    /// Age of the observations' parts when a chunk was ordered (µs).
+    pub ages_us: BTreeMap<String, Quantiles>,
+    /// What became of the chunks.
+    pub chunks: ChunkFigures,
+    /// Guard interventions, `joint: cause`, in control periods.
+    pub interventions: BTreeMap<String, u64>,
+    /// Messages from each sensor.
+    pub sensors: BTreeMap<String, SensorFigures>,
+}
+
+/// The computer that a run was made on.
+#[derive(Debug, Clone, Serialize)]
+pub struct Machine {
+    /// Processor.
+    pub cpu: String,
+    /// Its cores.
+    pub cores: usize,
+    /// Operating system's kernel.
+    pub kernel: String,
+}
+
+/// A periodic loop.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct LoopFigures {
+    /// Periods that were run.
+    pub cycles: u64,
+    /// Periods slept through.
+    pub missed: u64,
+    /// From due to wake-up (µs).
+    pub lateness_us: Quantiles,
+}
+
+/// What became of the chunks.
+#[derive(Debug, Clone, Serialize)]
+pub struct ChunkFigures {
+    /// Made by the policy.
+    pub made: u64,
+    /// Played.
+    pub accepted: u64,
+    /// Refused, by reason.
+    pub refused: BTreeMap<String, u64>,
+    /// Orders that made none, by reason.
+    pub failed: BTreeMap<String, u64>,
+    /// Times that a chunk ran out before the next came.
+    pub starvations: u64,
+    /// Control periods spent so.
+    pub starved_cycles: u64,
+    /// Times that stale state took authority away.
+    pub stale_state_holds: u64,
+}
+
+/// One sensor's messages.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct SensorFigures {
+    /// Taken in.
+    pub received: u64,
+    /// Never came.
+    pub lost: u64,
+}
+
+impl Machine {
+    /// This computer.
+    pub fn this() -> Self {
+        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let info = read("/proc/cpuinfo");
+        let model = info.lines().find(|l| l.starts_with("model name"));
+        let cpu = model.and_then(|l| l.split_once(':')).map_or("unknown", |(_, name)| name.trim());
+        Self {
+            cpu: cpu.to_owned(),
+            cores: std::thread::available_parallelism().map_or(1, Into::into),
+            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+        }
+    }
+}
+
+/// Successes, and what went wrong, of some episodes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Tally {
+    /// Episodes.
+    pub episodes: usize,
+    /// Of these: done as told.
+    pub success: usize,
+    /// Another object or the other place.
+    pub wrong: usize,
+    /// Time ran out, or stopped.
+    pub unfinished: usize,
+}
+
+impl Tally {
+    /// Counts `episodes`.
+    pub fn of<'a>(episodes: impl Iterator<Item = &'a EpisodeResult>) -> Self {
+        let mut tally = Self::default();
+        for episode in episodes {
+            tally.episodes += 1;
+            match episode.outcome {
+                Outcome::Success => tally.success += 1,
+                Outcome::WrongObject | Outcome::WrongPlace => tally.wrong += 1,
+                Outcome::Timeout | Outcome::Stopped => tally.unfinished += 1,
+            }
+        }
+        tally
+    }
+
+    fn row(&self, name: &str) -> String {
+        let percent = |n: usize| 100.0 * n as f64 / self.episodes.max(1) as f64;
+        format!(
+            "  {name:<44} {:>4} {:>5} {:>5.1} % {:>5} {:>10}",
+            self.episodes,
+            self.success,
+            percent(self.success),
+            self.wrong,
+            self.unfinished
+        )
+    }
+}
+
+/// One line on what is going on, once a second.
+pub struct StatusLine<'a> {
+    /// The instruction followed.
+    pub instruction: &'a str,
+    /// Who holds authority.
+    pub authority: &'a str,
+    /// Commands a second, at the driver's side.
+    pub rate_hz: f64,
+    /// Periods slept through.
+    pub overruns: u64,
+    /// Chunk latency (µs).
+    pub chunk: Quantiles,
+    /// Time until the executing chunk is played out (ms).
+    pub buffer_ms: u128,
+    /// Successes and episodes so far.
+    pub successes: (usize, usize),
+}
+
+impl std::fmt::Display for StatusLine<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (won, of) = self.successes;
+        write!(
+            f,
+            "{:<42} {:<6} {:7.2} Hz  overruns {}  chunk p50/p99 {:.0}/{:.0} ms  buffer {:4} ms  {won} of {of} done",
+            self.instruction,
+            self.authority,
+            self.rate_hz,
+            self.overruns,
+            self.chunk.p50 / 1e3,
+            self.chunk.p99 / 1e3,
+            self.buffer_ms,
+        )
+    }
+}
+
+impl RunReport {
+    /// The report as aligned text.
+    pub fn render(&self) -> String {
+        let mut out = String::new();
+        // Writing to a string cannot fail.
+        let _ = self.write(&mut out);
+        out
+    }
+
+    fn write(&self, out: &mut String) -> std::fmt::Result {
+        let Machine { cpu, cores, kernel } = &self.machine;
+        writeln!(out, "\nMachine    {cpu}, {cores} cores, Linux {kernel}")?;
+        writeln!(out, "Policy     {}", self.policy)?;
+        writeln!(out, "Real time  {}", self.realtime)?;
+        self.write_episodes(out)?;
+
+        let s = &self.stream;
+        let off = 100.0 * (s.achieved_rate_hz - self.set_rate_hz) / self.set_rate_hz;
+        writeln!(out, "\nCommand stream at the driver's side of the bus")?;
+        writeln!(
+            out,
+            "  {} commands in {:.1} s: {:.3} Hz, set {:.3} Hz ({off:+.3} %); lost {}, out of order {}, missed periods {}",
+            s.commands,
+            s.seconds,
+            s.achieved_rate_hz,
+            self.set_rate_hz,
+            s.lost,
+            s.reordered,
+            s.missed_periods
+        )?;
+        writeln!(
+            out,
+            "\n  {:<34} {:>9} {:>9} {:>9} {:>9} {:>8}",
+            "µs", "p50", "p99", "p99.9", "max", "missed"
+        )?;
+        let row = |out: &mut String, name: &str, q: &Quantiles, missed: Option<u64>| {
+            let missed = missed.map(|m| m.to_string()).unwrap_or_default();
+            writeln!(
+                out,
+                "  {name:<34} {:>9.1} {:>9.1} {:>9.1} {:>9.1} {missed:>8}",
+                q.p50, q.p99, q.p999, q.max
+            )
+        };
+        row(
+            out,
+            "control thread: late to wake",
+            &self.control.lateness_us,
+            Some(self.control.missed),
+        )?;
+        row(
+            out,
+            "bare clock loop: late to wake",
+            &self.bare_clock.lateness_us,
+            Some(self.bare_clock.missed),
+        )?;
+        row(out, "control thread: work in a cycle", &self.cycle_work_us, None)?;
+        row(out, "driver: jitter of the interval", &s.jitter_us, Some(s.missed_periods))?;
+        row(out, "driver: control thread to arrival", &s.one_way_us, None)?;
+
+        writeln!(out, "\n  {:<34} {:>9} {:>9} {:>9} {:>9}", "ms", "p50", "p99", "max", "n")?;
+        let row = |out: &mut String, name: &str, q: &Quantiles| {
+            let (p50, p99, max) = (q.p50 / 1e3, q.p99 / 1e3, q.max / 1e3);
+            writeln!(out, "  {name:<34} {p50:>9.1} {p99:>9.1} {max:>9.1} {:>9}", q.count)
+        };
+        row(out, "chunk: order to hand-over", &self.chunk_latency_us)?;
+        for (stage, q) in &self.stages_us {
+            row(out, &format!("chunk: {stage}"), q)?;
+        }
+        for (part, q) in &self.ages_us {
+            row(out, &format!("observation: age of {part}"), q)?;
+        }
+
+        let c = &self.chunks;
+        writeln!(
+            out,
+            "\nChunks     {} made, {} played, {} starvations ({} control periods)",
+            c.made, c.accepted, c.starvations, c.starved_cycles
+        )?;
+        write_counts(out, "  refused", &c.refused)?;
+        write_counts(out, "  not made", &c.failed)?;
+        write_counts(out, "Guard      changed (control periods)", &self.interventions)?;
+        let lost: u64 = self.sensors.values().map(|s| s.lost).sum();
+        let received: u64 = self.sensors.values().map(|s| s.received).sum();
+        writeln!(out, "Sensors    {received} messages, {lost} lost")
+    }
+
+    fn write_episodes(&self, out: &mut String) -> std::fmt::Result {
+        if self.episodes.is_empty() {
+            return Ok(());
+        }
+        for swapped in [false, true] {
+            let of = |e: &&EpisodeResult| e.swapped == swapped;
+            let group: Vec<_> = self.episodes.iter().filter(of).collect();
+            if group.is_empty() {
+                continue;
+            }
+            let title =
+                if swapped { "Control: same scenes, another instruction" } else { "Episodes" };
+            writeln!(out, "\n{title}")?;
+            writeln!(
+                out,
+                "  {:<44} {:>4} {:>13} {:>5} {:>10}",
+                "instruction", "n", "success", "wrong", "unfinished"
+            )?;
+            let mut names: Vec<_> = group.iter().map(|e| e.instruction.as_str()).collect();
+            names.sort_unstable();
+            names.dedup();
+            for name in names {
+                let tally = Tally::of(group.iter().copied().filter(|e| e.instruction == name));
+                writeln!(out, "{}", tally.row(name))?;
+            }
+            writeln!(out, "{}", Tally::of(group.iter().copied()).row("all"))?;
+            let mut times: Vec<f64> =
+                group.iter().filter(|e| e.outcome == Outcome::Success).map(|e| e.seconds).collect();
+            times.sort_by(f64::total_cmp);
+            if let Some(median) = times.get(times.len() / 2) {
+                writeln!(out, "  median time to success {median:.1} s")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn write_counts(out: &mut String, name: &str, counts: &BTreeMap<String, u64>) -> std::fmt::Result {
+    if counts.is_empty() {
+        return Ok(());
+    }
+    let list: Vec<_> = counts.iter().map(|(what, n)| format!("{what} {n}")).collect();
+    writeln!(out, "{name}: {}", list.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn episode(instruction: &str, swapped: bool, outcome: Outcome) -> EpisodeResult {
+        EpisodeResult { seed: 1, instruction: instruction.into(), swapped, outcome, seconds: 2.0 }
+    }
+
+    #[test]
+    fn a_tally_separates_wrong_from_unfinished() {
+        let all = [
+            episode("a", false, Outcome::Success),
+            episode("a", false, Outcome::WrongPlace),
+            episode("a", false, Outcome::WrongObject),
+            episode("a", false, Outcome::Timeout),
+        ];
+        let tally = Tally::of(all.iter());
+        assert_eq!((tally.success, tally.wrong, tally.unfinished), (1, 2, 1));
+        assert!(tally.row("a").contains("25.0 %"));
+    }
+}
