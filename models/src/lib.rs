@@ -23,6 +23,7 @@ use std::path::Path;
 
 pub use checkpoint::Checkpoint;
 pub use error::ModelError;
+pub use gguf::{QuantType, quantize};
 use sinew_runtime::Policy;
 
 /// Architectures that can be loaded, by the `type` in `config.json`.

@@ -1,11 +1,162 @@
 //! Bundles: one GGUF file with everything that a policy needs.
 
 pub mod blocks;
+mod format;
+mod quantize;
 
 use std::path::Path;
+use std::sync::Arc;
 
-use crate::{Checkpoint, ModelError};
+use sha2::{Digest, Sha256};
 
-pub(crate) fn open(path: &Path, _verify_hash: bool) -> Result<Checkpoint, ModelError> {
-    Err(ModelError::malformed(path, "bundle", "x", "y"))
+pub use quantize::{QuantType, quantize};
+
+use crate::ModelError;
+use crate::checkpoint::map::MappedFile;
+use crate::checkpoint::{
+    ActionInfo, Checkpoint, KeptLayer, Origin, Processor, SmolVlaConfig, TensorStore, VlmConfig,
+};
+use crate::processors::{Pipeline, Statistics};
+use format::{Content, Value};
+
+/// What `general.architecture` says in our bundles.
+const ARCHITECTURE: &str = "sinew.smolvla";
+
+/// Metadata keys, written by [`quantize`] and read by [`open`].
+mod keys {
+    pub const ARCHITECTURE: &str = "general.architecture";
+    pub const ALIGNMENT: &str = "general.alignment";
+    pub const WRITTEN_BY: &str = "sinew.written_by";
+    pub const QUANTIZATION: &str = "sinew.quantization";
+    pub const CONFIG: &str = "sinew.config";
+    pub const VLM_CONFIG: &str = "sinew.vlm_config";
+    pub const TOKENIZER: &str = "sinew.tokenizer";
+    pub const PREPROCESSOR: &str = "sinew.preprocessor";
+    pub const POSTPROCESSOR: &str = "sinew.postprocessor";
+    pub const ACTION_NAMES: &str = "sinew.action.names";
+    pub const ACTION_UNITS: &str = "sinew.action.units";
+    pub const ACTION_RATE: &str = "sinew.action.rate_hz";
+    pub const SOURCE_HASH: &str = "sinew.source.sha256";
+    pub const DATA_HASH: &str = "sinew.data.sha256";
+    pub const KEPT: &str = "sinew.kept";
+
+    /// Prefix of a pipeline's statistics, one key per `FEATURE.STAT`.
+    pub fn statistics(pipeline: &str) -> String {
+        format!("{pipeline}.statistics.")
+    }
+}
+
+/// Metadata with the file's name for messages.
+struct Metadata<'a> {
+    path: &'a Path,
+    content: &'a Content,
+}
+
+impl Metadata<'_> {
+    fn text(&self, key: &str) -> Result<&str, ModelError> {
+        match self.content.metadata.get(key) {
+            Some(Value::Text(text)) => Ok(text),
+            found => {
+                let found = if found.is_some() { "of another type" } else { "missing" };
+                Err(ModelError::malformed(
+                    self.path,
+                    format!("metadata `{key}`"),
+                    found,
+                    "a text, as `sinew model quantize` writes it",
+                ))
+            }
+        }
+    }
+
+    fn texts(&self, key: &str) -> Vec<String> {
+        match self.content.metadata.get(key) {
+            Some(Value::Texts(list)) => list.clone(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn processor(&self, key: &str) -> Result<Processor, ModelError> {
+        let text = self.text(key)?.to_owned();
+        let pipeline = Pipeline::parse(self.path, &text)?;
+        let prefix = keys::statistics(key);
+        let statistics: Statistics = self
+            .content
+            .metadata
+            .iter()
+            .filter_map(|(k, v)| match v {
+                Value::Floats(list) => Some((k.strip_prefix(&prefix)?.to_owned(), list.clone())),
+                _ => None,
+            })
+            .collect();
+        Ok(Processor { text, pipeline, statistics, statistics_path: self.path.to_owned() })
+    }
+}
+
+/// Opens the bundle `path`; with `verify_hash` its tensor data are read and compared with their hash.
+pub(crate) fn open(path: &Path, verify_hash: bool) -> Result<Checkpoint, ModelError> {
+    let file = Arc::new(MappedFile::open(path)?);
+    let content = format::read(&file)?;
+    let metadata = Metadata { path, content: &content };
+    let found = metadata.text(keys::ARCHITECTURE)?;
+    if found != ARCHITECTURE {
+        let (path, found) = (path.to_owned(), found.to_owned());
+        return Err(ModelError::UnknownArchitecture { path, found });
+    }
+    if verify_hash {
+        let expected = metadata.text(keys::DATA_HASH)?;
+        let bytes = file.bytes().get(content.data..).unwrap_or_default();
+        let found = hex(&Sha256::digest(bytes));
+        if found != expected {
+            let (path, expected) = (path.to_owned(), expected.to_owned());
+            return Err(ModelError::HashMismatch { path, found, expected });
+        }
+    }
+    let config_text = metadata.text(keys::CONFIG)?.to_owned();
+    let vlm_text = metadata.text(keys::VLM_CONFIG)?.to_owned();
+    let kept = metadata.texts(keys::KEPT).iter().filter_map(|line| {
+        let mut parts = line.splitn(3, '|').map(str::to_owned);
+        Some(KeptLayer { tensor: parts.next()?, dtype: parts.next()?, reason: parts.next()? })
+    });
+    let own = |key| metadata.text(key).ok().map(str::to_owned);
+    let origin = Origin {
+        format: "gguf",
+        quantization: own(keys::QUANTIZATION),
+        source_sha256: own(keys::SOURCE_HASH),
+        written_by: own(keys::WRITTEN_BY),
+        kept: kept.collect(),
+    };
+    let actions = ActionInfo {
+        action_names: metadata.texts(keys::ACTION_NAMES),
+        action_units: metadata.texts(keys::ACTION_UNITS),
+        action_rate_hz: match content.metadata.get(keys::ACTION_RATE) {
+            Some(Value::F64(rate)) => Some(*rate),
+            _ => None,
+        },
+    };
+    let (preprocessor, postprocessor) =
+        (metadata.processor(keys::PREPROCESSOR)?, metadata.processor(keys::POSTPROCESSOR)?);
+    let tokenizer = metadata.text(keys::TOKENIZER)?.to_owned();
+    let mut store = TensorStore::new(path, true);
+    for tensor in content.tensors {
+        store.insert(tensor.name.clone(), tensor);
+    }
+    Ok(Checkpoint {
+        path: path.to_owned(),
+        config: SmolVlaConfig::parse(path, &config_text)?,
+        config_text,
+        vlm: VlmConfig::parse(path, &vlm_text)?,
+        vlm_text,
+        preprocessor,
+        postprocessor,
+        tokenizer,
+        tokenizer_path: path.to_owned(),
+        actions,
+        store,
+        origin,
+    })
+}
+
+/// Lower-case hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

@@ -1,0 +1,173 @@
+//! Writing bundles: which tensor becomes what, and why some stay in higher precision.
+
+use std::fs::File;
+use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+
+use super::format::{self, ALIGNMENT, TensorInfo, Value};
+use super::{ARCHITECTURE, blocks, hex, keys};
+use crate::ModelError;
+use crate::checkpoint::{Checkpoint, Processor, StoredTensor, StoredType};
+
+/// Type of a bundle's large matrices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QuantType {
+    /// 8 bits in blocks of 32.
+    Q8_0,
+    /// 4 bits in blocks of 32.
+    Q4_0,
+    /// Half precision.
+    F16,
+}
+
+impl QuantType {
+    fn stored(self) -> StoredType {
+        match self {
+            Self::Q8_0 => StoredType::Q8_0,
+            Self::Q4_0 => StoredType::Q4_0,
+            Self::F16 => StoredType::F16,
+        }
+    }
+}
+
+/// Writes the checkpoint `folder` as one bundle `out`, its large matrices as `kind`.
+///
+/// The bundle holds weights, configuration, statistics, tokenizer, action names and units, and the
+/// SHA-256 of the weights that it was made from. It is written beside `out` and renamed when complete.
+///
+/// # Errors
+/// [`ModelError`] of reading the folder or writing the file.
+pub fn quantize(folder: &Path, kind: QuantType, out: &Path) -> Result<(), ModelError> {
+    let checkpoint = Checkpoint::open(folder, true)?;
+    let part = out.with_extension("gguf.part");
+    let written = write(&checkpoint, kind, &part)
+        .and_then(|()| std::fs::rename(&part, out).map_err(|e| ModelError::io(out, e)));
+    if written.is_err() {
+        // The partial file is of no use; that it cannot be removed is no further news.
+        let _ = std::fs::remove_file(&part);
+    }
+    written
+}
+
+/// How tensor `name` is stored, and why when that is not as `kind`.
+fn choose(
+    name: &str,
+    tensor: &StoredTensor,
+    kind: QuantType,
+) -> (StoredType, Option<&'static str>) {
+    let width: usize = tensor.shape.iter().skip(1).product();
+    if tensor.shape.len() < 2 {
+        return (
+            StoredType::F32,
+            Some("norm gains and biases: few values, added to every activation"),
+        );
+    }
+    if name.contains("position_embedding") {
+        return (StoredType::F32, Some("position table: added to every patch, not multiplied"));
+    }
+    if !name.starts_with("vision.")
+        && !name.starts_with("connector.")
+        && !name.starts_with("text.")
+        && !name.starts_with("expert.")
+    {
+        return (
+            StoredType::F32,
+            Some(
+                "projections of state, action and flow time: small, and errors enter each denoise step",
+            ),
+        );
+    }
+    if name.contains("embed_tokens") {
+        return (
+            StoredType::F16,
+            Some("token table: a few rows are looked up, none is multiplied"),
+        );
+    }
+    let wanted = kind.stored();
+    if !width.is_multiple_of(wanted.block_values()) {
+        return (StoredType::F16, Some("input width is no multiple of the block of 32"));
+    }
+    (wanted, None)
+}
+
+fn write(checkpoint: &Checkpoint, kind: QuantType, out: &Path) -> Result<(), ModelError> {
+    let io = |e| ModelError::io(out, e);
+    let mut infos = Vec::new();
+    let mut kept = Vec::new();
+    for (name, tensor) in checkpoint.store.iter() {
+        let (dtype, reason) = choose(name, tensor, kind);
+        if let Some(reason) = reason {
+            kept.push(format!("{name}|{}|{reason}", dtype.name()));
+        }
+        // A convolution is stored as the matrix that it is used as.
+        let shape = match tensor.shape.as_slice() {
+            [outputs, rest @ ..] if rest.len() == 3 => vec![*outputs, rest.iter().product()],
+            other => other.to_vec(),
+        };
+        infos.push(TensorInfo { name: name.to_owned(), dtype, shape });
+    }
+    let source = checkpoint.store.path();
+    let source_hash = {
+        let mut file = File::open(source).map_err(|e| ModelError::io(source, e))?;
+        let mut hash = Sha256::new();
+        std::io::copy(&mut file, &mut hash).map_err(|e| ModelError::io(source, e))?;
+        hex(&hash.finalize())
+    };
+    let metadata =
+        |data_hash: String| metadata(checkpoint, kind, &source_hash, data_hash, kept.clone());
+    let mut file = BufWriter::new(File::create(out).map_err(io)?);
+    // The hash of the data is known last; it has a fixed length, so the header is written twice.
+    format::write_header(&mut file, &metadata("0".repeat(64)), &infos).map_err(io)?;
+    let mut hash = Sha256::new();
+    let mut bytes = Vec::new();
+    for (info, (_, tensor)) in infos.iter().zip(checkpoint.store.iter()) {
+        bytes.clear();
+        blocks::encode(info.dtype, &tensor.to_f32(), &mut bytes);
+        tensor.release();
+        bytes.resize(bytes.len().next_multiple_of(ALIGNMENT), 0);
+        hash.update(&bytes);
+        file.write_all(&bytes).map_err(io)?;
+    }
+    file.seek(SeekFrom::Start(0)).map_err(io)?;
+    format::write_header(&mut file, &metadata(hex(&hash.finalize())), &infos).map_err(io)?;
+    file.into_inner().map_err(|e| io(e.into_error()))?.sync_all().map_err(io)
+}
+
+fn metadata(
+    checkpoint: &Checkpoint,
+    kind: QuantType,
+    source_hash: &str,
+    data_hash: String,
+    kept: Vec<String>,
+) -> Vec<(String, Value)> {
+    let text = |key: &str, text: &str| (key.to_owned(), Value::Text(text.to_owned()));
+    let mut all = vec![
+        text(keys::ARCHITECTURE, ARCHITECTURE),
+        (keys::ALIGNMENT.to_owned(), Value::U32(ALIGNMENT as u32)),
+        text(keys::WRITTEN_BY, concat!("sinew ", env!("CARGO_PKG_VERSION"))),
+        text(keys::QUANTIZATION, kind.stored().name()),
+        text(keys::SOURCE_HASH, source_hash),
+        text(keys::DATA_HASH, &data_hash),
+        text(keys::CONFIG, &checkpoint.config_text),
+        text(keys::VLM_CONFIG, &checkpoint.vlm_text),
+        text(keys::TOKENIZER, &checkpoint.tokenizer),
+        (keys::KEPT.to_owned(), Value::Texts(kept)),
+        (keys::ACTION_NAMES.to_owned(), Value::Texts(checkpoint.actions.action_names.clone())),
+        (keys::ACTION_UNITS.to_owned(), Value::Texts(checkpoint.actions.action_units.clone())),
+    ];
+    if let Some(rate) = checkpoint.actions.action_rate_hz {
+        all.push((keys::ACTION_RATE.to_owned(), Value::F64(rate)));
+    }
+    let mut processor = |key: &str, processor: &Processor| {
+        all.push(text(key, &processor.text));
+        let prefix = keys::statistics(key);
+        for (name, values) in &processor.statistics {
+            all.push((format!("{prefix}{name}"), Value::Floats(values.clone())));
+        }
+    };
+    processor(keys::PREPROCESSOR, &checkpoint.preprocessor);
+    processor(keys::POSTPROCESSOR, &checkpoint.postprocessor);
+    all
+}
