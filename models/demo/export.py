@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from smolvla import Config, SmolVla
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from smolvla import Config, SmolVla
 
 COLOURS, SIDES = ["red", "green", "blue", "yellow"], ["left", "right"]
 PICK_PLACE = [

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
+
 from gym_client import PICK, TOUCH, Gym
 from smolvla import Config, SmolVla
-from tokenizers import Tokenizer
 
 SHARD = 512
 COLOURS = ["red", "green", "blue", "yellow"]
@@ -353,7 +354,9 @@ def main() -> None:
         if policy is not None:
             policy.noise = a.noise
         first = EVAL_SEEDS + a.seed * 1000
-        todo = every_instruction(gym, list(range(first, first + a.episodes // 6))) if a.mode == "swap" else trials(first)
+        todo = (
+            every_instruction(gym, list(range(first, first + a.episodes // 6))) if a.mode == "swap" else trials(first)
+        )
         evaluate(gym, policy, todo, delay=a.delay)
         print(a.mode, summary(todo))
         for row in table(todo):
@@ -363,7 +366,7 @@ def main() -> None:
                 print(t)
         return
     begin = time.time()
-    tests = evaluated = begin
+    evaluated = begin
     collector = Collector(gym, data, a.name or f"{a.mode}{a.seed}", a.seed, a.touch)
     policy, loaded = None, 0.0
     log = a.work / f"{a.mode}{a.seed}.log"
@@ -379,8 +382,8 @@ def main() -> None:
             with log.open("a") as f:
                 f.write(f"{time.time() - begin:.0f} s {collector.count}\n")
         if a.mode == "dagger" and time.time() - evaluated > a.eval_every:
-            results = evaluate(gym, policy, trials(EVAL_SEEDS + int(tests) % 500 * 1000), delay=1)
-            tests = evaluated = time.time()
+            results = evaluate(gym, policy, trials(EVAL_SEEDS + int(evaluated) % 500 * 1000), delay=1)
+            evaluated = time.time()
             with (a.work / "eval.csv").open("a", newline="") as f:
                 csv.writer(f).writerow([time.strftime("%H:%M:%S"), summary(results)])
             for i in range(gym.envs):

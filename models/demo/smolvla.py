@@ -149,9 +149,7 @@ class VisionAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Mixes the patches of each image."""
         b, n, d = x.shape
-        q, k, v = (
-            p(x).view(b, n, self.heads, -1).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        q, k, v = (p(x).view(b, n, self.heads, -1).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
         return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, d))
 
 
@@ -239,8 +237,7 @@ class Attention(nn.Module):
         """Attention of heads ``q`` over ``k`` and ``v`` under an additive mask."""
         group = self.heads // self.kv_heads
         k, v = (
-            t[:, :, None].expand(-1, -1, group, -1, -1).reshape(t.shape[0], -1, t.shape[2], t.shape[3])
-            for t in (k, v)
+            t[:, :, None].expand(-1, -1, group, -1, -1).reshape(t.shape[0], -1, t.shape[2], t.shape[3]) for t in (k, v)
         )
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype))
         return self.o_proj(out.transpose(1, 2).reshape(q.shape[0], q.shape[2], -1))
@@ -313,14 +310,10 @@ class SmolVla(nn.Module):
         vlm.vision_model = VisionModel(c)
         vlm.connector = nn.Module()
         vlm.connector.modality_projection = nn.Module()
-        vlm.connector.modality_projection.proj = nn.Linear(
-            c.vision_width * c.scale_factor**2, c.hidden, bias=False
-        )
+        vlm.connector.modality_projection.proj = nn.Linear(c.vision_width * c.scale_factor**2, c.hidden, bias=False)
         vlm.text_model = nn.Module()
         vlm.text_model.embed_tokens = nn.Embedding(c.vocab, c.hidden)
-        vlm.text_model.layers = nn.ModuleList(
-            TextLayer(c, c.hidden, c.mlp, c.hidden) for _ in range(c.layers)
-        )
+        vlm.text_model.layers = nn.ModuleList(TextLayer(c, c.hidden, c.mlp, c.hidden) for _ in range(c.layers))
         vlm.text_model.norm = RmsNorm(c.hidden)
         ve.lm_expert = nn.Module()
         ve.lm_expert.layers = nn.ModuleList(

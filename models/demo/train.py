@@ -22,11 +22,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
 from export import save_policy, statistics
 from rollout import CLASSES, encode_texts
 from smolvla import Config, RmsNorm, SmolVla
-from tokenizers import Tokenizer
-from torch import Tensor, nn
 
 COLOURS = ["red", "green", "blue", "yellow"]
 SIDES = ["left", "right"]
@@ -78,7 +79,10 @@ class Pool:
         if (self.folder.parent / "weights").exists():  # may be changed while training runs
             self.weights = json.loads((self.folder.parent / "weights").read_text())
         weight = np.array(
-            [len(v) * next((w for n, w in self.weights.items() if k.startswith(n)), 1.0) for k, v in self.shards.items()]
+            [
+                len(v) * next((w for n, w in self.weights.items() if k.startswith(n)), 1.0)
+                for k, v in self.shards.items()
+            ]
         )
         self.names, self.weight = list(self.shards), weight / max(weight.sum(), 1)
 
@@ -129,9 +133,7 @@ def make_batch(rows: np.ndarray, tok: Tokenizer, c: Config, stats: dict, index: 
     target = torch.tensor([named_classes(t) for t in texts])
     whole = torch.from_numpy(np.nan_to_num(rows["info"]))
     offset = torch.stack([whole[:, index[f"target_{k}"]] - whole[:, index[f"tip_{k}"]] for k in "xyz"], -1)
-    pixel = torch.stack(
-        [torch.stack([whole[:, index[f"{n}_target_{k}"]] for k in "vu"], -1) for n in c.cameras], 1
-    )
+    pixel = torch.stack([torch.stack([whole[:, index[f"{n}_target_{k}"]] for k in "vu"], -1) for n in c.cameras], 1)
     counts = torch.from_numpy(rows["patches"]).float()
     state = torch.from_numpy(rows["state"].copy())
     # The first demonstrations come from softer contacts; a held cube now stops the jaw at 0.44 to 0.63 rad.
