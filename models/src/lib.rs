@@ -13,18 +13,26 @@
 
 pub mod checkpoint;
 mod error;
+mod fetch;
 pub mod gguf;
+mod inspect;
 pub mod kernels;
 pub mod processors;
 mod random;
 pub mod smolvla;
+mod synthetic;
+mod verify;
 
 use std::path::Path;
 
 pub use checkpoint::Checkpoint;
 pub use error::ModelError;
+pub use fetch::fetch;
 pub use gguf::{QuantType, quantize};
+pub use inspect::{Inspection, KeptGroup, Normalization, Part, Sizes, inspect};
 use sinew_runtime::Policy;
+pub use synthetic::{RandomSize, random_smolvla};
+pub use verify::{DimensionError, STAGE_THRESHOLD, StageError, VerifyReport, verify};
 
 /// Architectures that can be loaded, by the `type` in `config.json`.
 pub const ARCHITECTURES: [&str; 1] = ["smolvla"];

@@ -330,6 +330,27 @@ mod tests {
     }
 
     #[test]
+    fn a_motion_within_the_limits_passes_the_guard_unchanged() {
+        let mut core = core();
+        core.on_event(state(Stamp(0), 0.2), Stamp(0));
+        core.tick(Stamp(0));
+        // A quintic, as homing uses it: 0.5 rad in 1 s.
+        let at = |f: f64| 0.2 + 0.5 * f * f * f * (10.0 - 15.0 * f + 6.0 * f * f);
+        let values = (1..=10).map(|k| at(f64::from(k) / 10.0)).collect();
+        let effect = core.on_event(ControlEvent::Motion(chunk(0, Stamp(0), values)), Stamp(0));
+        assert!(effect.accepted);
+        for k in 1..=120u32 {
+            let now = Stamp(0) + PERIOD * k;
+            core.on_event(state(now, 0.2), now);
+            let cycle = core.tick(now);
+            let found = cycle.interventions;
+            assert_eq!(found, Interventions::default(), "cycle {k}");
+        }
+        let end = core.guard.position()[0];
+        assert!((end - 0.7).abs() < 1e-9, "{end}");
+    }
+
+    #[test]
     fn stop_beats_a_playing_chunk_and_stays() {
         let mut core = core();
         core.on_event(state(Stamp(0), 0.0), Stamp(0));

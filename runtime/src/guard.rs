@@ -184,15 +184,14 @@ impl Guard {
     fn filter_joint(&mut self, joint: usize, wish: f64, feed: f64, changed: &mut Interventions) {
         let (limit, t) = (self.limits[joint], self.period);
         let (position, velocity) = (self.position[joint], self.velocity[joint]);
-        let mut target = wish;
+        let (mut target, mut feed) = (wish, feed.clamp(-limit.velocity, limit.velocity));
         if target < limit.lower || target > limit.upper {
             changed.add(joint, Cause::Position);
             // A wish outside must not pull a joint that already stands outside further out.
-            target = target.clamp(limit.lower, limit.upper);
+            (target, feed) = (target.clamp(limit.lower, limit.upper), 0.0);
         }
         let exact = (target - position) / t;
         let reach = limit.acceleration * t;
-        let feed = feed.clamp(-limit.velocity, limit.velocity);
         // Arriving must leave a speed that one period can turn into the wish's own.
         let fits = |v: f64| {
             v.abs() <= limit.velocity

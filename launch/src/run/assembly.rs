@@ -23,7 +23,7 @@ use super::robot::{Robot, RunError};
 /// Shortest join between two chunks: long against a control period, short against a chunk.
 const JOIN_TIME: Duration = Duration::from_millis(200);
 /// Highest speed (rad/s) that a join may add to the motion.
-const JOIN_VELOCITY: f64 = 0.8;
+const JOIN_VELOCITY: f64 = 1.5;
 /// Command and measured position may differ by this much (rad) when a driver rejoins after a hold.
 const REJOIN_TOLERANCE: f64 = 0.5;
 /// How long the parts may take to find each other.

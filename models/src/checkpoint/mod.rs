@@ -30,6 +30,9 @@ pub struct ActionInfo {
     pub action_units: Vec<String>,
     /// Actions a second.
     pub action_rate_hz: Option<f64>,
+    /// Scale of the starting noise; 1 (LeRobot's) when left out. Less noise samples nearer to the
+    /// most likely chunk.
+    pub noise_scale: Option<f64>,
 }
 
 impl ActionInfo {
@@ -42,6 +45,12 @@ impl ActionInfo {
                 let reason = format!("has {found} entries, the policy's actions have {action_dim}");
                 return Err(ModelError::config(path, key, reason));
             }
+        }
+        if let Some(scale) = self.noise_scale
+            && !(0.0..=1.0).contains(&scale)
+        {
+            let reason = format!("is {scale}, expected 0 to 1");
+            return Err(ModelError::config(path, "noise_scale", reason));
         }
         match self.action_rate_hz {
             Some(rate) if !(rate > 0.0 && rate <= 100_000.0) => {

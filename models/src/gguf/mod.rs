@@ -36,6 +36,7 @@ mod keys {
     pub const ACTION_NAMES: &str = "sinew.action.names";
     pub const ACTION_UNITS: &str = "sinew.action.units";
     pub const ACTION_RATE: &str = "sinew.action.rate_hz";
+    pub const NOISE_SCALE: &str = "sinew.noise_scale";
     pub const SOURCE_HASH: &str = "sinew.source.sha256";
     pub const DATA_HASH: &str = "sinew.data.sha256";
     pub const KEPT: &str = "sinew.kept";
@@ -72,6 +73,13 @@ impl Metadata<'_> {
         match self.content.metadata.get(key) {
             Some(Value::Texts(list)) => list.clone(),
             _ => Vec::new(),
+        }
+    }
+
+    fn number(&self, key: &str) -> Option<f64> {
+        match self.content.metadata.get(key) {
+            Some(Value::F64(number)) => Some(*number),
+            _ => None,
         }
     }
 
@@ -113,7 +121,7 @@ pub(crate) fn open(path: &Path, verify_hash: bool) -> Result<Checkpoint, ModelEr
     }
     let config_text = metadata.text(keys::CONFIG)?.to_owned();
     let vlm_text = metadata.text(keys::VLM_CONFIG)?.to_owned();
-    let kept = metadata.texts(keys::KEPT).iter().filter_map(|line| {
+    let kept = metadata.texts(keys::KEPT).into_iter().filter_map(|line| {
         let mut parts = line.splitn(3, '|').map(str::to_owned);
         Some(KeptLayer { tensor: parts.next()?, dtype: parts.next()?, reason: parts.next()? })
     });
@@ -128,10 +136,8 @@ pub(crate) fn open(path: &Path, verify_hash: bool) -> Result<Checkpoint, ModelEr
     let actions = ActionInfo {
         action_names: metadata.texts(keys::ACTION_NAMES),
         action_units: metadata.texts(keys::ACTION_UNITS),
-        action_rate_hz: match content.metadata.get(keys::ACTION_RATE) {
-            Some(Value::F64(rate)) => Some(*rate),
-            _ => None,
-        },
+        action_rate_hz: metadata.number(keys::ACTION_RATE),
+        noise_scale: metadata.number(keys::NOISE_SCALE),
     };
     let (preprocessor, postprocessor) =
         (metadata.processor(keys::PREPROCESSOR)?, metadata.processor(keys::POSTPROCESSOR)?);

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use super::format::{self, ALIGNMENT, TensorInfo, Value};
 use super::{ARCHITECTURE, blocks, hex, keys};
 use crate::ModelError;
+use crate::checkpoint::map::MappedFile;
 use crate::checkpoint::{Checkpoint, Processor, StoredTensor, StoredType};
 
 /// Type of a bundle's large matrices.
@@ -109,12 +110,7 @@ fn write(checkpoint: &Checkpoint, kind: QuantType, out: &Path) -> Result<(), Mod
         infos.push(TensorInfo { name: name.to_owned(), dtype, shape });
     }
     let source = checkpoint.store.path();
-    let source_hash = {
-        let mut file = File::open(source).map_err(|e| ModelError::io(source, e))?;
-        let mut hash = Sha256::new();
-        std::io::copy(&mut file, &mut hash).map_err(|e| ModelError::io(source, e))?;
-        hex(&hash.finalize())
-    };
+    let source_hash = hex(&Sha256::digest(MappedFile::open(source)?.bytes()));
     let metadata =
         |data_hash: String| metadata(checkpoint, kind, &source_hash, data_hash, kept.clone());
     let mut file = BufWriter::new(File::create(out).map_err(io)?);
@@ -157,9 +153,12 @@ fn metadata(
         (keys::ACTION_NAMES.to_owned(), Value::Texts(checkpoint.actions.action_names.clone())),
         (keys::ACTION_UNITS.to_owned(), Value::Texts(checkpoint.actions.action_units.clone())),
     ];
-    if let Some(rate) = checkpoint.actions.action_rate_hz {
-        all.push((keys::ACTION_RATE.to_owned(), Value::F64(rate)));
-    }
+    let numbers = [
+        (keys::ACTION_RATE, checkpoint.actions.action_rate_hz),
+        (keys::NOISE_SCALE, checkpoint.actions.noise_scale),
+    ];
+    let given = numbers.into_iter().filter_map(|(k, v)| Some((k.to_owned(), Value::F64(v?))));
+    all.extend(given);
     let mut processor = |key: &str, processor: &Processor| {
         all.push(text(key, &processor.text));
         let prefix = keys::statistics(key);

@@ -50,6 +50,7 @@ pub struct SmolVlaPolicy {
     dt: Duration,
     run: Option<Run>,
     noise: Option<Vec<f32>>,
+    noise_scale: f32,
 }
 
 impl SmolVlaPolicy {
@@ -77,7 +78,8 @@ impl SmolVlaPolicy {
             denoise_steps: options.denoise_steps.unwrap_or(checkpoint.config.num_steps),
         };
         let dt = Duration::from_secs_f64(1.0 / rate);
-        Ok(Self { model, preparer, spec, dt, run: None, noise: None })
+        let noise_scale = checkpoint.actions.noise_scale.unwrap_or(1.0) as f32;
+        Ok(Self { model, preparer, spec, dt, run: None, noise: None, noise_scale })
     }
 
     /// Starts the next inference from `noise` (`[H, M]` row by row) instead of the request's seed.
@@ -110,8 +112,11 @@ impl Policy for SmolVlaPolicy {
         }
         let inputs = self.preparer.prepare(observation)?;
         let shape = self.model.sample_shape();
-        let noise =
-            self.noise.take().unwrap_or_else(|| gaussian_noise(request.seed, shape.0 * shape.1));
+        let noise = self.noise.take().unwrap_or_else(|| {
+            let mut noise = gaussian_noise(request.seed, shape.0 * shape.1);
+            noise.iter_mut().for_each(|x| *x *= self.noise_scale);
+            noise
+        });
         let sampler = EulerSampler::new(noise, shape, steps).map_err(compute)?;
         let mut times = [Duration::ZERO; 4];
         times[PREPROCESS] = start.elapsed();

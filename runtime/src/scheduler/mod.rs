@@ -91,25 +91,28 @@ struct Track {
     join: Join,
 }
 
-/// The decaying rest of the step at a splice: a cubic from (offset, rate) to (0, 0).
+/// The decaying rest of the step at a splice: one cubic takes the offset to zero, another the rate.
+///
+/// The rate has its own, always short time: over a long join it would carry the arm far past both
+/// curves (a cubic from rate `r` swings out by `4/27 · r · time`).
 #[derive(Debug, Clone, Copy)]
 struct Join {
     offset: JointVec,
     rate: JointVec,
-    length: f64,
+    offset_time: f64,
+    rate_time: f64,
     elapsed: f64,
 }
 
 impl Join {
     fn sample(&self, joint: usize) -> (f64, f64) {
-        if self.elapsed >= self.length {
-            return (0.0, 0.0);
-        }
-        let (t, f) = (self.length, self.elapsed / self.length);
-        let (f2, f3) = (f * f, f * f * f);
-        let (o, r) = (self.offset[joint], self.rate[joint] * t);
-        let value = o * (2.0 * f3 - 3.0 * f2 + 1.0) + r * (f3 - 2.0 * f2 + f);
-        let speed = (o * (6.0 * f2 - 6.0 * f) + r * (3.0 * f2 - 4.0 * f + 1.0)) / t;
+        let share = |time: f64| (self.elapsed / time).min(1.0);
+        let (f, g) = (share(self.offset_time), share(self.rate_time));
+        let (offset, rate) = (self.offset[joint], self.rate[joint]);
+        let value = offset * (1.0 - f * f * (3.0 - 2.0 * f))
+            + rate * self.rate_time * g * (1.0 - g) * (1.0 - g);
+        let speed =
+            offset * 6.0 * f * (f - 1.0) / self.offset_time + rate * (1.0 - g) * (1.0 - 3.0 * g);
         (value, speed)
     }
 }
@@ -273,14 +276,15 @@ impl Scheduler {
         let dt = chunk.dt.as_secs_f64();
         let (mut offset, mut offset_rate) =
             (JointVec::zeros(self.config.joints), JointVec::zeros(self.config.joints));
-        let mut length = self.config.join_time.as_secs_f64();
+        let rate_time = self.config.join_time.as_secs_f64().max(1e-3);
+        let mut offset_time = rate_time;
         for joint in 0..self.config.joints {
             offset[joint] = command[joint] - position[joint];
             offset_rate[joint] = rate[joint] - slope[joint] / dt;
-            // A cubic from offset to zero peaks at 1.5 · offset / length.
-            length = length.max(1.5 * offset[joint].abs() / self.config.join_velocity);
+            // A cubic from offset to zero peaks at 1.5 · offset / time.
+            offset_time = offset_time.max(1.5 * offset[joint].abs() / self.config.join_velocity);
         }
-        let join = Join { offset, rate: offset_rate, length, elapsed: 0.0 };
+        let join = Join { offset, rate: offset_rate, offset_time, rate_time, elapsed: 0.0 };
         let before = self.track.replace(Track { chunk, origin, phase, join });
         Ok(before.map(|t| t.chunk))
     }

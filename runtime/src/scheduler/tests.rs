@@ -129,6 +129,24 @@ fn the_next_chunk_is_asked_for_ahead_of_the_tail_latency() {
 }
 
 #[test]
+fn a_chunk_that_turns_back_does_not_swing_the_arm_past_both_curves() {
+    let mut bench = Bench::new();
+    let first = bench.scheduler.due(at(0)).expect("nothing is playing");
+    assert_eq!(bench.give(chunk(first.request, at(0), ramp(0.0, 0.2))), Ok(()));
+    bench.run(80); // 2 rad/s, at 1.6 rad
+    let order = bench.scheduler.due(at(80)).expect("due");
+    let turn = bench.wish.position[0];
+    assert_eq!(bench.give(chunk(order.request, at(80), vec![turn - 0.8; 16])), Ok(()));
+    let mut highest = turn;
+    for _ in 0..160 {
+        bench.run(1);
+        highest = highest.max(bench.wish.position[0]);
+    }
+    assert!(highest - turn < 0.1, "swung out by {} rad", highest - turn);
+    assert!((bench.wish.position[0] - (turn - 0.8)).abs() < 1e-9);
+}
+
+#[test]
 fn a_new_start_forgets_what_was_asked() {
     let mut bench = Bench::new();
     let order = bench.scheduler.due(at(0)).expect("due");
