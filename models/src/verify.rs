@@ -69,6 +69,9 @@ pub struct StageError {
     pub relative: f64,
 }
 
+/// Actions in physical units, and every stage's values under its name.
+type Outcome = (Vec<f64>, Vec<(String, Tensor)>);
+
 struct Subject {
     model: SmolVla,
     preparer: Preparer,
@@ -79,13 +82,12 @@ impl Subject {
         Ok(Self { model: SmolVla::load(checkpoint)?, preparer: Preparer::new(checkpoint, 0)? })
     }
 
-    /// Actions (physical units), and every stage's values under its name.
     fn run(
         &mut self,
         observation: &Observation,
         noise: Vec<f32>,
         steps: usize,
-    ) -> Result<(Vec<f64>, Vec<(String, Tensor)>), ModelError> {
+    ) -> Result<Outcome, ModelError> {
         let inputs = self.preparer.prepare(observation).map_err(compute)?;
         let mut stages = Vec::new();
         let mut tokens = Vec::new();

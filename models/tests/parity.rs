@@ -11,7 +11,7 @@ use candle_core::{Device, Tensor};
 use common::{Case, max_difference, reference};
 use sinew_models::smolvla::{EulerSampler, Preparer, SmolVla, SmolVlaPolicy};
 use sinew_models::{Checkpoint, LoadOptions};
-use sinew_runtime::{ChunkRequest, Policy, inference};
+use sinew_runtime::{ChunkRequest, inference};
 
 const INTERMEDIATE: f32 = 1e-4;
 const CHUNK: f32 = 5e-5;

@@ -34,7 +34,7 @@ fn sigmoid_mul(x: f32, gate: f32) -> f32 {
 /// GELU, tanh form: `x·(1 + tanh u)/2 = x·sigmoid(2u)` with `u = √(2/π)·(x + 0.044715·x³)`.
 #[inline(always)]
 fn gelu_tanh(x: f32) -> f32 {
-    sigmoid_mul(x, 1.595_769_1 * (x + 0.044_715 * x * x * x))
+    sigmoid_mul(x, 1.595_769 * (x + 0.044_715 * x * x * x))
 }
 
 /// Adds a bias to every row, then optionally applies GELU.

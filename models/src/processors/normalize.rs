@@ -182,7 +182,7 @@ mod tests {
             (statistics(&[("action.mean", &[0.0]), ("action.std", &[1.0, 1.0])]), "has 2"),
             (statistics(&[("action.mean", &[0.0, 0.0])]), "action.std"),
         ] {
-            let e = Normalizer::new(NormMode::MeanStd, "action", 2, &stats, path).unwrap_err();
+            let e = Normalizer::new(NormMode::MeanStd, "action", 2, &stats, path).expect_err(word);
             assert!(e.to_string().contains(word), "{e}");
         }
     }

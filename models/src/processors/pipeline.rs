@@ -131,7 +131,7 @@ mod tests {
     #[test]
     fn unknown_steps_are_refused_by_name() {
         let text = r#"{"steps": [{"registry_name": "mystery_processor", "config": {}}]}"#;
-        let e = Pipeline::parse(Path::new("p.json"), text).unwrap_err();
+        let e = Pipeline::parse(Path::new("p.json"), text).expect_err("the step is unknown");
         assert!(e.to_string().contains("mystery_processor"), "{e}");
     }
 

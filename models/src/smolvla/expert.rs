@@ -51,7 +51,7 @@ pub(super) struct Expert {
 }
 
 /// Width of the expert's MLP at width `w`, as the reference rounds it.
-fn mlp_width(w: usize) -> usize {
+pub(crate) fn mlp_width(w: usize) -> usize {
     (4 * (2 * w / 3)).next_multiple_of(256)
 }
 
@@ -97,10 +97,11 @@ impl Expert {
                     Linear::load(store, &name(part), inputs, outputs, false)
                 };
                 let keys = key_heads * head;
-                let from = if cross && (every == 0 || i % every != 0) { keys } else { width };
+                // By default every other layer attends to the suffix too, from the first on.
+                let own = !cross || (every != 0 && i.is_multiple_of(every));
+                let from = if own { width } else { keys };
                 let k = linear("self_attn.k_proj", from, keys)?;
                 let v = linear("self_attn.v_proj", from, keys)?;
-                let own = !cross || (every != 0 && i % every == 0);
                 let attention =
                     if own { Attention::SelfAndPrefix { k, v } } else { Attention::Cross { k, v } };
                 Ok(Layer {
