@@ -410,7 +410,9 @@ mod tests {
 
     #[test]
     fn unusable_values_are_named() {
-        let text = |e: Result<_, ModelError>| e.map(|_: SmolVlaConfig| ()).expect_err("it is unusable").to_string();
+        let text = |e: Result<_, ModelError>| {
+            e.map(|_: SmolVlaConfig| ()).expect_err("it is unusable").to_string()
+        };
         assert!(text(parse(r#"{"type": "groot"}"#)).contains("`groot` is not supported"));
         assert!(text(parse("{")).contains("no JSON"));
         assert!(text(parse("{}")).contains("`type` is missing"));
