@@ -9,7 +9,7 @@ use sinew_models::ModelError;
 
 use crate::launch_file::{Findings, Override};
 use crate::run::RunError;
-use crate::{bench_verbs, launch_verbs};
+use crate::{bench_verbs, launch_verbs, model_verbs};
 
 /// Runs vision-language-action policies on a robot arm's own computer, in real time.
 #[derive(Debug, Parser)]
@@ -275,7 +275,7 @@ impl Cli {
         match self.verb {
             Verb::Launch(args) => launch_verbs::launch(&args),
             Verb::Check(args) => launch_verbs::check(&args),
-            Verb::Model(_) => todo!(),
+            Verb::Model(verb) => model_verbs::run(verb).map(|()| ExitCode::SUCCESS),
             Verb::Bench(verb) => bench_verbs::run(verb).map(|()| ExitCode::SUCCESS),
         }
     }

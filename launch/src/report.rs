@@ -20,6 +20,8 @@ pub struct RunReport {
     pub arguments: BTreeMap<String, String>,
     /// Real-time scheduling, or why there is none.
     pub realtime: String,
+    /// Simulated time skipped because the host slept too long (ms); otherwise the simulator's clock is the wall's.
+    pub simulation_skipped_ms: Option<f64>,
     /// The episodes, in order.
     pub episodes: Vec<EpisodeResult>,
     /// Commands a second that were set.
@@ -203,6 +205,9 @@ impl RunReport {
         writeln!(out, "\nMachine    {cpu}, {cores} cores, Linux {kernel}")?;
         writeln!(out, "Policy     {}", self.policy)?;
         writeln!(out, "Real time  {}", self.realtime)?;
+        if let Some(skipped) = self.simulation_skipped_ms {
+            writeln!(out, "Simulator  on the wall clock; {skipped:.0} ms skipped in all")?;
+        }
         self.write_episodes(out)?;
 
         let s = &self.stream;

@@ -90,7 +90,7 @@ pub struct Launched {
     inference: Option<JoinHandle<Box<dyn Policy>>>,
     _subscriptions: Vec<Subscription>,
     _cameras: Vec<CameraPeer>,
-    _referee: Option<RefereePeer>,
+    referee: Option<RefereePeer>,
 }
 
 impl Launched {
@@ -222,13 +222,18 @@ impl Launched {
             inference: Some(thread),
             _subscriptions: subscriptions,
             _cameras: cameras,
-            _referee: referee,
+            referee,
         })
     }
 
     /// The command stream as the arm's driver received it.
     pub fn figures(&self) -> StreamFigures {
         self.arm.figures()
+    }
+
+    /// Simulated time that was skipped because the host slept too long; `None` without a simulator.
+    pub fn simulation_skipped(&self) -> Option<Duration> {
+        self.referee.as_ref().map(RefereePeer::skipped)
     }
 
     /// What came in from each sensor.

@@ -173,6 +173,7 @@ fn report(
         policy: config.policy.file.display().to_string(),
         arguments: config.arguments.iter().map(|a| (a.name.clone(), a.value.clone())).collect(),
         realtime,
+        simulation_skipped_ms: launched.simulation_skipped().map(|d| d.as_secs_f64() * 1e3),
         episodes,
         set_rate_hz: config.control.rate_hz,
         stream: launched.figures(),

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use sinew_drivers::sim::world::PHYSICS_STEP;
 use sinew_drivers::sim::{ArmDescription, BinSide, GroundTruth, Scene, SimHandle, Task};
 use sinew_runtime::Clock;
 use sinew_runtime::transport::{Bus, Keys, Priority, Subscription};
@@ -18,6 +19,7 @@ const PERIOD: Duration = Duration::from_millis(50);
 
 /// The simulator's side: answers scene requests, publishes ground truth.
 pub(super) struct RefereePeer {
+    sim: Arc<SimHandle>,
     quit: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     _scenes: Subscription,
@@ -36,7 +38,7 @@ impl RefereePeer {
             serde_json::to_vec(&scene).map_err(|e| e.to_string())
         })?;
         let quit = Arc::new(AtomicBool::new(false));
-        let seen = quit.clone();
+        let (seen, handle) = (quit.clone(), sim.clone());
         let thread = std::thread::Builder::new()
             .name("sim-referee".into())
             .spawn(move || {
@@ -52,7 +54,12 @@ impl RefereePeer {
                 what: "starting the referee's thread",
                 reason: e.to_string(),
             })?;
-        Ok(Self { quit, thread: Some(thread), _scenes: scenes })
+        Ok(Self { sim: handle, quit, thread: Some(thread), _scenes: scenes })
+    }
+
+    /// Simulated time that was skipped because the host slept too long.
+    pub fn skipped(&self) -> Duration {
+        Duration::from_secs_f64(self.sim.skipped_steps() as f64 * PHYSICS_STEP)
     }
 }
 
