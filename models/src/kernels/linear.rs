@@ -28,9 +28,19 @@ enum Weight {
 
 /// A linear layer.
 ///
-/// Stored weights are widened into one scratch matrix per thread and multiplied from there. Measured
-/// against candle's own block kernels on AVX2 (50 rows, 768 to 3072) that takes a third of the time, and
-/// leaves the mapped file as the weights' only copy.
+/// Stored weights are widened into one scratch matrix per thread and multiplied from there, which leaves
+/// the mapped file as their only copy. Against candle's block kernels (50 rows, one thread, AVX-512
+/// VNNI, ms; f32 takes 4):
+///
+/// | weight | widened | candle |
+/// | --- | --- | --- |
+/// | Q8_0, 768 to 3072 | 5.0 to 7.6 | 1.1 to 2.0 |
+/// | Q8_0, 960 to 2560 | 5.0 | 14.1 |
+/// | Q4_0, 768 to 3072 | 4.8 | 14.8 |
+///
+/// candle repacks Q8_0 where 256 divides the input width, into a second copy, and rounds the activations
+/// to 8 bits (relative error 0.0087 for 0.0051). Widening is never far from f32 and needs no copy; for
+/// those widths on such a processor candle's kernel would be the faster choice.
 #[derive(Debug)]
 pub struct Linear {
     weight: Weight,

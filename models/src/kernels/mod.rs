@@ -1,7 +1,7 @@
 //! Loops that candle has no fast form of on the CPU.
 //!
-//! Matrix products are candle's. Between them stand activations and softmax, where candle 0.11 takes
-//! longer than for the product itself; here they run in place, in loops that the compiler vectorises.
+//! Matrix products are candle's. Between them stand activations and softmax: candle 0.11 takes 70 ms for the
+//! GELU of a product that takes 55. Here they run in place, in loops that the compiler vectorises.
 
 mod attention;
 mod inplace;
@@ -11,7 +11,7 @@ pub use attention::{Rope, Visible, attend};
 pub use inplace::{add, silu, silu_mul};
 pub use linear::{Activation, Linear};
 
-/// e to the power of `x`, within 2 units in the last place; NaN stays NaN.
+/// e to the power of `x`, with a relative error below 3e-7; NaN stays NaN.
 ///
 /// Inputs are cut to [−87, 88]: below, the result is 1.6e-38 and not a denormal.
 /// Source: Cephes `single/expf.c`.
