@@ -15,10 +15,10 @@ use crate::run;
 pub fn launch(args: &LaunchArgs) -> Result<ExitCode, Failure> {
     let config = load(&args.file, &args.arguments)?;
     print_arguments(&config);
+    let prepared = prepare(config)?;
     for file in [&args.json, &args.film].into_iter().flatten().filter(|f| **f != Path::new("-")) {
         writable(file)?;
     }
-    let prepared = prepare(config)?;
     let json = args.json.clone();
     let report = run::run(prepared, args)?;
     match json.as_deref() {

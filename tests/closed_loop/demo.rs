@@ -42,8 +42,7 @@ impl Loop {
         let scene = Scene::from_seed(&arm, seed);
         let task = task.unwrap_or(scene.task);
         let world = World::new(&arm, scene.clone());
-        let judge =
-            Judge::new(Some(task), task.instruction(0), &arm, &scene, &world.snapshot());
+        let judge = Judge::new(Some(task), task.instruction(0), &arm, &scene, &world.snapshot());
         let scheduler = SchedulerConfig {
             joints: JOINTS,
             control_period: PERIOD,

@@ -136,7 +136,7 @@ pub(super) fn apply(
         let (name, help) = (name.clone(), declared.help.clone());
         arguments.push(Argument { name, value, given: given.is_some(), help });
     }
-    findings.extend(undeclared(file, &out, &known));
+    findings.extend(undeclared(file, text, &args, &known));
     if findings.is_empty() { Ok((out, arguments)) } else { Err(Findings(findings)) }
 }
 
@@ -146,7 +146,12 @@ fn quoted(text: &str) -> String {
 }
 
 /// A finding for every `"$name"` that no argument stands for.
-fn undeclared(file: &Path, text: &str, known: &str) -> Vec<Finding> {
+fn undeclared(
+    file: &Path,
+    text: &str,
+    args: &BTreeMap<String, Spanned<Declared>>,
+    known: &str,
+) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (index, line) in text.lines().enumerate() {
         let code = line.split(" #").next().unwrap_or_default();
@@ -155,6 +160,9 @@ fn undeclared(file: &Path, text: &str, known: &str) -> Vec<Finding> {
             continue;
         }
         let name: String = rest.chars().take_while(|c| *c != '"').collect();
+        if args.contains_key(&name) {
+            continue;
+        }
         findings.push(Finding {
             file: file.to_owned(),
             line: Some(index + 1),
