@@ -83,7 +83,7 @@ mod tests {
     fn reads_units_and_refuses_their_absence() {
         assert_eq!(parse_frequency("1 kHz"), Ok(1000.0));
         assert_eq!(parse_duration("20 ms"), Ok(Duration::from_millis(20)));
-        assert!((parse_angle("90 deg").unwrap_or(0.0) - 1.570_796).abs() < 1e-6);
+        assert!((parse_angle("180 deg").unwrap_or(0.0) - std::f64::consts::PI).abs() < 1e-12);
         for bad in ["100", "Hz", "-5 Hz", "0 Hz", "1e9999 Hz", "10 m", ""] {
             assert!(parse_frequency(bad).is_err(), "{bad}");
         }
