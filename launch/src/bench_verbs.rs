@@ -4,7 +4,7 @@ use sinew_benches::policy::PolicyCase;
 use sinew_benches::{Spread, control, policy};
 use sinew_models::LoadOptions;
 
-use crate::cli::{BenchVerb, Failure, print_json};
+use crate::cli::{BenchVerb, Failure, print_json, say};
 use crate::report::Machine;
 use crate::run::RunError;
 
@@ -32,7 +32,7 @@ pub fn run(verb: BenchVerb) -> Result<(), Failure> {
                 return print_json(&profile);
             }
             print_machine();
-            println!(
+            say!(
                 "{}: {} cameras, {} chunks; {:.0} MB resident, peak {:.0} MB; {:.0} ms of processor time a chunk",
                 path.display(),
                 profile.cameras,
@@ -41,10 +41,7 @@ pub fn run(verb: BenchVerb) -> Result<(), Failure> {
                 profile.peak_rss_mb,
                 profile.cpu_ms
             );
-            println!(
-                "  {:<12} {:>9} {:>9} {:>9} {:>9} {:>9}",
-                "ms", "min", "p50", "p90", "p99", "max"
-            );
+            say!("  {:<12} {:>9} {:>9} {:>9} {:>9} {:>9}", "ms", "min", "p50", "p90", "p99", "max");
             print_row("chunk", &profile.chunk_ms);
             for (stage, spread) in &profile.stages_ms {
                 print_row(stage, spread);
@@ -56,9 +53,13 @@ pub fn run(verb: BenchVerb) -> Result<(), Failure> {
                 return print_json(&q);
             }
             print_machine();
-            println!(
+            say!(
                 "control/cycle/joints-{joints}: n {}  p50 {:.2} us  p99 {:.2} us  p99.9 {:.2} us  max {:.2} us",
-                q.count, q.p50, q.p99, q.p999, q.max
+                q.count,
+                q.p50,
+                q.p99,
+                q.p999,
+                q.max
             );
         }
     }
@@ -67,12 +68,9 @@ pub fn run(verb: BenchVerb) -> Result<(), Failure> {
 
 fn print_machine() {
     let Machine { cpu, cores, kernel } = Machine::this();
-    println!("{cpu}, {cores} cores, Linux {kernel}");
+    say!("{cpu}, {cores} cores, Linux {kernel}");
 }
 
 fn print_row(name: &str, s: &Spread) {
-    println!(
-        "  {name:<12} {:>9.2} {:>9.2} {:>9.2} {:>9.2} {:>9.2}",
-        s.min, s.p50, s.p90, s.p99, s.max
-    );
+    say!("  {name:<12} {:>9.2} {:>9.2} {:>9.2} {:>9.2} {:>9.2}", s.min, s.p50, s.p90, s.p99, s.max);
 }

@@ -1,6 +1,7 @@
 //! The command line: few verbs, documented exit codes.
 
 use std::fmt;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -281,10 +282,21 @@ impl Cli {
     }
 }
 
+/// Writes `text` to stdout. Whoever stopped reading wants no more of it, so a closed pipe is no failure.
+pub(crate) fn print(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+/// Writes one line to stdout, as [`print`] does.
+macro_rules! say {
+    ($($part:tt)*) => { $crate::cli::print(&format!("{}\n", format_args!($($part)*))) };
+}
+pub(crate) use say;
+
 /// Prints `value` as JSON.
 pub(crate) fn print_json<T: serde::Serialize>(value: &T) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value).map_err(|e| Failure::Result(e.to_string()))?;
-    println!("{text}");
+    say!("{text}");
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use crate::cli::{CheckArgs, Failure, LaunchArgs, print_json};
+use crate::cli::{CheckArgs, Failure, LaunchArgs, print, print_json, say};
 use crate::launch_file::{Finding, Findings, LaunchConfig, load};
 use crate::prepare::{Unprepared, prepare};
 use crate::run;
@@ -28,9 +28,9 @@ pub fn launch(args: &LaunchArgs) -> Result<ExitCode, Failure> {
                 .map_err(|e| Failure::Result(e.to_string()))?;
             std::fs::write(file, text)
                 .map_err(|e| Failure::Result(format!("{}: {e}", file.display())))?;
-            print!("{}", report.render());
+            print(&report.render());
         }
-        None => print!("{}", report.render()),
+        None => print(&report.render()),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -48,7 +48,7 @@ pub fn check(args: &CheckArgs) -> Result<ExitCode, Failure> {
         Ok(config) if args.json => print_json(&config)?,
         Ok(config) => {
             print_arguments(&config);
-            println!("{}: nothing is wrong", args.file.display());
+            say!("{}: nothing is wrong", args.file.display());
         }
         Err(Failure::Launch(Findings(findings))) if args.json => {
             print_json(&findings)?;

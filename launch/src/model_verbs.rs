@@ -2,7 +2,7 @@
 
 use sinew_models::{QuantType, RandomSize};
 
-use crate::cli::{Failure, Kind, ModelVerb, Size, print_json};
+use crate::cli::{Failure, Kind, ModelVerb, Size, print_json, say};
 
 /// Does what `verb` says.
 ///
@@ -38,12 +38,12 @@ pub fn run(verb: ModelVerb) -> Result<(), Failure> {
                 Size::Tiny => RandomSize::Tiny,
             };
             sinew_models::random_smolvla(size, seed, &output)?;
-            println!("{}", output.display());
+            say!("{}", output.display());
             Ok(())
         }
         ModelVerb::Fetch { repository, output } => {
             sinew_models::fetch(&repository, &output)?;
-            println!("{}", output.display());
+            say!("{}", output.display());
             Ok(())
         }
     }
@@ -59,6 +59,9 @@ fn show<T: serde::Serialize>(value: &T, json: bool) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Longer lists are cut in text; JSON has them whole.
+const LISTED: usize = 8;
+
 fn print_value(value: &serde_json::Value, depth: usize) {
     use serde_json::Value;
     let pad = "  ".repeat(depth);
@@ -72,25 +75,28 @@ fn print_value(value: &serde_json::Value, depth: usize) {
             for (key, inner) in map {
                 match inner {
                     Value::Object(_) => {
-                        println!("{pad}{key}:");
+                        say!("{pad}{key}:");
                         print_value(inner, depth + 1);
                     }
                     Value::Array(list) if list.iter().any(|v| v.is_object() || v.is_array()) => {
-                        println!("{pad}{key}:");
+                        say!("{pad}{key}:");
                         list.iter().for_each(|v| print_value(v, depth + 1));
                     }
                     Value::Array(list) => {
-                        let list: Vec<_> = list.iter().map(plain).collect();
-                        println!("{pad}{key}: {}", list.join(", "));
+                        let shown: Vec<_> = list.iter().take(LISTED).map(plain).collect();
+                        let rest = list.len() - shown.len();
+                        let more =
+                            if rest > 0 { format!(" … and {rest} more") } else { String::new() };
+                        say!("{pad}{key}: {}{more}", shown.join(", "));
                     }
-                    plain_value => println!("{pad}{key}: {}", plain(plain_value)),
+                    plain_value => say!("{pad}{key}: {}", plain(plain_value)),
                 }
             }
         }
         Value::Array(list) => {
             let row: Vec<_> = list.iter().map(plain).collect();
-            println!("{pad}{}", row.join("  "));
+            say!("{pad}{}", row.join("  "));
         }
-        other => println!("{pad}{}", plain(other)),
+        other => say!("{pad}{}", plain(other)),
     }
 }

@@ -270,7 +270,12 @@ def save_policy(
         ("vlm/config.json", vlm_config(config, image_token)),
         (
             "sinew.json",
-            {"action_names": joints, "action_units": ["rad"] * len(joints), "action_rate_hz": rate_hz},
+            {
+                "action_names": joints,
+                "action_units": ["rad"] * len(joints),
+                "action_rate_hz": rate_hz,
+                "noise_scale": 0.5,
+            },
         ),
     ):
         (new / name).write_text(json.dumps(content, indent=2) + "\n")
