@@ -86,7 +86,10 @@ fn fit(config: &LaunchConfig, description: &ArmDescription, policy: &dyn Policy)
     let mut findings = Vec::new();
     let list = |names: &[String]| names.join(", ");
     let joints: Vec<String> = description.joints.iter().map(|j| j.name.clone()).collect();
-    let file = config.policy.file.display().to_string();
+    let foreign = |problem: String| {
+        let remedy = "choose a policy that was trained for this arm";
+        config.finding("policy.file", config.policy.file.display(), problem, remedy)
+    };
     for (what, found) in [("actions", spec.action_dim), ("states", spec.state_dim)] {
         if found != joints.len() {
             let problem = format!(
@@ -94,12 +97,7 @@ fn fit(config: &LaunchConfig, description: &ArmDescription, policy: &dyn Policy)
                 joints.len(),
                 list(&joints)
             );
-            findings.push(config.finding(
-                "policy.file",
-                &file,
-                problem,
-                "choose a policy that was trained for this arm",
-            ));
+            findings.push(foreign(problem));
         }
     }
     if !spec.action_names.is_empty()
@@ -111,12 +109,7 @@ fn fit(config: &LaunchConfig, description: &ArmDescription, policy: &dyn Policy)
             list(&spec.action_names),
             list(&joints)
         );
-        findings.push(config.finding(
-            "policy.file",
-            &file,
-            problem,
-            "choose a policy that was trained for this arm",
-        ));
+        findings.push(foreign(problem));
     }
     for (input, camera) in &config.policy.cameras {
         if !spec.cameras.contains(input) {
