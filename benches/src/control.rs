@@ -21,13 +21,7 @@ pub fn profile(joints: usize, cycles: u32) -> Result<Quantiles, GuardError> {
         limits: vec![limit; joints],
         period,
         state_timeout: Duration::from_secs(1),
-        scheduler: SchedulerConfig {
-            joints,
-            control_period: period,
-            execution_horizon: 8,
-            join_time: Duration::from_millis(200),
-            join_velocity: 1.0,
-        },
+        scheduler: SchedulerConfig::new(&vec![limit; joints], period, 8),
     })?;
     let mut times = Latencies::default();
     for k in 0..cycles {

@@ -58,8 +58,12 @@ pub fn profile(policy: &mut dyn Policy, case: &PolicyCase) -> Result<PolicyProfi
     let mut stages: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     let mut cpu = 0.0;
     for k in 0..case.warmup + case.iterations {
-        let request =
-            ChunkRequest { id: k as u64, denoise_steps: case.denoise_steps, seed: k as u64 };
+        let request = ChunkRequest {
+            id: k as u64,
+            denoise_steps: case.denoise_steps,
+            seed: k as u64,
+            prefix: None,
+        };
         let (start, cpu_start) = (Instant::now(), cpu_seconds());
         let chunk = run(policy, &observation, &request)?;
         if k < case.warmup {
@@ -67,7 +71,7 @@ pub fn profile(policy: &mut dyn Policy, case: &PolicyCase) -> Result<PolicyProfi
         }
         chunks.push(start.elapsed().as_secs_f64() * 1e3);
         cpu += cpu_seconds() - cpu_start;
-        for stage in chunk.stages {
+        for stage in chunk.report.stages {
             stages.entry(stage.stage.to_owned()).or_default().push(stage.time.as_secs_f64() * 1e3);
         }
     }

@@ -3,7 +3,8 @@
 
 use sinew_drivers::sim::{ArmDescription, CameraKind, SimConfig, SimHandle};
 use sinew_models::{LoadOptions, ModelError};
-use sinew_runtime::{JointLimits, Policy};
+use sinew_runtime::scheduler::strategy::StrategyConfig;
+use sinew_runtime::{JointLimits, Policy, PolicySpec};
 
 use crate::launch_file::{Finding, Findings, LaunchConfig};
 use crate::run::{Devices, Plan};
@@ -67,13 +68,18 @@ pub fn prepare(config: LaunchConfig) -> Result<Prepared, Unprepared> {
         state_period: config.robot.state_period,
         state_timeout: config.control.state_timeout,
         watchdog: config.robot.watchdog,
+        frame_period: config.cameras.iter().map(|c| c.period).max().unwrap_or_default(),
         max_observation_age: config.policy.max_observation_age,
         realtime: config.control.realtime,
         priority: config.control.priority,
+        kinds: description.kinds(),
+        cpu: config.control.cpu,
+        strategy: config.scheduler.strategy,
         execution_horizon: config
-            .control
+            .scheduler
             .execution_horizon
             .unwrap_or(spec.action_horizon.div_ceil(2)),
+        least_denoise_steps: config.scheduler.least_denoise_steps,
         denoise_steps: config.policy.denoise_steps,
         seed: config.policy.seed,
     };
@@ -134,7 +140,17 @@ fn fit(config: &LaunchConfig, description: &ArmDescription, policy: &dyn Policy)
             "name a camera of the robot for each",
         ));
     }
-    if let Some(horizon) = config.control.execution_horizon
+    if !supports(spec, config.scheduler.strategy) {
+        let known = StrategyConfig::ALL.into_iter().filter(|s| supports(spec, *s));
+        let known: Vec<_> = known.map(|s| s.name().to_owned()).collect();
+        findings.push(config.finding(
+            "scheduler.strategy",
+            format!("\"{}\"", config.scheduler.strategy.name()),
+            "this policy's head does not support it",
+            format!("it supports: {}", list(&known)),
+        ));
+    }
+    if let Some(horizon) = config.scheduler.execution_horizon
         && horizon > spec.action_horizon
     {
         let problem = format!("the policy's chunks have only {} actions", spec.action_horizon);
@@ -169,6 +185,17 @@ fn fit(config: &LaunchConfig, description: &ArmDescription, policy: &dyn Policy)
         ));
     }
     findings
+}
+
+/// Whether the head of `spec` can be used with `strategy`.
+fn supports(spec: &PolicySpec, strategy: StrategyConfig) -> bool {
+    match strategy {
+        StrategyConfig::RtcGuided { .. } => spec.prefix.guided,
+        StrategyConfig::RtcTrained => spec.prefix.trained.is_some(),
+        // The state at the take-over is the plan's: both must mean the same.
+        StrategyConfig::RollForward => spec.state_dim == spec.action_dim,
+        _ => true,
+    }
 }
 
 impl Prepared {

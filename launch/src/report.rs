@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 use sinew_drivers::peer::StreamFigures;
+use sinew_runtime::scheduler::starvation::{Holds, StepLatency};
 use sinew_runtime::telemetry::Quantiles;
 
 use crate::run::{EpisodeResult, Outcome};
@@ -34,6 +35,8 @@ pub struct RunReport {
     pub bare_clock: LoopFigures,
     /// Time of the control thread's work in a cycle (µs).
     pub cycle_work_us: Quantiles,
+    /// From due to the command's hand-over to the publisher (µs).
+    pub handover_us: Quantiles,
     /// Commands that the publisher's ring had no room for.
     pub dropped_commands: u64,
     /// From the order of a chunk to its hand-over (µs).
@@ -42,8 +45,18 @@ pub struct RunReport {
     pub stages_us: BTreeMap<String, Quantiles>,
     /// Age of the observations' parts when a chunk was ordered (µs).
     pub ages_us: BTreeMap<String, Quantiles>,
+    /// How chunks followed each other.
+    pub strategy: String,
+    /// Whether that can hold, by the latency measured before the start.
+    pub margins: Holds,
+    /// The policy's tail latency before the start.
+    pub latency: StepLatency,
     /// What became of the chunks.
     pub chunks: ChunkFigures,
+    /// Denoise steps and why, in inferences.
+    pub denoise_steps: BTreeMap<String, u64>,
+    /// What the caches did.
+    pub caches: BTreeMap<String, CacheFigures>,
     /// Guard interventions, `joint: cause`, in control periods.
     pub interventions: BTreeMap<String, u64>,
     /// Messages from each sensor.
@@ -89,6 +102,19 @@ pub struct ChunkFigures {
     pub starved_cycles: u64,
     /// Times that stale state took authority away.
     pub stale_state_holds: u64,
+}
+
+/// What one cache did in a run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct CacheFigures {
+    /// Chunks that it took part in.
+    pub chunks: u64,
+    /// Blocks asked for.
+    pub lookups: u64,
+    /// Blocks reused.
+    pub hits: u64,
+    /// Largest error that reuse cost (the actions' units).
+    pub largest_error: f64,
 }
 
 /// One sensor's messages.
@@ -250,6 +276,7 @@ impl RunReport {
             Some(self.bare_clock.missed),
         )?;
         row(out, "control thread: work in a cycle", &self.cycle_work_us, None)?;
+        row(out, "control thread: due to hand-over", &self.handover_us, None)?;
         row(out, "driver: jitter of the interval", &s.jitter_us, Some(s.missed_periods))?;
         row(out, "driver: control thread to arrival", &s.one_way_us, None)?;
 
@@ -272,6 +299,30 @@ impl RunReport {
             "\nChunks     {} made, {} played, {} starvations ({} control periods)",
             c.made, c.accepted, c.starvations, c.starved_cycles
         )?;
+        let (slack, thinking) = (self.margins.slack.as_secs_f64() * 1e3, self.margins.standstill);
+        if thinking > 0.0 {
+            writeln!(
+                out,
+                "  {}: stands still {:.0} % of the time",
+                self.strategy,
+                100.0 * thinking
+            )?;
+        } else {
+            let note = if self.margins.back_to_back { ", inference back to back" } else { "" };
+            writeln!(
+                out,
+                "  {}: a chunk may come {slack:.0} ms later than usual{note}",
+                self.strategy
+            )?;
+        }
+        write_counts(out, "  denoise steps", &self.denoise_steps)?;
+        for (cache, used) in &self.caches {
+            writeln!(
+                out,
+                "  {cache}: {} chunks, {} of {} actions reused, error up to {:.4}",
+                used.chunks, used.hits, used.lookups, used.largest_error
+            )?;
+        }
         write_counts(out, "  refused", &c.refused)?;
         write_counts(out, "  not made", &c.failed)?;
         write_counts(out, "Guard      changed (control periods)", &self.interventions)?;

@@ -15,6 +15,7 @@ pub mod checkpoint;
 mod error;
 mod fetch;
 pub mod gguf;
+pub mod guidance;
 mod inspect;
 pub mod kernels;
 pub mod processors;

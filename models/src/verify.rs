@@ -107,7 +107,7 @@ impl Subject {
         let cache = self.model.prepare(&prefix)?;
         let mut sampler = EulerSampler::new(noise, self.model.sample_shape(), steps)?;
         while !sampler.is_done() {
-            let velocity = self.model.velocity(&cache, sampler.sample(), sampler.time())?;
+            let velocity = self.model.velocity(&cache, sampler.sample(), &[sampler.time()])?;
             stages.push((format!("denoise step {}", sampler.done() + 1), velocity.clone()));
             sampler.step(&velocity)?;
         }

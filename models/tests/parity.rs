@@ -11,7 +11,7 @@ use candle_core::{Device, Tensor};
 use common::{Case, max_difference, reference};
 use sinew_models::smolvla::{EulerSampler, Preparer, SmolVla, SmolVlaPolicy};
 use sinew_models::{Checkpoint, LoadOptions};
-use sinew_runtime::{ChunkRequest, inference};
+use sinew_runtime::{ChunkRequest, MaskSchedule, Prefix, PrefixUse, inference};
 
 const INTERMEDIATE: f32 = 1e-4;
 const CHUNK: f32 = 5e-5;
@@ -111,11 +111,11 @@ fn check_row(
             0.0,
         );
         if step == 0 {
-            let suffix = model.embed_suffix(sampler.sample(), sampler.time()).expect("x fits");
+            let suffix = model.embed_suffix(sampler.sample(), &[sampler.time()]).expect("x fits");
             let theirs = case.row("steps.suffix_embeddings_first", 0, row);
             worst.check("suffix", &values(&suffix), &theirs, INTERMEDIATE);
         }
-        let v = model.velocity(&cache, sampler.sample(), sampler.time()).expect("x fits");
+        let v = model.velocity(&cache, sampler.sample(), &[sampler.time()]).expect("x fits");
         let range = step * size..(step + 1) * size;
         worst.check("x_in", &values(sampler.sample()), &x_in[range.clone()], INTERMEDIATE);
         worst.check("v", &values(&v), &v_all[range], INTERMEDIATE);
@@ -137,7 +137,7 @@ fn check_policy(dir: &Path, case: &Case, row: usize, task: &str, worst: &mut Wor
     let theirs = case.row("actions.final", 0, row);
     let largest = theirs.iter().fold(1f32, |m, v| m.max(v.abs()));
     worst.check("final", &ours, &theirs, CHUNK * largest);
-    assert_eq!((chunk.request, chunk.dt.as_millis(), chunk.stages.len()), (3, 100, 4));
+    assert_eq!((chunk.request, chunk.dt.as_millis(), chunk.report.stages.len()), (3, 100, 4));
 }
 
 fn check_directory(name: &str, skip: &[&str]) {
@@ -199,4 +199,69 @@ fn time_embeddings_match_lerobot() {
             sampler.step(&still).expect("one value");
         }
     }
+}
+
+/// Real-time chunking cases: weights, the velocity before and after guidance, the chunk.
+#[test]
+fn guided_chunks_match_lerobot() {
+    let Some(dir) = reference("smolvla") else { return };
+    let text = std::fs::read_to_string(dir.join("cases.json")).expect("every directory has one");
+    let cases: serde_json::Value = serde_json::from_str(&text).expect("it is JSON");
+    let checkpoint = Checkpoint::open(&dir, true).unwrap_or_else(|e| panic!("{e}"));
+    let options = LoadOptions { action_rate_hz: Some(10.0), ..LoadOptions::default() };
+    let list = cases["cases"].as_array().expect("a list of cases");
+    let named = |name: &serde_json::Value| list.iter().find(|c| c["name"] == *name).expect("named");
+    let file = |entry: &serde_json::Value| dir.join(entry["file"].as_str().expect("a file"));
+    let mut seen = 0;
+    for entry in list.iter().filter(|c| c["kind"] == "rtc") {
+        let base = named(&entry["inputs_from"]);
+        let observation =
+            Case::open(&file(base)).observation(0, base["tasks"][0].as_str().expect("a text"));
+        let case = Case::open(&file(entry));
+        let mut policy = SmolVlaPolicy::load(&checkpoint, &options).expect("the fixture is whole");
+        let preparer = Preparer::new(&checkpoint, 1).expect("the fixture is whole");
+        policy.set_noise(case.row("noise", 0, 0));
+        let number = |key: &str| entry[key].as_u64().map(|n| n as usize);
+        let prefix = entry["has_prev_chunk"].as_bool().expect("a flag").then(|| {
+            let rows = case.row("rtc.prev_chunk_left_over", 0, 0);
+            let dim = preparer.action_dim();
+            let (_, action) = preparer.normalizers();
+            let actions = rows
+                .iter()
+                .enumerate()
+                .map(|(i, v)| action.unnormalize(i % dim, f64::from(*v)))
+                .collect();
+            let schedule = match entry["schedule"].as_str().expect("a name") {
+                "ZEROS" => MaskSchedule::Zeros,
+                "ONES" => MaskSchedule::Ones,
+                "LINEAR" => MaskSchedule::Linear,
+                _ => MaskSchedule::Exponential,
+            };
+            let max_weight = entry["max_guidance_weight"].as_f64().expect("a weight");
+            let horizon = number("execution_horizon").or(number("config_execution_horizon"));
+            let prefix = Prefix {
+                actions,
+                dim,
+                frozen: number("inference_delay").expect("a delay"),
+                horizon: horizon.expect("a horizon"),
+                usage: PrefixUse::Guided { schedule, max_weight },
+            };
+            let recorded = &case.get("rtc.weights").values;
+            let ours: Vec<f32> =
+                prefix.weights(schedule, recorded.len()).iter().map(|w| *w as f32).collect();
+            let difference = max_difference(&ours, recorded);
+            assert!(difference < 1e-6, "{}: weights differ by {difference:e}", entry["name"]);
+            prefix
+        });
+        let request = ChunkRequest { id: 3, prefix, ..ChunkRequest::default() };
+        let chunk = inference::run(&mut policy, &observation, &request).expect("it runs");
+        let ours: Vec<f32> = chunk.values().iter().map(|v| *v as f32).collect();
+        let theirs = case.row("actions.final", 0, 0);
+        let largest = theirs.iter().fold(1f32, |m, v| m.max(v.abs()));
+        let difference = max_difference(&ours, &theirs);
+        println!("{}: chunk {difference:.1e}", entry["name"]);
+        assert!(difference <= CHUNK * largest, "{} differs by {difference:e}", entry["name"]);
+        seen += 1;
+    }
+    assert!(seen >= 4, "only {seen} cases");
 }

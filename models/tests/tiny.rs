@@ -17,7 +17,7 @@ const TASK: &str = "Pick up the red cube and place it in the bin.";
 const SEED: u64 = 11;
 
 fn chunk(policy: &mut dyn Policy, case: &Case) -> ActionChunk {
-    let request = ChunkRequest { id: 4, denoise_steps: None, seed: SEED };
+    let request = ChunkRequest { id: 4, denoise_steps: None, seed: SEED, prefix: None };
     inference::run(policy, &case.observation(0, TASK), &request).expect("the fixture runs")
 }
 
@@ -52,10 +52,10 @@ fn a_policy_is_an_anytime_task() {
     let observation = case().observation(0, TASK);
     assert!(matches!(policy.advance(), Err(PolicyError::OutOfTurn(_))));
     assert!(matches!(policy.take_chunk(), Err(PolicyError::OutOfTurn(_))));
-    let request = ChunkRequest { id: 1, denoise_steps: Some(3), seed: 1 };
+    let request = ChunkRequest { id: 1, denoise_steps: Some(3), seed: 1, prefix: None };
     policy.begin(&observation, &request).expect("the fixture fits");
     let mut stages = Vec::new();
-    while let Progress::Step { stage, done, total } = policy.advance().expect("it runs") {
+    while let Progress::Step { stage, done, total, .. } = policy.advance().expect("it runs") {
         assert_eq!((done, total), (stages.len() + 1, 6));
         assert!(matches!(policy.take_chunk(), Err(PolicyError::OutOfTurn(_))));
         stages.push(stage);
@@ -63,7 +63,7 @@ fn a_policy_is_an_anytime_task() {
     assert_eq!(stages, ["vision", "vision", "prefix", "denoise", "denoise"]);
     assert_eq!(policy.advance(), Ok(Progress::Done));
     let chunk = policy.take_chunk().expect("it is done");
-    let names: Vec<_> = chunk.stages.iter().map(|s| s.stage).collect();
+    let names: Vec<_> = chunk.report.stages.iter().map(|s| s.stage).collect();
     assert_eq!(names, ["preprocess", "vision", "prefix", "denoise"]);
     assert!(matches!(policy.take_chunk(), Err(PolicyError::OutOfTurn(_))));
 }
@@ -84,7 +84,7 @@ fn observations_that_do_not_fit_are_refused() {
     let mut broken = good.clone();
     broken.proprioception[2] = f64::NAN;
     assert_eq!(policy.begin(&broken, &request), Err(PolicyError::NotFinite { what: "state" }));
-    let none = ChunkRequest { denoise_steps: Some(0), ..request };
+    let none = ChunkRequest { denoise_steps: Some(0), ..request.clone() };
     assert!(matches!(policy.begin(&good, &none), Err(PolicyError::Compute(_))));
 }
 
@@ -193,7 +193,7 @@ fn degrees_become_radians_at_the_boundary() {
     let mut policy = load(temporary.path());
     let mut observation = case.observation(0, TASK);
     observation.proprioception.iter_mut().for_each(|v| *v = v.to_radians());
-    let request = ChunkRequest { id: 4, denoise_steps: None, seed: SEED };
+    let request = ChunkRequest { id: 4, denoise_steps: None, seed: SEED, prefix: None };
     let degrees = inference::run(policy.as_mut(), &observation, &request).expect("it runs");
     let back: Vec<f32> = degrees.values().iter().map(|v| v.to_degrees() as f32).collect();
     assert!(max_difference(&plain, &back) < 1e-5);

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use crate::arbiter::{Arbiter, Authority, AuthorityChange, AuthorityRequest};
 use crate::guard::{Guard, GuardError, Interventions};
-use crate::scheduler::{ChunkOrder, Mode, Refusal, Scheduler, SchedulerConfig};
-use crate::{ActionChunk, Command, JointLimits, JointState, JointVec, Stamp};
+use crate::scheduler::{ChunkOrder, CommandState, Mode, Refusal, Scheduler, SchedulerConfig};
+use crate::{ActionChunk, Command, JointLimits, JointState, JointVec, PlannedBlock, Stamp};
 
 /// Measured and commanded position may differ by this much (rad) before a new start begins at the measured one.
 const FOLLOWING_TOLERANCE: f64 = 0.35;
@@ -91,6 +91,8 @@ pub struct ControlCore {
     guard: Guard,
     state: Option<JointState>,
     state_timeout: Duration,
+    period: f64,
+    last_velocity: JointVec,
     sequence: u64,
 }
 
@@ -122,11 +124,13 @@ impl ControlCore {
     /// [`GuardError`] for limits that cannot protect.
     pub fn new(config: &ControlConfig) -> Result<Self, GuardError> {
         Ok(Self {
-            scheduler: Scheduler::new(config.scheduler),
+            scheduler: Scheduler::new(config.scheduler.clone()),
             arbiter: Arbiter::default(),
             guard: Guard::new(&config.limits, config.period)?,
             state: None,
             state_timeout: config.state_timeout,
+            period: config.period.as_secs_f64(),
+            last_velocity: JointVec::zeros(config.limits.len()),
             sequence: 0,
         })
     }
@@ -136,6 +140,26 @@ impl ControlCore {
         self.arbiter.authority()
     }
 
+    /// What the last order's head is to know of the plan; `None` when it asks for a chunk of its own.
+    pub fn plan(&self) -> Option<&PlannedBlock> {
+        self.scheduler.plan()
+    }
+
+    /// A chunk to be freed on another thread; look after every event and every tick.
+    pub fn take_retired(&mut self) -> Option<ActionChunk> {
+        self.scheduler.take_retired()
+    }
+
+    /// The command of the period before, with its rates.
+    fn commanded(&self) -> CommandState {
+        let (position, velocity) = (*self.guard.position(), *self.guard.velocity());
+        let mut acceleration = velocity;
+        for joint in 0..velocity.len() {
+            acceleration[joint] = (velocity[joint] - self.last_velocity[joint]) / self.period;
+        }
+        CommandState { position, velocity, acceleration }
+    }
+
     /// Takes in one event at `now`.
     pub fn on_event(&mut self, event: ControlEvent, now: Stamp) -> Effect {
         let mut effect = Effect::default();
@@ -143,8 +167,8 @@ impl ControlCore {
             ControlEvent::State(state) => self.on_state(state),
             ControlEvent::ChunkFailed(request) => self.scheduler.on_failure(request),
             ControlEvent::Chunk(chunk) => {
-                let (p, v) = (*self.guard.position(), *self.guard.velocity());
-                effect.take(self.scheduler.on_chunk(chunk, now, &p, &v));
+                let command = self.commanded();
+                effect.take(self.scheduler.on_chunk(chunk, now, &command));
             }
             ControlEvent::Authority(request) => {
                 effect.change = self.arbiter.on_request(request, now);
@@ -156,8 +180,8 @@ impl ControlCore {
                 effect.change = self.arbiter.on_request(AuthorityRequest::Motion, now);
                 if self.arbiter.authority() == Authority::Motion {
                     let before = self.begin();
-                    let position = *self.guard.position();
-                    effect.take(self.scheduler.play(chunk, &position));
+                    let command = self.commanded();
+                    effect.take(self.scheduler.play(chunk, &command));
                     effect.freed = effect.freed.or(before);
                 } else {
                     effect.refused = Some(Refusal::NotAsked);
@@ -173,7 +197,8 @@ impl ControlCore {
         let state_age = self.state.map_or(Duration::MAX, |s| now.since(s.stamp));
         let change = self.arbiter.on_state(state_age <= self.state_timeout, now);
         let authority = self.arbiter.authority();
-        let wish = self.scheduler.tick(now);
+        let commanded = self.commanded();
+        let wish = self.scheduler.tick(now, &commanded);
         let moving = matches!(authority, Authority::Policy | Authority::Motion);
         let mut interventions = Interventions::default();
         if moving {
@@ -182,6 +207,7 @@ impl ControlCore {
             self.guard.brake();
         }
         let order = if authority == Authority::Policy { self.scheduler.due(now) } else { None };
+        self.last_velocity = commanded.velocity;
         self.sequence += 1;
         let command = self.state.map(|_| Command {
             stamp: now,
@@ -244,13 +270,7 @@ mod tests {
 
     fn core() -> ControlCore {
         let limit = JointLimits { lower: -1.0, upper: 1.0, velocity: 2.0, acceleration: 20.0 };
-        let scheduler = SchedulerConfig {
-            joints: 1,
-            control_period: PERIOD,
-            execution_horizon: 8,
-            join_time: Duration::from_millis(200),
-            join_velocity: 1.0,
-        };
+        let scheduler = SchedulerConfig::new(&[limit], PERIOD, 8);
         let config = ControlConfig {
             limits: vec![limit],
             period: PERIOD,

@@ -10,6 +10,7 @@ pub mod control;
 pub mod guard;
 pub mod inference;
 pub mod ingest;
+mod latency;
 pub mod rt;
 pub mod scheduler;
 pub mod stream;
@@ -21,5 +22,7 @@ pub mod types;
 pub mod units;
 
 pub use time::{Clock, Stamp};
-pub use traits::{ArmDriver, Camera, DeviceError, Policy, PolicyError, PolicySpec, Progress};
+pub use traits::{
+    ArmDriver, Camera, DeviceError, Policy, PolicyError, PolicySpec, PrefixSupport, Progress,
+};
 pub use types::*;

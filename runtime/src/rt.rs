@@ -41,6 +41,25 @@ pub fn set_fifo(priority: i32) -> Result<(), RealtimeDenied> {
     }
 }
 
+/// Number of processors that this process may use.
+pub fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// Keeps the calling thread on processor `cpu` (from 0).
+///
+/// # Errors
+/// The operating system's refusal.
+pub fn pin(cpu: usize) -> Result<(), std::io::Error> {
+    use rustix::thread::{CpuSet, sched_setaffinity};
+    if cpu >= CpuSet::MAX_CPU {
+        return Err(std::io::Error::from(std::io::ErrorKind::InvalidInput));
+    }
+    let mut set = CpuSet::new();
+    set.set(cpu);
+    sched_setaffinity(None, &set).map_err(Into::into)
+}
+
 /// Asks for wake-ups as exact as an ordinary thread can have (timer slack 1 ns).
 #[allow(unsafe_code)]
 pub fn set_timer_slack() {

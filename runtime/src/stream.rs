@@ -14,8 +14,9 @@ use rtrb::{Consumer, Producer, RingBuffer};
 
 use crate::arbiter::AuthorityChange;
 use crate::control::{ControlCore, ControlEvent, CycleReport};
+use crate::inference::InferenceOrder;
 use crate::rt::{self, RealtimeDenied, RealtimeMode};
-use crate::scheduler::{ChunkOrder, Refusal};
+use crate::scheduler::Refusal;
 use crate::{ActionChunk, Clock, Command, Stamp};
 
 /// The publisher looks for the command this long after the control thread was due.
@@ -36,6 +37,8 @@ pub struct StreamConfig {
     pub realtime: RealtimeMode,
     /// `SCHED_FIFO` priority of the control thread; the publisher has one less.
     pub priority: i32,
+    /// The processor that the control thread stays on; `None`: any.
+    pub cpu: Option<usize>,
     /// Run a bare clock loop of the same period and priority beside it, to compare with.
     pub bare_clock: bool,
 }
@@ -71,7 +74,7 @@ pub struct StreamPorts {
     /// Requests from the operator's side.
     pub requests: Producer<ControlEvent>,
     /// Demands for chunks.
-    pub orders: Consumer<ChunkOrder>,
+    pub orders: Consumer<InferenceOrder>,
     /// Chunks to be freed.
     pub freed: Consumer<ActionChunk>,
     /// Reports.
@@ -131,14 +134,15 @@ pub fn spawn(
         while !quit.load(Ordering::Relaxed) {
             let beat = clock.wait();
             let woke = Clock::now();
+            let mut free = |chunk| {
+                // The ring holds more chunks than can be under way; a full one would leak, not free here.
+                if let Err(rtrb::PushError::Full(chunk)) = freed_out.push(chunk) {
+                    std::mem::forget(chunk);
+                }
+            };
             let mut handle = |event| {
                 let effect = core.on_event(event, woke);
-                if let Some(chunk) = effect.freed {
-                    // The ring holds more chunks than can be under way; a full one would leak, not free here.
-                    if let Err(rtrb::PushError::Full(chunk)) = freed_out.push(chunk) {
-                        std::mem::forget(chunk);
-                    }
-                }
+                effect.freed.into_iter().chain(core.take_retired()).for_each(&mut free);
                 let _ = effect.change.map(|c| reports_out.push(StreamReport::Authority(c)));
                 let _ = effect.refused.map(|r| reports_out.push(StreamReport::ChunkRefused(r)));
                 if effect.accepted {
@@ -155,10 +159,11 @@ pub fn spawn(
                 handle(event);
             }
             let cycle = core.tick(woke);
+            core.take_retired().into_iter().for_each(&mut free);
             let dropped = cycle.command.is_some_and(|c| commands.push(c).is_err());
             if let Some(order) = cycle.order {
                 // The ring has room: one order is open at a time.
-                let _ = orders_out.push(order);
+                let _ = orders_out.push(InferenceOrder { order, plan: core.plan().copied() });
             }
             let _ = cycle.change.map(|c| reports_out.push(StreamReport::Authority(c)));
             let report = CycleReport {
@@ -240,6 +245,8 @@ fn thread(
             // Tried before with the same rights; if it fails now the thread goes on at normal priority.
             let _ = rt::set_fifo((config.priority - below).max(1));
         }
+        // Checked at launch against the processors that there are; only the control thread is pinned.
+        let _ = config.cpu.filter(|_| below == 0).map(rt::pin);
         body();
     };
     // A process that cannot start one more thread at launch cannot go on.

@@ -15,6 +15,10 @@ pub enum Progress {
         done: usize,
         /// Steps in all.
         total: usize,
+        /// The step denoised.
+        denoised: bool,
+        /// Only denoise steps follow.
+        next_denoises: bool,
     },
     /// The chunk is ready: call [`Policy::take_chunk`].
     Done,
@@ -43,6 +47,28 @@ pub enum PolicyError {
         /// Where it was found.
         what: &'static str,
     },
+    /// The request asks for something that the head does not know.
+    #[error("this policy does not support {0}; choose another [scheduler] strategy")]
+    Unsupported(&'static str),
+    /// The prefix has another width than the actions.
+    #[error("the planned prefix has {found} values an action, the policy gives {expected}")]
+    PrefixWidth {
+        /// Action dimension.
+        expected: usize,
+        /// Width of the prefix.
+        found: usize,
+    },
+    /// More actions are frozen than the head was trained for.
+    #[error(
+        "{frozen} actions are frozen, the head was trained for at most {most}; a faster policy or a \
+         smaller action rate helps"
+    )]
+    PrefixTooLong {
+        /// Frozen actions.
+        frozen: usize,
+        /// Most that the head knows.
+        most: usize,
+    },
     /// `advance` or `take_chunk` out of turn.
     #[error("{0}")]
     OutOfTurn(&'static str),
@@ -70,6 +96,26 @@ pub struct PolicySpec {
     pub action_rate_hz: Option<f64>,
     /// Denoise steps of the checkpoint.
     pub denoise_steps: usize,
+    /// Which uses of planned actions its head knows.
+    pub prefix: PrefixSupport,
+}
+
+impl PolicySpec {
+    /// Time between two actions; zero when the checkpoint does not say.
+    pub fn dt(&self) -> Duration {
+        self.action_rate_hz.map_or(Duration::ZERO, |rate| Duration::from_secs_f64(1.0 / rate))
+    }
+}
+
+/// What a head can do with planned actions ([`crate::Prefix`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PrefixSupport {
+    /// Guidance at inference.
+    pub guided: bool,
+    /// Trained on clean prefixes of at most so many actions.
+    pub trained: Option<usize>,
+    /// Starting from a noised guess.
+    pub warm_start: bool,
 }
 
 /// A policy as an anytime task: `begin`, then `advance` until [`Progress::Done`], then `take_chunk`.
@@ -101,6 +147,22 @@ pub trait Policy: Send {
     /// # Errors
     /// [`PolicyError::OutOfTurn`] before [`Progress::Done`].
     fn take_chunk(&mut self) -> Result<ActionChunk, PolicyError>;
+
+    /// Changes the denoise steps of the running inference; false when it is too late or not possible.
+    ///
+    /// # Errors
+    /// [`PolicyError::OutOfTurn`] without `begin`.
+    fn set_denoise_steps(&mut self, _steps: usize) -> Result<bool, PolicyError> {
+        Ok(false)
+    }
+
+    /// Makes the best chunk so far the result: false when there is none yet, and the inference goes on.
+    ///
+    /// # Errors
+    /// [`PolicyError::OutOfTurn`] without `begin`; [`PolicyError::Compute`] when the last estimate fails.
+    fn finish_early(&mut self) -> Result<bool, PolicyError> {
+        Ok(false)
+    }
 }
 
 /// Why a device failed.

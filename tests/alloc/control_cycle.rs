@@ -61,13 +61,7 @@ fn ten_seconds_of_control_cycles_do_not_allocate() {
         limits: vec![limit; JOINTS],
         period: PERIOD,
         state_timeout: Duration::from_millis(250),
-        scheduler: SchedulerConfig {
-            joints: JOINTS,
-            control_period: PERIOD,
-            execution_horizon: 8,
-            join_time: Duration::from_millis(200),
-            join_velocity: 1.0,
-        },
+        scheduler: SchedulerConfig::new(&[limit; JOINTS], PERIOD, 8),
     };
     let mut core = ControlCore::new(&config).expect("the limits are sound");
     // Everything that comes in from other threads is made beforehand.

@@ -85,13 +85,7 @@ fn commands_cross_the_bus_in_order_and_silence_brings_a_hold() {
         limits: vec![limit],
         period,
         state_timeout: Duration::from_millis(500),
-        scheduler: SchedulerConfig {
-            joints: 1,
-            control_period: period,
-            execution_horizon: 8,
-            join_time: Duration::from_millis(200),
-            join_velocity: 1.0,
-        },
+        scheduler: SchedulerConfig::new(&[limit], period, 8),
     })
     .expect("the limits are sound");
     let publisher = runtime.publisher(&keys.command(), Priority::RealTime).expect("declared");

@@ -43,13 +43,7 @@ impl Loop {
         let task = task.unwrap_or(scene.task);
         let world = World::new(&arm, scene.clone());
         let judge = Judge::new(Some(task), task.instruction(0), &arm, &scene, &world.snapshot());
-        let scheduler = SchedulerConfig {
-            joints: JOINTS,
-            control_period: PERIOD,
-            execution_horizon: 8,
-            join_time: Duration::from_millis(200),
-            join_velocity: 1.5,
-        };
+        let scheduler = SchedulerConfig::new(&arm.limits(), PERIOD, 8);
         let core = ControlCore::new(&ControlConfig {
             limits: arm.limits(),
             period: PERIOD,
@@ -111,7 +105,8 @@ fn play(policy: &mut dyn Policy, seed: u64, task: Option<Task>) -> (GroundTruth,
     while episode.now.since(Stamp(0)) < TIME_LIMIT {
         if let Some(request) = episode.step() {
             let seen = episode.observe(&mut renderer);
-            let request = ChunkRequest { id: request, denoise_steps: None, seed: seed ^ request };
+            let request =
+                ChunkRequest { id: request, seed: seed ^ request, ..ChunkRequest::default() };
             let chunk = inference::run(policy, &seen, &request).expect("the observation fits");
             coming = Some((episode.now + LATENCY, chunk));
         }

@@ -3,8 +3,8 @@
 //! Joints stand in bus order; inside, everything is in rad, m, N m and s.
 
 use serde::Deserialize;
-use sinew_runtime::JointLimits;
 use sinew_runtime::units::{UnitError, parse_angle, parse_duration, parse_frequency};
+use sinew_runtime::{ActionKind, JointLimits};
 
 /// Joints of the arm, the gripper last.
 pub const JOINTS: usize = 6;
@@ -51,6 +51,8 @@ pub enum DescriptionError {
 pub struct JointDescription {
     /// Name on the bus.
     pub name: String,
+    /// How its actions are played.
+    pub kind: ActionKind,
     /// Position (rad), velocity (rad/s) and acceleration (rad/s²) limits.
     pub limits: JointLimits,
     /// Stall torque (N m).
@@ -114,6 +116,8 @@ struct GeometryText {
 #[serde(deny_unknown_fields)]
 struct JointText {
     name: String,
+    #[serde(default)]
+    kind: ActionKind,
     lower: String,
     upper: String,
     velocity: String,
@@ -171,6 +175,7 @@ impl JointText {
         }
         Ok(JointDescription {
             name: self.name.clone(),
+            kind: self.kind,
             limits,
             torque: quantity(&key("torque"), &self.torque, &[("N m", 1.0)])?,
             inertia: quantity(&key("inertia"), &self.inertia, &[("kg m2", 1.0)])?,
@@ -224,6 +229,11 @@ impl ArmDescription {
     /// Never: the text is part of the program, and a test reads it.
     pub fn desk_arm() -> Self {
         Self::from_toml(DESK_ARM).expect("the built-in description is valid: a test reads it")
+    }
+
+    /// How the actions of all joints are played, in bus order.
+    pub fn kinds(&self) -> Vec<ActionKind> {
+        self.joints.iter().map(|j| j.kind).collect()
     }
 
     /// The limits of all joints, in bus order.

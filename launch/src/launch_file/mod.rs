@@ -3,6 +3,7 @@
 mod args;
 mod finding;
 mod resolve;
+mod scheduling;
 mod schema;
 
 pub use args::{Argument, Override};

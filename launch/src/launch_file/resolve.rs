@@ -10,6 +10,7 @@ use toml::Spanned;
 
 use super::args::Argument;
 use super::finding::{Finding, Findings, line_of, value_at};
+use super::scheduling::SchedulerSettings;
 use super::schema;
 
 /// A launch, read and checked as far as the file alone allows.
@@ -25,7 +26,9 @@ pub struct LaunchConfig {
     pub cameras: Vec<CameraConfig>,
     /// The policy.
     pub policy: PolicySettings,
-    /// The control thread, the guard and the scheduler.
+    /// The scheduler.
+    pub scheduler: SchedulerSettings,
+    /// The control thread and the guard.
     pub control: ControlSettings,
     /// Where the runtime listens and the drivers connect.
     pub endpoint: String,
@@ -82,7 +85,7 @@ pub struct PolicySettings {
     pub seed: u64,
 }
 
-/// Control thread, guard and scheduler.
+/// Control thread and guard.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ControlSettings {
     /// Control period.
@@ -99,8 +102,8 @@ pub struct ControlSettings {
     pub velocity_scale: f64,
     /// Share of the description's acceleration limits that the guard allows.
     pub acceleration_scale: f64,
-    /// Actions executed before the next chunk takes over; `None` for half the chunk.
-    pub execution_horizon: Option<usize>,
+    /// The processor that the control thread runs on; `None`: any.
+    pub cpu: Option<usize>,
 }
 
 impl LaunchConfig {
@@ -124,7 +127,7 @@ impl LaunchConfig {
 }
 
 /// Collects findings with the place that they are about.
-struct Checker<'a> {
+pub(super) struct Checker<'a> {
     file: &'a Path,
     text: &'a str,
     findings: Vec<Finding>,
@@ -132,7 +135,7 @@ struct Checker<'a> {
 }
 
 impl Checker<'_> {
-    fn report<T>(&mut self, key: &str, at: &Spanned<T>, problem: impl ToString, remedy: &str) {
+    pub fn report<T>(&mut self, key: &str, at: &Spanned<T>, problem: impl ToString, remedy: &str) {
         self.findings.push(Finding {
             file: self.file.to_owned(),
             line: Some(line_of(self.text, at.span().start)),
@@ -144,7 +147,7 @@ impl Checker<'_> {
     }
 
     /// Remembers where `key` stands, for findings that are made later.
-    fn note<T>(&mut self, key: &'static str, at: &Spanned<T>) {
+    pub fn note<T>(&mut self, key: &'static str, at: &Spanned<T>) {
         self.lines.push((key, line_of(self.text, at.span().start)));
     }
 
@@ -176,7 +179,7 @@ impl Checker<'_> {
         lowest
     }
 
-    fn one_of(&mut self, key: &str, at: &schema::Text, known: &[&str]) {
+    pub fn one_of(&mut self, key: &str, at: &schema::Text, known: &[&str]) {
         if !known.contains(&at.get_ref().as_str()) {
             let remedy = format!("it is one of: {}", known.join(", "));
             self.report(key, at, "is not known", &remedy);
@@ -312,12 +315,15 @@ pub(super) fn resolve(
             "one late command must not stop the arm: lengthen it",
         );
     }
-    if let Some(horizon) = &parsed.scheduler.execution_horizon {
-        check.note("scheduler.execution_horizon", horizon);
-        if *horizon.get_ref() == 0 {
-            check.report("scheduler.execution_horizon", horizon, "must be at least 1", "");
+    let cpu = control.cpu.as_ref().map(|c| *c.get_ref());
+    if let Some(at) = &control.cpu {
+        let processors = sinew_runtime::rt::processors();
+        if *at.get_ref() >= processors {
+            let problem = format!("this computer has the processors 0 to {}", processors - 1);
+            check.report("control.cpu", at, problem, "leave it out for any");
         }
     }
+    let scheduler = super::scheduling::resolve(&mut check, &parsed.scheduler);
     let velocity_scale = check.scale("guard.velocity_scale", parsed.guard.velocity_scale.as_ref());
     let acceleration_scale =
         check.scale("guard.acceleration_scale", parsed.guard.acceleration_scale.as_ref());
@@ -344,6 +350,7 @@ pub(super) fn resolve(
             seed: robot.seed,
         },
         cameras,
+        scheduler,
         policy: PolicySettings {
             file: path(&policy.file),
             instruction: policy.instruction.clone(),
@@ -360,7 +367,7 @@ pub(super) fn resolve(
             state_timeout,
             velocity_scale,
             acceleration_scale,
-            execution_horizon: parsed.scheduler.execution_horizon.as_ref().map(|h| *h.get_ref()),
+            cpu,
         },
         endpoint: endpoint.get_ref().clone(),
         lines: check.lines,

@@ -26,10 +26,17 @@ pub const KEYS: &[&str] = &[
     "policy.denoise_steps",
     "policy.max_observation_age",
     "policy.seed",
+    "scheduler.strategy",
     "scheduler.execution_horizon",
+    "scheduler.ensemble_decay",
+    "scheduler.guidance_mask",
+    "scheduler.guidance_weight",
+    "scheduler.guidance_horizon",
+    "scheduler.least_denoise_steps",
     "control.rate",
     "control.realtime",
     "control.priority",
+    "control.cpu",
     "control.state_timeout",
     "guard.velocity_scale",
     "guard.acceleration_scale",
@@ -91,7 +98,13 @@ pub(super) struct Policy {
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Scheduler {
+    pub strategy: Option<Text>,
     pub execution_horizon: Option<Spanned<usize>>,
+    pub ensemble_decay: Option<Spanned<f64>>,
+    pub guidance_mask: Option<Text>,
+    pub guidance_weight: Option<Spanned<f64>>,
+    pub guidance_horizon: Option<Spanned<usize>>,
+    pub least_denoise_steps: Option<Spanned<usize>>,
 }
 
 #[derive(Deserialize)]
@@ -100,6 +113,7 @@ pub(super) struct Control {
     pub rate: Text,
     pub realtime: Text,
     pub priority: Option<Spanned<i32>>,
+    pub cpu: Option<Spanned<usize>>,
     pub state_timeout: Text,
 }
 

@@ -6,28 +6,32 @@ use std::time::{Duration, Instant};
 
 use sinew_drivers::peer::{ArmPeer, ArmPeerConfig, CameraPeer, StreamFigures, WatchdogConfig};
 use sinew_runtime::control::{ControlConfig, ControlCore};
-use sinew_runtime::inference::{self, InferenceConfig, InferenceInputs};
+use sinew_runtime::inference::{self, Anytime, AnytimeConfig, InferenceConfig, InferenceInputs};
 use sinew_runtime::ingest::{Ingest, Intake};
 use sinew_runtime::rt::{self, RealtimeMode};
 use sinew_runtime::scheduler::SchedulerConfig;
+use sinew_runtime::scheduler::starvation::{self, Demand, Holds, StepLatency};
+use sinew_runtime::scheduler::strategy::StrategyConfig;
 use sinew_runtime::stream::{self, Stream, StreamConfig};
 use sinew_runtime::transport::{
     Bus, Endpoint, Keys, Priority, Subscription, decode_frame, decode_state, encode_command,
 };
-use sinew_runtime::{ArmDriver, Camera, CameraFrame, ChunkRequest, Clock, JointLimits, Policy};
+use sinew_runtime::{
+    ActionKind, ArmDriver, Camera, CameraFrame, ChunkRequest, Clock, JointLimits, Policy,
+    PolicySpec,
+};
 
 use super::monitor::Monitor;
 use super::referee::{self, RefereePeer};
 use super::robot::{Robot, RunError};
 
-/// Shortest join between two chunks: long against a control period, short against a chunk.
-const JOIN_TIME: Duration = Duration::from_millis(200);
-/// Highest speed (rad/s) that a join may add to the motion.
-const JOIN_VELOCITY: f64 = 1.5;
 /// Command and measured position may differ by this much (rad) when a driver rejoins after a hold.
 const REJOIN_TOLERANCE: f64 = 0.5;
 /// How long the parts may take to find each other.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Inferences that are timed before the start, and how long that may take.
+const MEASURED_RUNS: u32 = 8;
+const MEASURED_TIME: Duration = Duration::from_secs(3);
 
 /// A camera of the robot: its name, and what captures.
 pub type NamedCamera = (String, Box<dyn Camera>);
@@ -62,14 +66,24 @@ pub struct Plan {
     pub state_timeout: Duration,
     /// Without a command for this long the arm holds by itself.
     pub watchdog: Duration,
+    /// Time between two frames of the slowest camera.
+    pub frame_period: Duration,
     /// Older parts make no observation.
     pub max_observation_age: Duration,
     /// How much of real time is demanded.
     pub realtime: RealtimeMode,
     /// `SCHED_FIFO` priority of the control thread.
     pub priority: i32,
+    /// How the actions of each joint are played.
+    pub kinds: Vec<ActionKind>,
+    /// The processor that the control thread stays on; `None`: any.
+    pub cpu: Option<usize>,
+    /// How chunks follow each other.
+    pub strategy: StrategyConfig,
     /// Actions executed before the next chunk takes over.
     pub execution_horizon: usize,
+    /// Never fewer denoise steps than this; `None`: never fewer than wanted.
+    pub least_denoise_steps: Option<usize>,
     /// Denoise steps; `None` for the checkpoint's own.
     pub denoise_steps: Option<usize>,
     /// Seed of the policy's noise.
@@ -81,6 +95,10 @@ pub struct Launched {
     pub(super) robot: Robot,
     /// Why there is no real-time scheduling although it was asked for.
     pub realtime_denied: Option<String>,
+    /// What the starvation calculator found.
+    pub margins: Holds,
+    /// The policy's tail latency before the start.
+    pub latency: StepLatency,
     /// Memory is locked; or why not.
     pub memory_locked: Result<(), String>,
     pub(super) arm: ArmPeer,
@@ -104,8 +122,6 @@ impl Launched {
         let device_bus = Bus::open(&Endpoint::Connect(plan.endpoint.clone()))?;
         let names = devices.arm.joint_names().to_vec();
 
-        let frame_period =
-            devices.cameras.iter().map(|c| c.1.frame_period()).max().unwrap_or_default();
         let camera_names: Vec<String> = plan.views.iter().map(|v| v.1.clone()).collect();
         let ingest = Arc::new(Mutex::new(Ingest::new(&camera_names, plan.max_observation_age)));
         let mut subscriptions = Vec::new();
@@ -149,23 +165,18 @@ impl Launched {
             ));
         }
 
-        let core = ControlCore::new(&ControlConfig {
-            limits: plan.limits.clone(),
-            period: plan.period,
-            state_timeout: plan.state_timeout,
-            scheduler: SchedulerConfig {
-                joints: plan.limits.len(),
-                control_period: plan.period,
-                execution_horizon: plan.execution_horizon,
-                join_time: JOIN_TIME,
-                join_velocity: JOIN_VELOCITY,
-            },
-        })?;
         // Wait for the world, and pay the policy's first-use costs before anything moves.
         let states = subscribe_states(&bus, &keys, &names, ingest.clone())?;
         subscriptions.push(states.subscription);
         let mut policy = Box::new(Renamed { policy, views: plan.views.clone() });
-        warm_up(policy.as_mut(), plan, &ingest)?;
+        let latency = measure(policy.as_mut(), plan, &ingest)?;
+        let margins = starvation::check(&plan.demand(policy.spec(), latency))?;
+        let core = ControlCore::new(&ControlConfig {
+            limits: plan.limits.clone(),
+            period: plan.period,
+            state_timeout: plan.state_timeout,
+            scheduler: plan.scheduler(latency),
+        })?;
 
         let memory_locked = match plan.realtime {
             RealtimeMode::Off => Err("real time is off".to_owned()),
@@ -175,6 +186,7 @@ impl Launched {
             period: plan.period,
             realtime: plan.realtime,
             priority: plan.priority,
+            cpu: plan.cpu,
             bare_clock: true,
         };
         let (stream, ports) = stream::spawn(core, stream_config, move |command| {
@@ -183,8 +195,15 @@ impl Launched {
         *states.to_control.lock().unwrap_or_else(PoisonError::into_inner) = Some(ports.states);
 
         let instruction = Arc::new(Mutex::new(String::new()));
-        let inference_config =
-            InferenceConfig { denoise_steps: plan.denoise_steps, seed: plan.seed };
+        let inference_config = InferenceConfig {
+            denoise_steps: plan.denoise_steps,
+            seed: plan.seed,
+            kinds: plan.kinds.clone(),
+            anytime: AnytimeConfig {
+                least_steps: plan.least_denoise_steps.unwrap_or(usize::MAX),
+                margin: plan.period * 2,
+            },
+        };
         let inputs = InferenceInputs { ingest: ingest.clone(), instruction: instruction.clone() };
         let (thread, inference_reports) = inference::spawn(
             policy,
@@ -201,12 +220,14 @@ impl Launched {
 
         Ok(Self {
             realtime_denied: stream.denied.as_ref().map(ToString::to_string),
+            margins,
+            latency,
             memory_locked,
             robot: Robot {
                 monitor: Monitor::default(),
                 limits: plan.limits.clone(),
                 ready: plan.ready.clone(),
-                frame_period,
+                frame_period: plan.frame_period,
                 ingest,
                 instruction,
                 referee: referee_state,
@@ -316,8 +337,14 @@ fn subscribe_states(
     Ok(StatesIn { subscription, to_control })
 }
 
-/// Waits for the first whole observation and runs the policy on it once, for nobody.
-fn warm_up(policy: &mut dyn Policy, plan: &Plan, ingest: &Mutex<Ingest>) -> Result<(), RunError> {
+/// Waits for the first whole observation and runs the policy on it, for nobody: how long it takes.
+///
+/// The first run pays the first-use costs and is not counted.
+fn measure(
+    policy: &mut dyn Policy,
+    plan: &Plan,
+    ingest: &Mutex<Ingest>,
+) -> Result<StepLatency, RunError> {
     let end = Instant::now() + PATIENCE;
     let seen = loop {
         let tried =
@@ -333,9 +360,48 @@ fn warm_up(policy: &mut dyn Policy, plan: &Plan, ingest: &Mutex<Ingest>) -> Resu
             Err(_) => std::thread::sleep(Duration::from_millis(10)),
         }
     };
-    let request = ChunkRequest { id: 0, denoise_steps: plan.denoise_steps, seed: 0 };
+    let steps = plan.denoise_steps.unwrap_or(policy.spec().denoise_steps);
+    let request = ChunkRequest { denoise_steps: Some(steps), ..ChunkRequest::default() };
     inference::run(policy, &seen, &request)?;
-    Ok(())
+    let mut anytime =
+        Anytime::new(AnytimeConfig { least_steps: usize::MAX, margin: Duration::ZERO });
+    let begun = Instant::now();
+    let mut runs = 0;
+    while runs == 0 || (runs < MEASURED_RUNS && begun.elapsed() < MEASURED_TIME) {
+        inference::timed(policy, &seen, &request, &mut anytime)?;
+        runs += 1;
+    }
+    // A run was just timed, so there is something to tell.
+    Ok(anytime.latency(steps).unwrap_or(StepLatency {
+        fixed: begun.elapsed() / runs,
+        step: Duration::ZERO,
+        steps,
+    }))
+}
+
+impl Plan {
+    /// The demand that the starvation calculator judges.
+    fn demand(&self, spec: &PolicySpec, latency: StepLatency) -> Demand {
+        Demand {
+            horizon: spec.action_horizon,
+            dt: spec.dt(),
+            execution_horizon: self.execution_horizon,
+            control_period: self.period,
+            age: self.frame_period + self.state_period,
+            latency,
+            strategy: self.strategy,
+        }
+    }
+
+    fn scheduler(&self, latency: StepLatency) -> SchedulerConfig {
+        let mut config = SchedulerConfig::new(&self.limits, self.period, self.execution_horizon);
+        for (joint, kind) in config.joints.iter_mut().zip(&self.kinds) {
+            joint.kind = *kind;
+        }
+        config.strategy = self.strategy;
+        config.latency = Some(latency.total(latency.steps));
+        config
+    }
 }
 
 fn silent(what: &str, remedy: &'static str) -> RunError {

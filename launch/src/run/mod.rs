@@ -192,6 +192,16 @@ fn report(
         chunk_latency_us: m.chunk_latency.quantiles(),
         stages_us: m.stages.iter().map(|(k, v)| ((*k).to_owned(), v.quantiles())).collect(),
         ages_us: by_name(&m.ages),
+        strategy: config.scheduler.strategy.name().to_owned(),
+        margins: launched.margins,
+        latency: launched.latency,
+        denoise_steps: m
+            .decisions
+            .iter()
+            .map(|((why, steps), n)| (format!("{steps} ({why})"), *n))
+            .collect(),
+        caches: m.caches.iter().map(|(k, v)| ((*k).to_owned(), *v)).collect(),
+        handover_us: m.handover.quantiles(),
         chunks: ChunkFigures {
             made: m.chunk_latency.quantiles().count,
             accepted: m.accepted,

@@ -12,6 +12,8 @@ use sinew_runtime::scheduler::Mode;
 use sinew_runtime::stream::{BareCycle, StreamReport};
 use sinew_runtime::telemetry::Latencies;
 
+use crate::report::CacheFigures;
+
 /// Everything counted since the start.
 #[derive(Default)]
 pub(super) struct Monitor {
@@ -22,6 +24,8 @@ pub(super) struct Monitor {
     pub dropped: u64,
     pub lateness: Latencies,
     pub work: Latencies,
+    /// From due to hand-over.
+    pub handover: Latencies,
     pub bare_cycles: u64,
     pub bare_missed: u64,
     pub bare_lateness: Latencies,
@@ -40,6 +44,10 @@ pub(super) struct Monitor {
     pub chunk_latency: Latencies,
     pub stages: BTreeMap<&'static str, Latencies>,
     pub ages: BTreeMap<String, Latencies>,
+    /// Inferences by reason and number of denoise steps.
+    pub decisions: BTreeMap<(&'static str, usize), u64>,
+    /// What the caches did, by name.
+    pub caches: BTreeMap<&'static str, CacheFigures>,
     /// Orders that made no chunk, by reason.
     pub failures: BTreeMap<String, u64>,
 }
@@ -74,6 +82,7 @@ impl Monitor {
                 self.dropped += u64::from(cycle.dropped);
                 self.lateness.record(cycle.lateness);
                 self.work.record(cycle.work);
+                self.handover.record(cycle.lateness + cycle.work);
                 self.authority = Some(cycle.authority);
                 self.buffer_left = cycle.buffer_left;
                 let starved = cycle.mode == Mode::Starved && cycle.authority == Authority::Policy;
@@ -109,9 +118,19 @@ impl Monitor {
 
     fn on_inference(&mut self, report: InferenceReport) {
         match report {
-            InferenceReport::Chunk { latency, stages, ages } => {
+            InferenceReport::Chunk { latency, report, decision, ages } => {
                 self.chunk_latency.record(latency);
-                for stage in stages {
+                if let Some(decision) = decision {
+                    *self.decisions.entry((decision.why.name(), decision.done)).or_default() += 1;
+                }
+                for (cache, used) in report.caches {
+                    let sum = self.caches.entry(cache).or_default();
+                    sum.chunks += 1;
+                    sum.lookups += u64::from(used.lookups);
+                    sum.hits += u64::from(used.hits);
+                    sum.largest_error = sum.largest_error.max(used.error.unwrap_or(0.0));
+                }
+                for stage in report.stages {
                     self.stages.entry(stage.stage).or_default().record(stage.time);
                 }
                 for (part, age) in ages {
@@ -120,6 +139,9 @@ impl Monitor {
             }
             InferenceReport::NotObserved(why) | InferenceReport::Failed(why) => {
                 *self.failures.entry(why).or_default() += 1;
+            }
+            InferenceReport::Dropped => {
+                *self.failures.entry("overtaken by a newer order".to_owned()).or_default() += 1;
             }
         }
     }

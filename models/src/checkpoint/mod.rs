@@ -33,6 +33,8 @@ pub struct ActionInfo {
     /// Scale of the starting noise; 1 (LeRobot's) when left out. Less noise samples nearer to the
     /// most likely chunk.
     pub noise_scale: Option<f64>,
+    /// The head was trained on clean prefixes of up to so many actions (training-time real-time chunking).
+    pub trained_prefix: Option<usize>,
 }
 
 impl ActionInfo {

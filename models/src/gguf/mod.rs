@@ -37,6 +37,7 @@ mod keys {
     pub const ACTION_UNITS: &str = "sinew.action.units";
     pub const ACTION_RATE: &str = "sinew.action.rate_hz";
     pub const NOISE_SCALE: &str = "sinew.noise_scale";
+    pub const TRAINED_PREFIX: &str = "sinew.trained_prefix";
     pub const SOURCE_HASH: &str = "sinew.source.sha256";
     pub const DATA_HASH: &str = "sinew.data.sha256";
     pub const KEPT: &str = "sinew.kept";
@@ -138,6 +139,7 @@ pub(crate) fn open(path: &Path, verify_hash: bool) -> Result<Checkpoint, ModelEr
         action_units: metadata.texts(keys::ACTION_UNITS),
         action_rate_hz: metadata.number(keys::ACTION_RATE),
         noise_scale: metadata.number(keys::NOISE_SCALE),
+        trained_prefix: metadata.number(keys::TRAINED_PREFIX).map(|n| n as usize),
     };
     let (preprocessor, postprocessor) =
         (metadata.processor(keys::PREPROCESSOR)?, metadata.processor(keys::POSTPROCESSOR)?);

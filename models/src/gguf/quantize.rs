@@ -156,6 +156,7 @@ fn metadata(
     let numbers = [
         (keys::ACTION_RATE, checkpoint.actions.action_rate_hz),
         (keys::NOISE_SCALE, checkpoint.actions.noise_scale),
+        (keys::TRAINED_PREFIX, checkpoint.actions.trained_prefix.map(|n| n as f64)),
     ];
     let given = numbers.into_iter().filter_map(|(k, v)| Some((k.to_owned(), Value::F64(v?))));
     all.extend(given);

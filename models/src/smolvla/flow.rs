@@ -39,8 +39,11 @@ pub fn gaussian_noise(seed: u64, count: usize) -> Vec<f32> {
 #[derive(Debug, Clone)]
 pub struct EulerSampler {
     x: Tensor,
+    start: f64,
     steps: usize,
     done: usize,
+    /// The newest velocity: where it leads is the best estimate so far.
+    velocity: Option<Tensor>,
 }
 
 impl EulerSampler {
@@ -49,7 +52,41 @@ impl EulerSampler {
     /// # Errors
     /// When `noise` has another number of values.
     pub fn new(noise: Vec<f32>, shape: (usize, usize), steps: usize) -> Result<Self> {
-        Ok(Self { x: Tensor::from_vec(noise, shape, &Device::Cpu)?, steps, done: 0 })
+        Self::from_time(noise, shape, steps, 1.0)
+    }
+
+    /// Starts at `x`, a sample of time `start` (above 0, at most 1).
+    ///
+    /// # Errors
+    /// When `x` has another number of values.
+    pub fn from_time(x: Vec<f32>, shape: (usize, usize), steps: usize, start: f64) -> Result<Self> {
+        let x = Tensor::from_vec(x, shape, &Device::Cpu)?;
+        Ok(Self { x, start, steps, done: 0, velocity: None })
+    }
+
+    /// Changes the number of steps; false once the first is done.
+    pub fn set_steps(&mut self, steps: usize) -> bool {
+        let may = self.done == 0 && steps > 0;
+        if may {
+            self.steps = steps;
+        }
+        may
+    }
+
+    /// Ends at the estimate of the newest velocity, `x - t·v`; false before the first step.
+    ///
+    /// # Errors
+    /// Never with the shapes of [`Self::step`].
+    pub fn finish(&mut self) -> Result<bool> {
+        let Some(velocity) = self.velocity.take() else { return Ok(false) };
+        self.x = (&self.x + (velocity * -self.time())?)?;
+        self.steps = self.done;
+        Ok(true)
+    }
+
+    /// Replaces the sample by `x` of the same shape.
+    pub fn overwrite(&mut self, x: Tensor) {
+        self.x = x;
     }
 
     /// The sample as it is now, `[H, M]`.
@@ -59,7 +96,7 @@ impl EulerSampler {
 
     /// Its time, from 1 (noise) to 0; rounded to single precision, as in training.
     pub fn time(&self) -> f64 {
-        f64::from((1.0 + self.done as f64 * (-1.0 / self.steps as f64)) as f32)
+        f64::from((self.start + self.done as f64 * (-self.start / self.steps as f64)) as f32)
     }
 
     /// Moves on by `velocity`.
@@ -67,9 +104,15 @@ impl EulerSampler {
     /// # Errors
     /// When `velocity` has another shape.
     pub fn step(&mut self, velocity: &Tensor) -> Result<()> {
-        self.x = (&self.x + (velocity * (-1.0 / self.steps as f64))?)?;
+        self.x = (&self.x + (velocity * (-self.start / self.steps as f64))?)?;
+        self.velocity = Some(velocity.clone());
         self.done += 1;
         Ok(())
+    }
+
+    /// Steps in all.
+    pub fn steps(&self) -> usize {
+        self.steps
     }
 
     /// Steps done.
@@ -95,6 +138,36 @@ mod tests {
         let mean = a.iter().sum::<f32>() / a.len() as f32;
         let var = a.iter().map(|v| v * v).sum::<f32>() / a.len() as f32;
         assert!(mean.abs() < 0.03 && (var - 1.0).abs() < 0.04, "{mean} {var}");
+    }
+
+    #[test]
+    fn an_early_end_is_where_the_newest_velocity_leads() {
+        // A perfect denoiser of the constant 3: v = (x - 3) / t. Any early end is exact.
+        let mut sampler = EulerSampler::new(vec![1.0, -2.0], (1, 2), 10).expect("the shape fits");
+        assert_eq!(sampler.finish().ok(), Some(false), "nothing is known before the first step");
+        for _ in 0..3 {
+            let v = ((sampler.sample() - 3.0).expect("f32") / sampler.time()).expect("f32");
+            sampler.step(&v).expect("the shapes are equal");
+        }
+        assert_eq!(sampler.finish().ok(), Some(true));
+        assert!(sampler.is_done());
+        let x = sampler.sample().flatten_all().and_then(|t| t.to_vec1::<f32>()).expect("f32");
+        assert!(x.iter().all(|v| (v - 3.0).abs() < 1e-5), "{x:?}");
+    }
+
+    #[test]
+    fn a_warm_start_ends_at_time_zero_too() {
+        let mut sampler =
+            EulerSampler::from_time(vec![0.0; 2], (1, 2), 4, 0.6).expect("the shape fits");
+        assert!(sampler.set_steps(3) && (sampler.time() - 0.6).abs() < 1e-6);
+        while !sampler.is_done() {
+            let v = sampler.sample().ones_like().expect("it is on the CPU");
+            sampler.step(&v).expect("the shapes are equal");
+            assert!(!sampler.set_steps(9), "too late");
+        }
+        assert!(sampler.time().abs() < 1e-6);
+        let x = sampler.sample().flatten_all().and_then(|t| t.to_vec1::<f32>()).expect("f32");
+        assert!((x[0] + 0.6).abs() < 1e-6);
     }
 
     #[test]

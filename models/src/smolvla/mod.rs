@@ -11,14 +11,17 @@
 mod expert;
 mod flow;
 mod model;
+mod planned;
 mod policy;
+mod preparer;
 mod text;
 mod vision;
 
 pub use expert::ExpertCache;
 pub use flow::{EulerSampler, gaussian_noise, time_embedding};
-pub use model::{Inputs, Preparer, SmolVla};
+pub use model::SmolVla;
 pub use policy::SmolVlaPolicy;
+pub use preparer::{Inputs, Preparer};
 pub use text::Prefix;
 pub use vision::VisionFeatures;
 

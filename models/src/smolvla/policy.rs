@@ -3,10 +3,11 @@
 use std::time::{Duration, Instant};
 
 use sinew_runtime::{
-    ActionChunk, ChunkRequest, Observation, Policy, PolicyError, PolicySpec, Progress, StageTime,
-    Stamp,
+    ActionChunk, CacheUse, ChunkRequest, Observation, Policy, PolicyError, PolicySpec, Prefix,
+    PrefixSupport, PrefixUse, Progress, StageTime, Stamp,
 };
 
+use super::planned::Planned;
 use super::{EulerSampler, ExpertCache, Inputs, Preparer, SmolVla, gaussian_noise};
 use crate::checkpoint::Checkpoint;
 use crate::{LoadOptions, ModelError};
@@ -28,13 +29,14 @@ struct Run {
     tokens: Vec<candle_core::Tensor>,
     cache: Option<ExpertCache>,
     sampler: EulerSampler,
-    steps: usize,
+    planned: Planned,
+    prefix: Option<Prefix>,
     times: [Duration; 4],
 }
 
 impl Run {
     fn total(&self) -> usize {
-        self.inputs.pixels.len() + 1 + self.steps
+        self.inputs.pixels.len() + 1 + self.sampler.steps()
     }
 
     fn done(&self) -> usize {
@@ -76,10 +78,29 @@ impl SmolVlaPolicy {
             action_horizon: checkpoint.config.chunk_size,
             action_rate_hz: Some(rate),
             denoise_steps: options.denoise_steps.unwrap_or(checkpoint.config.num_steps),
+            prefix: PrefixSupport {
+                guided: true,
+                trained: checkpoint.actions.trained_prefix,
+                warm_start: true,
+            },
         };
         let dt = Duration::from_secs_f64(1.0 / rate);
         let noise_scale = checkpoint.actions.noise_scale.unwrap_or(1.0) as f32;
         Ok(Self { model, preparer, spec, dt, run: None, noise: None, noise_scale })
+    }
+
+    fn check(&self, prefix: &Prefix) -> Result<(), PolicyError> {
+        let expected = self.spec.action_dim;
+        if prefix.dim != expected {
+            return Err(PolicyError::PrefixWidth { expected, found: prefix.dim });
+        }
+        match (prefix.usage, self.spec.prefix.trained) {
+            (PrefixUse::Trained, None) => Err(PolicyError::Unsupported("clean prefixes")),
+            (PrefixUse::Trained, Some(most)) if prefix.frozen > most => {
+                Err(PolicyError::PrefixTooLong { frozen: prefix.frozen, most })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Starts the next inference from `noise` (`[H, M]` row by row) instead of the request's seed.
@@ -110,6 +131,9 @@ impl Policy for SmolVlaPolicy {
                 "{steps} denoise steps were asked for; use 1 to {STEP_LIMIT}"
             )));
         }
+        if let Some(prefix) = &request.prefix {
+            self.check(prefix)?;
+        }
         let inputs = self.preparer.prepare(observation)?;
         let shape = self.model.sample_shape();
         let noise = self.noise.take().unwrap_or_else(|| {
@@ -117,7 +141,8 @@ impl Policy for SmolVlaPolicy {
             noise.iter_mut().for_each(|x| *x *= self.noise_scale);
             noise
         });
-        let sampler = EulerSampler::new(noise, shape, steps).map_err(compute)?;
+        let (planned, sampler) =
+            Planned::start(request.prefix.as_ref(), &self.preparer, noise, shape, steps)?;
         let mut times = [Duration::ZERO; 4];
         times[PREPROCESS] = start.elapsed();
         self.run = Some(Run {
@@ -127,7 +152,8 @@ impl Policy for SmolVlaPolicy {
             tokens: Vec::new(),
             cache: None,
             sampler,
-            steps,
+            planned,
+            prefix: request.prefix.clone(),
             times,
         });
         Ok(())
@@ -145,9 +171,9 @@ impl Policy for SmolVlaPolicy {
             run.tokens.push(features.tokens);
             VISION
         } else if let Some(cache) = &run.cache {
-            let (x, time) = (run.sampler.sample(), run.sampler.time());
-            let velocity = self.model.velocity(cache, x, time).map_err(compute)?;
-            run.sampler.step(&velocity).map_err(compute)?;
+            let model = &self.model;
+            let step = |x: &candle_core::Tensor, times: &[f64]| model.velocity(cache, x, times);
+            run.planned.step(&mut run.sampler, step).map_err(compute)?;
             DENOISE
         } else {
             let Inputs { dummies, tokens, state, .. } = &run.inputs;
@@ -164,7 +190,13 @@ impl Policy for SmolVlaPolicy {
         if run.sampler.is_done() {
             return Ok(Progress::Done);
         }
-        Ok(Progress::Step { stage: STAGES[stage], done: run.done(), total: run.total() })
+        Ok(Progress::Step {
+            stage: STAGES[stage],
+            done: run.done(),
+            total: run.total(),
+            denoised: stage == DENOISE,
+            next_denoises: run.cache.is_some(),
+        })
     }
 
     fn take_chunk(&mut self) -> Result<ActionChunk, PolicyError> {
@@ -176,8 +208,33 @@ impl Policy for SmolVlaPolicy {
         let mut chunk =
             ActionChunk::new(run.request, run.instant, self.dt, self.spec.action_dim, actions)
                 .map_err(|e| PolicyError::Compute(e.to_string()))?;
-        chunk.stages =
+        chunk.report.stages =
             STAGES.iter().zip(run.times).map(|(stage, time)| StageTime { stage, time }).collect();
+        chunk.report.denoise_steps = run.sampler.done();
+        chunk.report.caches.extend(run.prefix.as_ref().map(|prefix| reuse(prefix, &chunk)));
         Ok(chunk)
     }
+
+    fn set_denoise_steps(&mut self, steps: usize) -> Result<bool, PolicyError> {
+        let run = self.run.as_mut().ok_or(PolicyError::OutOfTurn("nothing was begun"))?;
+        Ok(run.sampler.set_steps(steps.min(STEP_LIMIT)))
+    }
+
+    fn finish_early(&mut self) -> Result<bool, PolicyError> {
+        let run = self.run.as_mut().ok_or(PolicyError::OutOfTurn("nothing was begun"))?;
+        run.sampler.finish().map_err(compute)
+    }
+}
+
+/// How well `chunk` kept the planned actions: the largest difference on the frozen ones (physical units).
+fn reuse(prefix: &Prefix, chunk: &ActionChunk) -> (&'static str, CacheUse) {
+    let rows = prefix.rows().min(chunk.horizon());
+    let (name, kept) = match prefix.usage {
+        PrefixUse::WarmStart { .. } => ("warm_start", rows),
+        PrefixUse::Guided { .. } | PrefixUse::Trained => ("frozen_prefix", prefix.frozen.min(rows)),
+    };
+    let pairs = prefix.actions.iter().zip(chunk.values()).take(kept * prefix.dim);
+    let error = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    (name, CacheUse { lookups: count(chunk.horizon()), hits: count(kept), error: Some(error) })
 }

@@ -1,4 +1,4 @@
-//! What was executed when: the ring that turns an observation's instant into a count of executed actions.
+//! What was executed when: the ring that turns an observation's instant into the time played by then.
 
 use crate::{JointVec, Stamp};
 
@@ -9,8 +9,8 @@ const CAPACITY: usize = 2048;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Entry {
     pub at: Stamp,
-    /// Actions executed since the scheduler was started.
-    pub executed: f64,
+    /// Seconds played since the scheduler was started.
+    pub played: f64,
     /// Position (rad) that was sent.
     pub position: JointVec,
 }
@@ -65,12 +65,12 @@ mod tests {
         assert!(history.at(Stamp(5)).is_none());
         for k in 0..(CAPACITY as i64 + 100) {
             let position = JointVec::zeros(1);
-            history.push(Entry { at: Stamp(k * 10), executed: k as f64, position });
+            history.push(Entry { at: Stamp(k * 10), played: k as f64, position });
         }
-        let executed = |t| history.at(Stamp(t)).map(|e| e.executed);
-        assert_eq!(executed(15_005), Some(1500.0));
-        assert_eq!(executed(i64::MAX), Some(CAPACITY as f64 + 99.0));
-        assert_eq!(executed(0), Some(100.0), "forgotten instants give the oldest entry");
-        assert_eq!(executed(1_000), Some(100.0));
+        let played = |t| history.at(Stamp(t)).map(|e| e.played);
+        assert_eq!(played(15_005), Some(1500.0));
+        assert_eq!(played(i64::MAX), Some(CAPACITY as f64 + 99.0));
+        assert_eq!(played(0), Some(100.0), "forgotten instants give the oldest entry");
+        assert_eq!(played(1_000), Some(100.0));
     }
 }

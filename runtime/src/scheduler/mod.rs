@@ -2,52 +2,95 @@
 //!
 //! A pure state machine on the control thread. It plays the executing chunk, asks for the next one while
 //! that still runs, and splices a new chunk at the number of actions *really executed* since the new
-//! chunk's observation, which it counts itself; the predicted latency only decides when to ask. What is
-//! left of the step between the old curve and the new one decays over a bounded join, so neither position
-//! nor velocity jumps. A chunk played to its end leaves the arm at rest on its last action.
+//! chunk's instant, which it counts itself; the predicted latency only decides when to ask and how much of
+//! the plan is frozen. When to ask and how chunks follow each other is the [`strategy`]'s; the blocks
+//! themselves lie in one place. The step between the old curve and the new one decays over a bounded
+//! join, so position, velocity and acceleration stay continuous. A chunk played to its end leaves the
+//! arm at rest on its last action.
 
+mod blocks;
+mod curve;
 mod history;
-mod interpolant;
-mod latency;
+mod join;
+
+pub mod starvation;
+pub mod strategy;
 
 use std::time::Duration;
 
-use crate::{ActionChunk, JointVec, Stamp};
+use crate::latency::LatencyWindow;
+use crate::{ActionChunk, ActionKind, JointLimits, JointVec, PlannedBlock, Stamp};
+use blocks::{Arrival, Blocks};
+use curve::Curve;
 use history::{Entry, History};
-use latency::LatencyWindow;
+use strategy::{Guide, Incoming, PlanView, Strategy, StrategyConfig};
+
+pub use curve::MAX_HORIZON;
+pub use join::{CommandState, JoinBounds};
+
+/// How one joint is played.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct JointPlay {
+    /// What its actions mean.
+    pub kind: ActionKind,
+    /// What a join may add to its motion.
+    pub join: JoinBounds,
+}
 
 /// How chunks are played.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct SchedulerConfig {
-    /// Number of joints.
-    pub joints: usize,
+    /// The joints, in the arm's order.
+    pub joints: Vec<JointPlay>,
     /// Control period.
     pub control_period: Duration,
     /// Actions executed before the next chunk takes over.
     pub execution_horizon: usize,
-    /// Shortest join between two chunks.
-    pub join_time: Duration,
-    /// Highest speed (rad/s) that a join may add.
-    pub join_velocity: f64,
+    /// How chunks follow each other.
+    pub strategy: StrategyConfig,
+    /// The policy's tail latency, measured before the start; replaced by what is seen while running.
+    pub latency: Option<Duration>,
+}
+
+impl SchedulerConfig {
+    /// The defaults for joints with `limits`, all of them positions: chunks replace each other.
+    pub fn new(limits: &[JointLimits], control_period: Duration, execution_horizon: usize) -> Self {
+        let joint = |limits| JointPlay { kind: ActionKind::Position, join: JoinBounds::of(limits) };
+        Self {
+            joints: limits.iter().map(joint).collect(),
+            control_period,
+            execution_horizon,
+            strategy: StrategyConfig::default(),
+            latency: None,
+        }
+    }
 }
 
 /// A demand for a chunk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ChunkOrder {
     /// Number of the request; the chunk carries it back.
     pub request: u64,
     /// When it was made.
     pub at: Stamp,
+    /// When the chunk is expected: the tail of the latencies seen.
+    pub expected: Stamp,
+    /// When the executing chunk is played out; `None` when nothing plays.
+    pub deadline: Option<Stamp>,
+    /// What the head is to know of the plan ([`Scheduler::plan`]).
+    pub guide: Guide,
 }
 
 /// Why a chunk was not taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Refusal {
     /// It answers no open request (authority changed, or it came twice).
     NotAsked,
-    /// Its actions have not one value per joint.
+    /// Its actions have not one value per joint, or no time between them.
     WrongShape,
+    /// It has more than [`MAX_HORIZON`] actions.
+    TooLong,
     /// It holds a value that is not finite.
     NotFinite,
     /// All of its actions are in the past.
@@ -55,7 +98,7 @@ pub enum Refusal {
 }
 
 /// What the arm follows right now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
     /// Nothing is to be played.
@@ -81,73 +124,56 @@ pub struct Wish {
     pub buffer_left: Duration,
 }
 
-/// The executing chunk.
-#[derive(Debug)]
-struct Track {
-    chunk: ActionChunk,
-    /// Command at the chunk's instant: the knot before its first action.
-    origin: JointVec,
-    phase: f64,
-    join: Join,
-}
-
-/// The decaying rest of the step at a splice: one cubic takes the offset to zero, another the rate.
-///
-/// The rate has its own, always short time: over a long join it would carry the arm far past both
-/// curves (a cubic from rate `r` swings out by `4/27 · r · time`).
+/// An order that is not answered yet.
 #[derive(Debug, Clone, Copy)]
-struct Join {
-    offset: JointVec,
-    rate: JointVec,
-    offset_time: f64,
-    rate_time: f64,
-    elapsed: f64,
-}
-
-impl Join {
-    fn sample(&self, joint: usize) -> (f64, f64) {
-        let share = |time: f64| (self.elapsed / time).min(1.0);
-        let (f, g) = (share(self.offset_time), share(self.rate_time));
-        let (offset, rate) = (self.offset[joint], self.rate[joint]);
-        let value = offset * (1.0 - f * f * (3.0 - 2.0 * f))
-            + rate * self.rate_time * g * (1.0 - g) * (1.0 - g);
-        let speed =
-            offset * 6.0 * f * (f - 1.0) / self.offset_time + rate * (1.0 - g) * (1.0 - 3.0 * g);
-        (value, speed)
-    }
+struct Open {
+    request: u64,
+    at: Stamp,
+    /// Play time (s) that the chunk belongs to; `None`: that of its observation.
+    anchor: Option<f64>,
 }
 
 /// The scheduler of one arm.
 ///
-/// Real time: [`Scheduler::tick`] and [`Scheduler::on_chunk`] neither allocate nor free; a chunk that is
-/// no longer needed is handed back to be freed elsewhere.
+/// Real time: [`Scheduler::tick`], [`Scheduler::due`] and [`Scheduler::on_chunk`] neither allocate nor free; a
+/// chunk that is no longer needed is handed back to be freed elsewhere.
 #[derive(Debug)]
 pub struct Scheduler {
     config: SchedulerConfig,
+    kinds: Vec<ActionKind>,
+    strategy: Box<dyn Strategy>,
     active: bool,
     /// Where the arm is to stay while nothing is played.
     rest: JointVec,
-    track: Option<Track>,
-    executed: f64,
+    blocks: Blocks,
     history: History,
     latency: LatencyWindow,
-    open: Option<ChunkOrder>,
+    open: Option<Open>,
+    plan: Option<PlannedBlock>,
+    retired: Option<ActionChunk>,
+    /// Play time (s) of the last order.
+    ordered: f64,
     next_request: u64,
 }
 
 impl Scheduler {
     /// An idle scheduler.
     pub fn new(config: SchedulerConfig) -> Self {
+        let kinds: Vec<_> = config.joints.iter().map(|j| j.kind).collect();
         Self {
-            config,
+            strategy: config.strategy.build(),
             active: false,
-            rest: JointVec::zeros(config.joints),
-            track: None,
-            executed: 0.0,
+            rest: JointVec::zeros(kinds.len()),
+            blocks: Blocks::new(Curve::new(kinds.clone())),
             history: History::new(),
             latency: LatencyWindow::new(),
             open: None,
+            plan: None,
+            retired: None,
+            ordered: 0.0,
             next_request: 1,
+            kinds,
+            config,
         }
     }
 
@@ -164,61 +190,103 @@ impl Scheduler {
     /// Ends playing; the executing chunk is handed back.
     pub fn stop(&mut self) -> Option<ActionChunk> {
         self.active = false;
-        self.executed = 0.0;
         self.history.clear();
-        self.open = None;
-        self.track.take().map(|t| t.chunk)
+        (self.open, self.plan, self.ordered) = (None, None, 0.0);
+        let [executing, next] = self.blocks.clear();
+        self.retire(next);
+        executing
     }
 
-    /// The wish for the period that begins at `now`; counts what it executes.
-    pub fn tick(&mut self, now: Stamp) -> Wish {
+    /// A chunk to be freed on another thread; call it after [`Scheduler::tick`] and [`Scheduler::stop`].
+    pub fn take_retired(&mut self) -> Option<ActionChunk> {
+        self.retired.take()
+    }
+
+    /// Keeps `chunk` for [`Scheduler::take_retired`].
+    fn retire(&mut self, chunk: Option<ActionChunk>) {
+        // Both places are full only when nobody takes: a leak is better than a free on this thread.
+        if let (Some(left), true) = (self.retired.take(), chunk.is_some()) {
+            std::mem::forget(left);
+        }
+        self.retired = chunk.or(self.retired.take());
+    }
+
+    /// The wish for the period that begins at `now`, the arm being commanded to `command`; counts what it executes.
+    pub fn tick(&mut self, now: Stamp, command: &CommandState) -> Wish {
+        if let Some((chunk, anchor)) = self.blocks.take_due() {
+            let before = self.splice(chunk, anchor, command);
+            self.retire(before);
+        }
         let mut wish = Wish {
             position: self.rest,
-            velocity: JointVec::zeros(self.config.joints),
+            velocity: JointVec::zeros(self.kinds.len()),
             mode: if self.active { Mode::Waiting } else { Mode::Idle },
             buffer_left: Duration::ZERO,
         };
-        if let Some(track) = &mut self.track {
-            let (dt, period) =
-                (track.chunk.dt.as_secs_f64(), self.config.control_period.as_secs_f64());
-            let end = track.chunk.horizon() as f64;
-            wish.mode = if track.phase >= end { Mode::Starved } else { Mode::Playing };
-            let step = (period / dt).min(end - track.phase);
-            track.phase += step;
-            track.join.elapsed += period;
-            self.executed += step;
-            let (position, slope) = interpolant::sample(&track.chunk, &track.origin, track.phase);
-            for joint in 0..self.config.joints {
-                let (offset, rate) = track.join.sample(joint);
-                wish.position[joint] = position[joint] + offset;
-                wish.velocity[joint] = slope[joint] / dt + rate;
-            }
-            wish.buffer_left = track.chunk.dt.mul_f64(end - track.phase);
+        let ended = self.blocks.progress().is_some_and(|(phase, end)| phase + 1e-6 >= end);
+        if let Some(played) = self.blocks.advance(self.config.control_period.as_secs_f64()) {
+            wish.mode = if ended { Mode::Starved } else { Mode::Playing };
+            wish.position = played.state.position;
+            wish.velocity = played.state.velocity;
+            let left = (played.end - played.phase).max(0.0);
+            wish.buffer_left = self.blocks.dt().unwrap_or_default().mul_f64(left);
             self.rest = wish.position;
         }
-        self.history.push(Entry { at: now, executed: self.executed, position: wish.position });
+        let played = self.blocks.played();
+        self.history.push(Entry { at: now, played, position: wish.position });
         wish
     }
 
-    /// A request for the next chunk, when it is time for one.
-    ///
-    /// Asked early enough that a chunk with tail latency takes over after the execution horizon.
+    /// Seconds played since the start.
+    pub fn played(&self) -> f64 {
+        self.blocks.played()
+    }
+
+    /// A request for the next chunk, when the strategy says that it is time for one.
     pub fn due(&mut self, now: Stamp) -> Option<ChunkOrder> {
-        if !self.active || self.open.is_some() {
+        if !self.active || self.open.is_some() || self.blocks.waits() {
             return None;
         }
-        if let Some(track) = &self.track {
-            let lead = self.latency.tail().unwrap_or_default().as_secs_f64()
-                / track.chunk.dt.as_secs_f64();
-            // A sum of many steps may fall short of a whole number by a rounding error.
-            if track.phase + lead + 1e-6 < self.config.execution_horizon as f64 {
-                return None;
+        let latency = self.latency.tail().or(self.config.latency).unwrap_or_default();
+        let dt = self.blocks.dt().unwrap_or(self.config.control_period).as_secs_f64();
+        let progress = self.blocks.progress();
+        let (phase, end) = progress.unwrap_or_default();
+        let lead = latency.as_secs_f64() / dt;
+        let execution_horizon = self.config.execution_horizon as f64;
+        let view = PlanView {
+            phase: progress.map(|p| p.0),
+            end,
+            lead,
+            since_order: (self.blocks.played() - self.ordered) / dt,
+            execution_horizon,
+        };
+        let mut guide = self.strategy.ask(&view)?;
+        let mut anchor = None;
+        self.plan = match guide {
+            Guide::Free => None,
+            Guide::Guided { .. } | Guide::Trained => self.blocks.plan(now, &self.history),
+            Guide::RollForward => {
+                // Takes over at the execution horizon, or when the chunk can be there at the earliest.
+                let ahead = (execution_horizon.max(phase + lead).min(end) - phase).max(0.0) * dt;
+                anchor = progress.map(|_| self.blocks.played() + ahead);
+                self.blocks.plan_from(now, ahead)
             }
+        };
+        if self.plan.is_none() {
+            guide = Guide::Free;
         }
-        let order = ChunkOrder { request: self.next_request, at: now };
+        let request = self.next_request;
         self.next_request += 1;
-        self.open = Some(order);
-        Some(order)
+        self.ordered = self.blocks.played();
+        self.open = Some(Open { request, at: now, anchor });
+        let left = Duration::from_secs_f64((end - phase).max(0.0) * dt);
+        let deadline = progress.map(|_| now + left);
+        Some(ChunkOrder { request, at: now, expected: now + latency, deadline, guide })
+    }
+
+    /// What the last order's head is to know of the plan; `None` when its guide is [`Guide::Free`].
+    pub fn plan(&self) -> Option<&PlannedBlock> {
+        self.plan.as_ref()
     }
 
     /// A policy gave up on `request`: it may be asked for again.
@@ -226,68 +294,88 @@ impl Scheduler {
         self.open.take_if(|o| o.request == request);
     }
 
-    /// Takes over `chunk`, answering an open request, while the arm is commanded to `command` (rad) at `rate` (rad/s).
+    /// Takes over `chunk`, answering an open request, while the arm is commanded to `command`.
     ///
     /// Gives back the chunk that is no longer needed: the one before, or `chunk` itself with the reason.
     pub fn on_chunk(
         &mut self,
         chunk: ActionChunk,
         now: Stamp,
-        command: &JointVec,
-        rate: &JointVec,
+        command: &CommandState,
     ) -> Result<Option<ActionChunk>, (ActionChunk, Refusal)> {
         let Some(order) = self.open.take_if(|o| o.request == chunk.request) else {
             return Err((chunk, Refusal::NotAsked));
         };
-        self.latency.push(now.since(order.at));
-        self.splice(chunk, command, rate)
+        // What was asked for at standstill pays first-use costs: it counts only when nothing better is known.
+        if self.blocks.progress().is_some() || self.config.latency.is_none() {
+            self.latency.push(now.since(order.at));
+        }
+        if let Some(why) = self.flaw(&chunk) {
+            return Err((chunk, why));
+        }
+        let seen = self.history.at(chunk.instant);
+        // Without a history nothing was played since the observation.
+        let played = self.blocks.played();
+        let anchor = order.anchor.unwrap_or_else(|| seen.map_or(played, |e| e.played));
+        if (played - anchor) / chunk.dt.as_secs_f64() >= chunk.horizon() as f64 {
+            return Err((chunk, Refusal::Expired));
+        }
+        if anchor > played + 1e-9 {
+            self.blocks.keep(chunk, anchor);
+            return Ok(None);
+        }
+        Ok(self.splice(chunk, anchor, command))
     }
 
     /// Plays `chunk`, a motion of the runtime's own, from its first action on.
     pub fn play(
         &mut self,
         chunk: ActionChunk,
-        command: &JointVec,
+        command: &CommandState,
     ) -> Result<Option<ActionChunk>, (ActionChunk, Refusal)> {
-        self.open = Some(ChunkOrder { request: u64::MAX, at: chunk.instant });
-        let still = JointVec::zeros(self.config.joints);
-        self.splice(chunk, command, &still)
+        match self.flaw(&chunk) {
+            Some(why) => Err((chunk, why)),
+            None => {
+                let anchor = self.blocks.played();
+                let end = chunk.horizon();
+                let origin = Some(command.position);
+                let counts = [1; MAX_HORIZON];
+                let arrival = Arrival { chunk, anchor, origin, end, counts };
+                Ok(self.blocks.replace(arrival, command, bounds(&self.config)))
+            }
+        }
+    }
+
+    fn flaw(&self, chunk: &ActionChunk) -> Option<Refusal> {
+        if chunk.dim() != self.kinds.len() || chunk.dt.is_zero() {
+            Some(Refusal::WrongShape)
+        } else if chunk.horizon() > MAX_HORIZON {
+            Some(Refusal::TooLong)
+        } else if !chunk.values().iter().all(|v| v.is_finite()) {
+            Some(Refusal::NotFinite)
+        } else {
+            None
+        }
     }
 
     fn splice(
         &mut self,
-        chunk: ActionChunk,
-        command: &JointVec,
-        rate: &JointVec,
-    ) -> Result<Option<ActionChunk>, (ActionChunk, Refusal)> {
-        if chunk.dim() != self.config.joints || chunk.dt.is_zero() {
-            return Err((chunk, Refusal::WrongShape));
-        }
-        if !chunk.values().iter().all(|v| v.is_finite()) {
-            return Err((chunk, Refusal::NotFinite));
-        }
-        let then = self.history.at(chunk.instant);
-        let phase = then.map_or(0.0, |e| self.executed - e.executed);
-        if phase >= chunk.horizon() as f64 {
-            return Err((chunk, Refusal::Expired));
-        }
-        let origin = then.map_or(*command, |e| e.position);
-        let (position, slope) = interpolant::sample(&chunk, &origin, phase);
-        let dt = chunk.dt.as_secs_f64();
-        let (mut offset, mut offset_rate) =
-            (JointVec::zeros(self.config.joints), JointVec::zeros(self.config.joints));
-        let rate_time = self.config.join_time.as_secs_f64().max(1e-3);
-        let mut offset_time = rate_time;
-        for joint in 0..self.config.joints {
-            offset[joint] = command[joint] - position[joint];
-            offset_rate[joint] = rate[joint] - slope[joint] / dt;
-            // A cubic from offset to zero peaks at 1.5 · offset / time.
-            offset_time = offset_time.max(1.5 * offset[joint].abs() / self.config.join_velocity);
-        }
-        let join = Join { offset, rate: offset_rate, offset_time, rate_time, elapsed: 0.0 };
-        let before = self.track.replace(Track { chunk, origin, phase, join });
-        Ok(before.map(|t| t.chunk))
+        mut chunk: ActionChunk,
+        anchor: f64,
+        command: &CommandState,
+    ) -> Option<ActionChunk> {
+        let mut counts = [1; MAX_HORIZON];
+        let old = self.blocks.old_plan(&chunk, anchor);
+        let incoming = Incoming { chunk: &mut chunk, kinds: &self.kinds, old, counts: &mut counts };
+        self.strategy.merge(incoming);
+        let end = self.strategy.play_end(chunk.horizon(), self.config.execution_horizon);
+        let arrival = Arrival { chunk, anchor, origin: None, end, counts };
+        self.blocks.replace(arrival, command, bounds(&self.config))
     }
+}
+
+fn bounds(config: &SchedulerConfig) -> impl Iterator<Item = JoinBounds> {
+    config.joints.iter().map(|j| j.join)
 }
 
 #[cfg(test)]

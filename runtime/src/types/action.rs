@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::JointVec;
+use super::{ActionKind, JointVec, Prefix};
 use crate::Stamp;
 
 /// What the scheduler asks of the policy for one chunk.
@@ -14,6 +14,8 @@ pub struct ChunkRequest {
     pub denoise_steps: Option<usize>,
     /// Seed of the starting noise.
     pub seed: u64,
+    /// Planned actions that the chunk has to join; `None` for a chunk of its own.
+    pub prefix: Option<Prefix>,
 }
 
 /// Time one stage of an inference took.
@@ -23,6 +25,28 @@ pub struct StageTime {
     pub stage: &'static str,
     /// Wall time.
     pub time: Duration,
+}
+
+/// What one cache did for a chunk.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct CacheUse {
+    /// Number of blocks that were asked for.
+    pub lookups: u32,
+    /// How many of them were reused.
+    pub hits: u32,
+    /// Largest error that the reuse is known to have cost (the action's physical units); `None` when exact.
+    pub error: Option<f64>,
+}
+
+/// How a chunk came to be.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ChunkReport {
+    /// What each stage took, in order.
+    pub stages: Vec<StageTime>,
+    /// Denoise steps that were done.
+    pub denoise_steps: usize,
+    /// What each cache did, by name: `warm_start`, `frozen_prefix`, later `denoiser`, `prefix_kv`, `vision`.
+    pub caches: Vec<(&'static str, CacheUse)>,
 }
 
 /// Actions predicted at once: `horizon` actions of `dim` values, `dt` apart.
@@ -38,8 +62,8 @@ pub struct ActionChunk {
     pub dt: Duration,
     dim: usize,
     actions: Vec<f64>,
-    /// What each stage took, in order.
-    pub stages: Vec<StageTime>,
+    /// How it came to be.
+    pub report: ChunkReport,
 }
 
 /// A chunk's values do not fit its shape.
@@ -65,7 +89,7 @@ impl ActionChunk {
         if dim == 0 || actions.is_empty() || !actions.len().is_multiple_of(dim) {
             return Err(ChunkShapeError { dim, found: actions.len() });
         }
-        Ok(Self { request, instant, dt, dim, actions, stages: Vec::new() })
+        Ok(Self { request, instant, dt, dim, actions, report: ChunkReport::default() })
     }
 
     /// Action horizon `H`.
@@ -86,6 +110,23 @@ impl ActionChunk {
     /// All values, row-major `[H, D]`.
     pub fn values(&self) -> &[f64] {
         &self.actions
+    }
+
+    /// All values, to be changed in place.
+    pub fn values_mut(&mut self) -> &mut [f64] {
+        &mut self.actions
+    }
+
+    /// Makes the [`ActionKind::Delta`] actions absolute: they count from `origin`, the measured position at
+    /// [`ActionChunk::instant`], whatever the arm has done since.
+    pub fn make_absolute(&mut self, kinds: &[ActionKind], origin: &[f64]) {
+        for action in self.actions.chunks_exact_mut(self.dim) {
+            for ((value, kind), from) in action.iter_mut().zip(kinds).zip(origin) {
+                if *kind == ActionKind::Delta {
+                    *value += from;
+                }
+            }
+        }
     }
 }
 

@@ -3,7 +3,11 @@
 mod action;
 mod joint;
 mod observation;
+mod plan;
 
-pub use action::{ActionChunk, ChunkRequest, ChunkShapeError, Command, StageTime};
+pub use action::{
+    ActionChunk, CacheUse, ChunkReport, ChunkRequest, ChunkShapeError, Command, StageTime,
+};
 pub use joint::{JointLimits, JointState, JointVec, MAX_JOINTS};
 pub use observation::{CameraFrame, Image, ImageShapeError, Observation, ObservedImage};
+pub use plan::{ActionKind, MAX_PLAN, MaskSchedule, PlannedBlock, Prefix, PrefixUse};

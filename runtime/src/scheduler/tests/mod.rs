@@ -1,3 +1,8 @@
+//! The scheduler under a virtual clock, with an arm that follows its wish exactly.
+
+mod seam_bugs;
+mod strategies;
+
 use super::*;
 use proptest::prelude::*;
 
@@ -5,13 +10,8 @@ const PERIOD: Duration = Duration::from_millis(10);
 const DT: Duration = Duration::from_millis(100);
 
 fn config() -> SchedulerConfig {
-    SchedulerConfig {
-        joints: 1,
-        control_period: PERIOD,
-        execution_horizon: 8,
-        join_time: Duration::from_millis(200),
-        join_velocity: 1.0,
-    }
+    let limits = JointLimits { lower: -4.0, upper: 4.0, velocity: 4.0, acceleration: 40.0 };
+    SchedulerConfig::new(&[limits], PERIOD, 8)
 }
 
 fn chunk(request: u64, instant: Stamp, actions: Vec<f64>) -> ActionChunk {
@@ -26,43 +26,54 @@ fn at(tick: u64) -> Stamp {
     Stamp(0) + PERIOD * tick as u32
 }
 
-/// A scheduler under a virtual clock, with the command that follows its wish exactly.
+/// A scheduler and its virtual clock.
 struct Bench {
     scheduler: Scheduler,
     tick: u64,
     wish: Wish,
+    command: CommandState,
 }
 
 impl Bench {
     fn new() -> Self {
-        let mut scheduler = Scheduler::new(config());
-        scheduler.start(&JointVec::zeros(1));
-        let wish = scheduler.tick(at(0));
-        Self { scheduler, tick: 0, wish }
+        Self::with(config())
+    }
+
+    fn with(config: SchedulerConfig) -> Self {
+        let still = JointVec::zeros(config.joints.len());
+        let command = CommandState::at_rest(&still);
+        let mut scheduler = Scheduler::new(config);
+        scheduler.start(&still);
+        let wish = scheduler.tick(at(0), &command);
+        Self { scheduler, tick: 0, wish, command }
+    }
+
+    fn strategy(strategy: StrategyConfig) -> Self {
+        Self::with(SchedulerConfig { strategy, ..config() })
     }
 
     fn run(&mut self, ticks: u64) {
         for _ in 0..ticks {
             self.tick += 1;
-            self.wish = self.scheduler.tick(at(self.tick));
+            self.wish = self.scheduler.tick(at(self.tick), &self.command);
+            let before = self.command;
+            self.command.position = self.wish.position;
+            self.command.velocity = self.wish.velocity;
+            for joint in 0..before.position.len() {
+                self.command.acceleration[joint] =
+                    (self.wish.velocity[joint] - before.velocity[joint]) / PERIOD.as_secs_f64();
+            }
         }
     }
 
-    fn give(&mut self, chunk: ActionChunk) -> Result<(), Refusal> {
-        let (p, v) = (self.wish.position, self.wish.velocity);
-        self.scheduler.on_chunk(chunk, at(self.tick), &p, &v).map(|_| ()).map_err(|e| e.1)
+    fn due(&mut self) -> Option<ChunkOrder> {
+        self.scheduler.due(at(self.tick))
     }
-}
 
-#[test]
-fn a_chunk_made_at_standstill_starts_at_its_first_action_however_late() {
-    let mut bench = Bench::new();
-    let order = bench.scheduler.due(at(0)).expect("nothing is playing");
-    bench.run(150); // 1.5 s of warm-up: nothing was executed meanwhile
-    assert_eq!(bench.wish.mode, Mode::Waiting);
-    assert_eq!(bench.give(chunk(order.request, at(0), ramp(0.0, 0.01))), Ok(()));
-    bench.run(1);
-    assert!(bench.wish.position[0] < 0.01, "warm-up latency must not skip actions");
+    fn give(&mut self, chunk: ActionChunk) -> Result<(), Refusal> {
+        let command = self.command;
+        self.scheduler.on_chunk(chunk, at(self.tick), &command).map(|_| ()).map_err(|e| e.1)
+    }
 }
 
 #[test]
@@ -77,7 +88,7 @@ fn a_chunk_is_spliced_at_the_actions_executed_since_its_observation() {
     assert_eq!(bench.give(chunk(order.request, at(80), ramp(seen, 0.01))), Ok(()));
     bench.run(1);
     // The same line continues: 2.6 actions of 0.01 after the observation.
-    assert!((bench.wish.position[0] - (seen + 0.026)).abs() < 1e-6, "{}", bench.wish.position[0]);
+    assert!((bench.wish.position[0] - (seen + 0.026)).abs() < 1e-4, "{}", bench.wish.position[0]);
 }
 
 #[test]
@@ -122,10 +133,10 @@ fn the_next_chunk_is_asked_for_ahead_of_the_tail_latency() {
     assert_eq!(bench.give(chunk(order.request, at(0), ramp(0.0, 0.01))), Ok(()));
     // Latency 300 ms is three actions: due after 8 - 3 = 5 actions, not before.
     bench.run(49);
-    assert_eq!(bench.scheduler.due(at(bench.tick)), None);
+    assert_eq!(bench.due(), None);
     bench.run(2);
-    assert!(bench.scheduler.due(at(bench.tick)).is_some());
-    assert_eq!(bench.scheduler.due(at(bench.tick)), None, "one request is open at a time");
+    assert!(bench.due().is_some());
+    assert_eq!(bench.due(), None, "one request is open at a time");
 }
 
 #[test]
@@ -142,7 +153,8 @@ fn a_chunk_that_turns_back_does_not_swing_the_arm_past_both_curves() {
         bench.run(1);
         highest = highest.max(bench.wish.position[0]);
     }
-    assert!(highest - turn < 0.1, "swung out by {} rad", highest - turn);
+    // Two rad/s of difference cannot be braked away in less: 30 rad/s² and 660 rad/s³ are what a join may use.
+    assert!(highest - turn < 0.25, "swung out by {} rad", highest - turn);
     assert!((bench.wish.position[0] - (turn - 0.8)).abs() < 1e-9);
 }
 
@@ -168,17 +180,17 @@ proptest! {
                 let before = bench.wish;
                 bench.run(1);
                 let step = bench.wish.position[0] - before.position[0];
-                // Chunk slope (up to 0.3/dt at a start) plus join speed bounds every step.
-                prop_assert!(step.abs() <= 0.01 * (0.95 / 0.1 + 4.0), "step {step}");
-                prop_assert!(bench.scheduler.executed >= executed);
-                executed = bench.scheduler.executed;
+                // Chunk slope (up to 1.5 · 0.32 per action at a start) plus join speed bound every step.
+                prop_assert!(step.abs() <= 0.01 * (4.8 + 3.0 + 2.0), "step {step}");
+                prop_assert!(bench.scheduler.played() >= executed);
+                executed = bench.scheduler.played();
             }
             if let Some(order) = order {
                 let before = bench.wish.position[0];
                 if bench.give(chunk(order.request, observed, ramp(level, slope))).is_ok() {
                     bench.run(1);
                     prop_assert!((bench.wish.position[0] - before).abs() < 0.12, "jump at a splice");
-                    executed = bench.scheduler.executed;
+                    executed = bench.scheduler.played();
                 }
             }
         }

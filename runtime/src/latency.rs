@@ -7,7 +7,7 @@ const CAPACITY: usize = 64;
 
 /// The newest latencies.
 #[derive(Debug, Clone)]
-pub(super) struct LatencyWindow {
+pub(crate) struct LatencyWindow {
     nanos: [u64; CAPACITY],
     seen: usize,
 }
