@@ -80,7 +80,8 @@ fn commands_cross_the_bus_in_order_and_silence_brings_a_hold() {
     };
     let peer = ArmPeer::spawn(Box::new(arm.clone()), config, &keys, &device).expect("declared");
 
-    let limit = JointLimits { lower: -1.0, upper: 1.0, velocity: 2.0, acceleration: 20.0 };
+    let limit =
+        JointLimits { lower: -1.0, upper: 1.0, velocity: 2.0, acceleration: 20.0, jerk: 1000.0 };
     let core = ControlCore::new(&ControlConfig {
         limits: vec![limit],
         period,

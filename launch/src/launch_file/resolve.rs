@@ -99,6 +99,8 @@ pub struct ControlSettings {
     pub velocity_scale: f64,
     /// Share of the description's acceleration limits that the guard allows.
     pub acceleration_scale: f64,
+    /// Share of the description's jerk limits that the guard allows.
+    pub jerk_scale: f64,
     /// Actions executed before the next chunk takes over; `None` for half the chunk.
     pub execution_horizon: Option<usize>,
 }
@@ -321,6 +323,7 @@ pub(super) fn resolve(
     let velocity_scale = check.scale("guard.velocity_scale", parsed.guard.velocity_scale.as_ref());
     let acceleration_scale =
         check.scale("guard.acceleration_scale", parsed.guard.acceleration_scale.as_ref());
+    let jerk_scale = check.scale("guard.jerk_scale", parsed.guard.jerk_scale.as_ref());
     let endpoint = &parsed.transport.endpoint;
     check.note("transport.endpoint", endpoint);
     if !["tcp/", "unixsock-stream/"].iter().any(|p| endpoint.get_ref().starts_with(p)) {
@@ -360,6 +363,7 @@ pub(super) fn resolve(
             state_timeout,
             velocity_scale,
             acceleration_scale,
+            jerk_scale,
             execution_horizon: parsed.scheduler.execution_horizon.as_ref().map(|h| *h.get_ref()),
         },
         endpoint: endpoint.get_ref().clone(),

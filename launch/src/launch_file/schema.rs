@@ -33,6 +33,7 @@ pub const KEYS: &[&str] = &[
     "control.state_timeout",
     "guard.velocity_scale",
     "guard.acceleration_scale",
+    "guard.jerk_scale",
     "transport.endpoint",
 ];
 
@@ -108,6 +109,7 @@ pub(super) struct Control {
 pub(super) struct Guard {
     pub velocity_scale: Option<Spanned<f64>>,
     pub acceleration_scale: Option<Spanned<f64>>,
+    pub jerk_scale: Option<Spanned<f64>>,
 }
 
 #[derive(Deserialize)]
