@@ -41,7 +41,7 @@ fn the_command_line_comes_before_the_file() {
     assert_eq!(from(&given, "seed"), Some(("7".into(), true)));
     // What neither gives has the built-in default.
     assert_eq!((plain.control.priority, plain.control.velocity_scale), (80, 1.0));
-    assert_eq!(plain.control.execution_horizon, None);
+    assert_eq!(plain.scheduler.execution_horizon, None);
 }
 
 #[test]
@@ -85,7 +85,7 @@ fn paths_belong_to_the_launch_file_or_to_where_the_command_runs() {
 fn the_demo_fits_on_a_screen_and_loads() {
     let folder = Folder::new();
     let config = load_shipped("demo.toml", &folder);
-    assert_eq!(config.arguments.len(), 4);
+    assert_eq!(config.arguments.len(), 5);
     let text = std::fs::read_to_string(shipped("demo.toml")).expect("it is shipped");
     assert!(text.lines().count() <= 50, "{} lines", text.lines().count());
     assert!(text.lines().all(|l| l.chars().count() <= 120));

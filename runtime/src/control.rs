@@ -91,8 +91,6 @@ pub struct ControlCore {
     guard: Guard,
     state: Option<JointState>,
     state_timeout: Duration,
-    period: f64,
-    last_velocity: JointVec,
     sequence: u64,
 }
 
@@ -129,8 +127,6 @@ impl ControlCore {
             guard: Guard::new(&config.limits, config.period)?,
             state: None,
             state_timeout: config.state_timeout,
-            period: config.period.as_secs_f64(),
-            last_velocity: JointVec::zeros(config.limits.len()),
             sequence: 0,
         })
     }
@@ -153,11 +149,7 @@ impl ControlCore {
     /// The command of the period before, with its rates.
     fn commanded(&self) -> CommandState {
         let (position, velocity) = (*self.guard.position(), *self.guard.velocity());
-        let mut acceleration = velocity;
-        for joint in 0..velocity.len() {
-            acceleration[joint] = (velocity[joint] - self.last_velocity[joint]) / self.period;
-        }
-        CommandState { position, velocity, acceleration }
+        CommandState { position, velocity, acceleration: self.guard.acceleration() }
     }
 
     /// Takes in one event at `now`.
@@ -207,7 +199,6 @@ impl ControlCore {
             self.guard.brake();
         }
         let order = if authority == Authority::Policy { self.scheduler.due(now) } else { None };
-        self.last_velocity = commanded.velocity;
         self.sequence += 1;
         let command = self.state.map(|_| Command {
             stamp: now,
@@ -269,7 +260,13 @@ mod tests {
     const PERIOD: Duration = Duration::from_millis(10);
 
     fn core() -> ControlCore {
-        let limit = JointLimits { lower: -1.0, upper: 1.0, velocity: 2.0, acceleration: 20.0 };
+        let limit = JointLimits {
+            lower: -1.0,
+            upper: 1.0,
+            velocity: 2.0,
+            acceleration: 20.0,
+            jerk: 1000.0,
+        };
         let scheduler = SchedulerConfig::new(&[limit], PERIOD, 8);
         let config = ControlConfig {
             limits: vec![limit],

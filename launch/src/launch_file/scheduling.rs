@@ -1,4 +1,6 @@
-//! The `[scheduler]` section: a strategy with its own settings, and how far inference may be cut short.
+//! The `[scheduler]` section: a strategy, the settings of all of them, and how far inference may be cut short.
+//!
+//! Settings of another strategy than the chosen one are checked all the same: `strategy:=…` may choose it.
 
 use serde::Serialize;
 use sinew_runtime::MaskSchedule;
@@ -55,50 +57,31 @@ fn strategy(
         check.one_of("scheduler.strategy", at, &names);
         strategy = StrategyConfig::from_name(at.get_ref()).unwrap_or_default();
     }
-    match &mut strategy {
-        StrategyConfig::Ensemble { decay } => {
-            if let Some(at) = &keys.ensemble_decay {
-                *decay = *at.get_ref();
-                if !(-1.0..=1.0).contains(decay) {
-                    let remedy = "0.01 favours older predictions a little, as ACT does";
-                    check.report("scheduler.ensemble_decay", at, "must be -1 to 1", remedy);
-                }
-            }
+    let mut number = |key: &str, at: &Option<Spanned<f64>>, lowest: f64, highest: f64, remedy| {
+        let at = at.as_ref()?;
+        if !(lowest..=highest).contains(at.get_ref()) {
+            check.report(key, at, format!("must be {lowest} to {highest}"), remedy);
         }
+        Some(*at.get_ref())
+    };
+    let remedy = "0.01 favours older predictions a little, as ACT does";
+    let given_decay = number("scheduler.ensemble_decay", &keys.ensemble_decay, -1.0, 1.0, remedy);
+    let remedy = "about as many as there are denoise steps";
+    let given_weight =
+        number("scheduler.guidance_weight", &keys.guidance_weight, 0.0, 100.0, remedy);
+    let mut given_mask = None;
+    if let Some(at) = &keys.guidance_mask {
+        check.one_of("scheduler.guidance_mask", at, &MASKS.map(|m| m.0));
+        given_mask = MASKS.iter().find(|m| m.0 == at.get_ref()).map(|m| m.1);
+    }
+    match &mut strategy {
+        StrategyConfig::Ensemble { decay } => *decay = given_decay.unwrap_or(*decay),
         StrategyConfig::RtcGuided { mask, max_weight, horizon: end } => {
+            *mask = given_mask.unwrap_or(*mask);
+            *max_weight = given_weight.unwrap_or(*max_weight);
             *end = horizon;
-            if let Some(at) = &keys.guidance_mask {
-                check.one_of("scheduler.guidance_mask", at, &MASKS.map(|m| m.0));
-                if let Some((_, chosen)) = MASKS.iter().find(|m| m.0 == at.get_ref()) {
-                    *mask = *chosen;
-                }
-            }
-            if let Some(at) = &keys.guidance_weight {
-                *max_weight = *at.get_ref();
-                if !(0.0..=100.0).contains(max_weight) {
-                    let remedy = "about as many as there are denoise steps";
-                    check.report("scheduler.guidance_weight", at, "must be 0 to 100", remedy);
-                }
-            }
         }
         _ => {}
     }
-    let name = strategy.name();
-    let mut foreign = |key: &str, place: Option<std::ops::Range<usize>>, of: &str| {
-        if let Some(span) = place
-            && name != of
-        {
-            let at = Spanned::new(span, ());
-            let remedy = format!("leave it out, or set strategy = \"{of}\"");
-            check.report(key, &at, format!("does nothing with strategy \"{name}\""), &remedy);
-        }
-    };
-    let span = |s: &Option<Spanned<f64>>| s.as_ref().map(Spanned::span);
-    foreign("scheduler.ensemble_decay", span(&keys.ensemble_decay), "ensemble");
-    foreign("scheduler.guidance_weight", span(&keys.guidance_weight), "rtc-guided");
-    let mask = keys.guidance_mask.as_ref().map(Spanned::span);
-    foreign("scheduler.guidance_mask", mask, "rtc-guided");
-    let horizon = keys.guidance_horizon.as_ref().map(Spanned::span);
-    foreign("scheduler.guidance_horizon", horizon, "rtc-guided");
     strategy
 }

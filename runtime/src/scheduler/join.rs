@@ -26,7 +26,7 @@ impl JoinBounds {
         Self {
             velocity: 0.75 * limits.velocity,
             acceleration: 0.75 * limits.acceleration,
-            jerk: 0.75 * limits.acceleration / 0.045,
+            jerk: 0.75 * limits.jerk,
         }
     }
 }
