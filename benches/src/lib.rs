@@ -1,9 +1,12 @@
-//! Latency profiling behind `sinew bench`: how long a policy's stages and a control cycle take.
+//! What `sinew bench` measures: how long a policy's stages and a control cycle take, and how smooth and how
+//! good the demo is under injected latency.
 //!
 //! Every profile says what is inside the interval and gives medians and tails; none of them judges.
 
+pub mod closed_loop;
 pub mod control;
 pub mod policy;
+pub mod seams;
 
 /// Spread of a set of durations (ms).
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]

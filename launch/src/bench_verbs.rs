@@ -1,8 +1,10 @@
 //! `sinew bench …`: measures and prints.
 
 use sinew_benches::policy::PolicyCase;
+use sinew_benches::seams::{self, SeamPlan, SeamRow};
 use sinew_benches::{Spread, control, policy};
 use sinew_models::LoadOptions;
+use sinew_runtime::scheduler::strategy::StrategyConfig;
 
 use crate::cli::{BenchVerb, Failure, print_json, say};
 use crate::report::Machine;
@@ -47,6 +49,50 @@ pub fn run(verb: BenchVerb) -> Result<(), Failure> {
                 print_row(stage, spread);
             }
         }
+        BenchVerb::Seams {
+            path,
+            strategies,
+            latencies,
+            episodes,
+            seed,
+            execution_horizon,
+            json,
+        } => {
+            let load = || sinew_models::load_policy(&path, &LoadOptions::default());
+            let spec = load()?.spec().clone();
+            let strategies = match strategies.is_empty() {
+                true => StrategyConfig::ALL.into_iter().filter(|s| spec.supports(*s)).collect(),
+                false => strategies,
+            };
+            if let Some(foreign) = strategies.iter().find(|s| !spec.supports(**s)) {
+                return Err(Failure::Result(format!(
+                    "the head of {} does not support the strategy `{}`",
+                    path.display(),
+                    foreign.name()
+                )));
+            }
+            let threads = std::thread::available_parallelism().map_or(1, Into::into);
+            let plan = SeamPlan {
+                strategies,
+                latencies,
+                episodes: episodes.max(1),
+                seed,
+                execution_horizon,
+                threads,
+            };
+            let progress = |done, all| eprint!("\r{done} of {all} cells ");
+            let rows = seams::measure(&plan, &load, &progress);
+            eprintln!();
+            let rows = rows.map_err(|e| match e {
+                seams::SeamError::Load(e) => Failure::from(e),
+                seams::SeamError::Run(e) => Failure::Run(RunError::Policy(e)),
+            })?;
+            if json {
+                return print_json(&rows);
+            }
+            print_machine();
+            print_seams(&plan, &rows);
+        }
         BenchVerb::Control { joints, cycles, json } => {
             let q = control::profile(joints, cycles).map_err(RunError::Guard)?;
             if json {
@@ -64,6 +110,41 @@ pub fn run(verb: BenchVerb) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+fn print_seams(plan: &SeamPlan, rows: &[SeamRow]) {
+    say!(
+        "{} episodes each, execution horizon {}; jerk in shares of the joint's limit",
+        plan.episodes,
+        plan.execution_horizon
+    );
+    say!(
+        "  {:<18} {:>8} {:>9} {:>9} {:>10} {:>12} {:>9} {:>8} {:>8}",
+        "strategy",
+        "latency",
+        "success",
+        "time",
+        "seam jerk",
+        "seam dv",
+        "rms jerk",
+        "guarded",
+        "starved"
+    );
+    for row in rows {
+        let time = row.seconds.map_or("-".to_owned(), |s| format!("{s:.1} s"));
+        say!(
+            "  {:<18} {:>5} ms {:>7.1} % {:>9} {:>10.3} {:>6.3} rad/s {:>9.4} {:>6.1} % {:>6.1} %",
+            row.strategy,
+            row.latency_ms,
+            100.0 * row.successes as f64 / row.episodes as f64,
+            time,
+            row.seam_jerk,
+            row.seam_velocity_step,
+            row.rms_jerk,
+            100.0 * row.guarded,
+            100.0 * row.starved
+        );
+    }
 }
 
 fn print_machine() {

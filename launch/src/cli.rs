@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sinew_models::ModelError;
+use sinew_runtime::scheduler::strategy::StrategyConfig;
 
 use crate::launch_file::{Findings, Override};
 use crate::run::RunError;
@@ -196,6 +197,31 @@ pub enum BenchVerb {
         #[arg(long)]
         json: bool,
     },
+    /// Smoothness and success of the demo's task under injected latency, for every strategy.
+    Seams {
+        /// The policy: a bundle or checkpoint folder trained for the demo's arm.
+        #[arg(default_value = "models/demo/demo.q8_0.gguf")]
+        path: PathBuf,
+        /// Strategies, separated by commas; all that the policy supports without it.
+        #[arg(long, value_delimiter = ',', value_parser = strategy)]
+        strategies: Vec<StrategyConfig>,
+        /// Latencies from order to chunk, separated by commas.
+        #[arg(long, value_delimiter = ',', value_parser = duration,
+              default_value = "0 ms,100 ms,200 ms,300 ms")]
+        latencies: Vec<std::time::Duration>,
+        /// Episodes of each strategy and latency.
+        #[arg(long, default_value_t = 20)]
+        episodes: u64,
+        /// Seed of the first scene.
+        #[arg(long, default_value_t = 4_000_001)]
+        seed: u64,
+        /// Actions executed before the next chunk takes over.
+        #[arg(long, default_value_t = 8)]
+        execution_horizon: usize,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Time of one control cycle: scheduler, arbiter and guard.
     Control {
         /// Joints.
@@ -298,6 +324,13 @@ pub(crate) fn print_json<T: serde::Serialize>(value: &T) -> Result<(), Failure> 
     let text = serde_json::to_string_pretty(value).map_err(|e| Failure::Result(e.to_string()))?;
     say!("{text}");
     Ok(())
+}
+
+fn strategy(text: &str) -> Result<StrategyConfig, String> {
+    StrategyConfig::from_name(text.trim()).ok_or_else(|| {
+        let known = StrategyConfig::ALL.map(StrategyConfig::name).join(", ");
+        format!("there is no strategy of that name; it is one of: {known}")
+    })
 }
 
 fn duration(text: &str) -> Result<std::time::Duration, String> {

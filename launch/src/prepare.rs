@@ -4,7 +4,7 @@
 use sinew_drivers::sim::{ArmDescription, CameraKind, SimConfig, SimHandle};
 use sinew_models::{LoadOptions, ModelError};
 use sinew_runtime::scheduler::strategy::StrategyConfig;
-use sinew_runtime::{JointLimits, Policy, PolicySpec};
+use sinew_runtime::{JointLimits, Policy};
 
 use crate::launch_file::{Finding, Findings, LaunchConfig};
 use crate::run::{Devices, Plan};
@@ -141,8 +141,8 @@ fn fit(config: &LaunchConfig, description: &ArmDescription, policy: &dyn Policy)
             "name a camera of the robot for each",
         ));
     }
-    if !supports(spec, config.scheduler.strategy) {
-        let known = StrategyConfig::ALL.into_iter().filter(|s| supports(spec, *s));
+    if !spec.supports(config.scheduler.strategy) {
+        let known = StrategyConfig::ALL.into_iter().filter(|s| spec.supports(*s));
         let known: Vec<_> = known.map(|s| s.name().to_owned()).collect();
         findings.push(config.finding(
             "scheduler.strategy",
@@ -186,17 +186,6 @@ fn fit(config: &LaunchConfig, description: &ArmDescription, policy: &dyn Policy)
         ));
     }
     findings
-}
-
-/// Whether the head of `spec` can be used with `strategy`.
-fn supports(spec: &PolicySpec, strategy: StrategyConfig) -> bool {
-    match strategy {
-        StrategyConfig::RtcGuided { .. } => spec.prefix.guided,
-        StrategyConfig::RtcTrained => spec.prefix.trained.is_some(),
-        // The state at the take-over is the plan's: both must mean the same.
-        StrategyConfig::RollForward => spec.state_dim == spec.action_dim,
-        _ => true,
-    }
 }
 
 impl Prepared {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::scheduler::strategy::StrategyConfig;
 use crate::{ActionChunk, CameraFrame, ChunkRequest, Command, JointState, Observation, Stamp};
 
 /// How far an inference has come after one [`Policy::advance`].
@@ -101,6 +102,17 @@ pub struct PolicySpec {
 }
 
 impl PolicySpec {
+    /// Whether the head can be used with `strategy`.
+    pub fn supports(&self, strategy: StrategyConfig) -> bool {
+        match strategy {
+            StrategyConfig::RtcGuided { .. } => self.prefix.guided,
+            StrategyConfig::RtcTrained => self.prefix.trained.is_some(),
+            // The state at the take-over is the plan's: both must mean the same.
+            StrategyConfig::RollForward => self.state_dim == self.action_dim,
+            _ => true,
+        }
+    }
+
     /// Time between two actions; zero when the checkpoint does not say.
     pub fn dt(&self) -> Duration {
         self.action_rate_hz.map_or(Duration::ZERO, |rate| Duration::from_secs_f64(1.0 / rate))

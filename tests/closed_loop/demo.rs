@@ -1,124 +1,21 @@
-//! The demo's closed loop on a virtual clock: simulator, quantised policy, scheduler and guard as they run in
-//! real time, with a fixed inference delay instead of threads. Equal on every run.
+//! The demo's closed loop on a virtual clock: what it can do, that words decide, that it is deterministic.
 
 use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
-use sinew_drivers::sim::ground_truth::Judge;
-use sinew_drivers::sim::{
-    ArmDescription, CameraKind, GroundTruth, JOINTS, Renderer, Scene, Task, World,
-};
+use sinew_benches::closed_loop::{Ending, LoopCase, play};
+use sinew_drivers::sim::{ArmDescription, Scene, Task};
 use sinew_models::{LoadOptions, load_policy};
-use sinew_runtime::arbiter::AuthorityRequest;
-use sinew_runtime::control::{ControlConfig, ControlCore, ControlEvent};
-use sinew_runtime::scheduler::SchedulerConfig;
-use sinew_runtime::{
-    ActionChunk, CameraFrame, ChunkRequest, Image, JointState, JointVec, Observation,
-    ObservedImage, Policy, Stamp, inference,
-};
+use sinew_runtime::Policy;
+use sinew_runtime::scheduler::strategy::StrategyConfig;
 
-const PERIOD: Duration = Duration::from_millis(10);
-/// Physics steps of 2 ms in a control period.
-const PHYSICS_STEPS: usize = 5;
-/// From an observation to its chunk.
-const LATENCY: Duration = Duration::from_millis(70);
-const TIME_LIMIT: Duration = Duration::from_secs(20);
-const SIZE: usize = 96;
-
-struct Loop {
-    arm: ArmDescription,
-    scene: Scene,
-    world: World,
-    judge: Judge,
-    core: ControlCore,
-    now: Stamp,
-    sequence: u64,
-}
-
-impl Loop {
-    fn new(seed: u64, task: Option<Task>) -> Self {
-        let arm = ArmDescription::desk_arm();
-        let scene = Scene::from_seed(&arm, seed);
-        let task = task.unwrap_or(scene.task);
-        let world = World::new(&arm, scene.clone());
-        let judge = Judge::new(Some(task), task.instruction(0), &arm, &scene, &world.snapshot());
-        let scheduler = SchedulerConfig::new(&arm.limits(), PERIOD, 8);
-        let core = ControlCore::new(&ControlConfig {
-            limits: arm.limits(),
-            period: PERIOD,
-            state_timeout: Duration::from_millis(250),
-            scheduler,
-        })
-        .expect("the description's limits are sound");
-        Self { arm, scene, world, judge, core, now: Stamp(0), sequence: 0 }
+fn case(strategy: &str, latency_ms: u64) -> LoopCase {
+    LoopCase {
+        strategy: StrategyConfig::from_name(strategy).expect("a known name"),
+        execution_horizon: 8,
+        latency: Duration::from_millis(latency_ms),
     }
-
-    /// One control period: state in, command out, physics.
-    fn step(&mut self) -> Option<u64> {
-        self.now = self.now + PERIOD;
-        self.sequence += 1;
-        let position = JointVec::from_slice(&self.world.joints()).expect("six joints");
-        let velocity = JointVec::zeros(JOINTS);
-        let state = JointState { stamp: self.now, sequence: self.sequence, position, velocity };
-        self.core.on_event(ControlEvent::State(state), self.now);
-        if self.sequence == 1 {
-            let policy = ControlEvent::Authority(AuthorityRequest::Policy);
-            self.core.tick(self.now);
-            self.core.on_event(policy, self.now);
-        }
-        let cycle = self.core.tick(self.now);
-        let command = cycle.command.expect("the state was given");
-        let target = command.position.as_slice().try_into().expect("six joints");
-        self.world.set_command(target);
-        for _ in 0..PHYSICS_STEPS {
-            self.world.step();
-        }
-        self.judge.update(&self.arm, &self.scene, &self.world.snapshot());
-        cycle.order.map(|o| o.request)
-    }
-
-    fn observe(&self, renderer: &mut Renderer) -> Observation {
-        let snapshot = self.world.snapshot();
-        let images = CameraKind::ALL.map(|kind| {
-            let mut data = vec![0; SIZE * SIZE * 3];
-            renderer.render(&self.arm, &self.scene, &snapshot, kind, &mut data);
-            let image = Image::new(SIZE, SIZE, data.into()).expect("made for this size");
-            let frame = CameraFrame { stamp: self.now, sequence: self.sequence, image };
-            ObservedImage { camera: kind.name().to_owned(), frame, age: Duration::ZERO }
-        });
-        Observation {
-            instant: self.now,
-            images: images.into(),
-            proprioception: self.world.joints().to_vec(),
-            proprioception_age: Duration::ZERO,
-            instruction: self.judge.truth().instruction.clone(),
-        }
-    }
-}
-
-/// Plays one episode and gives what was true at its end, with every command's last position.
-fn play(policy: &mut dyn Policy, seed: u64, task: Option<Task>) -> (GroundTruth, [f64; JOINTS]) {
-    let mut renderer = Renderer::new(SIZE, SIZE);
-    let mut episode = Loop::new(seed, task);
-    let mut coming: Option<(Stamp, ActionChunk)> = None;
-    while episode.now.since(Stamp(0)) < TIME_LIMIT {
-        if let Some(request) = episode.step() {
-            let seen = episode.observe(&mut renderer);
-            let request =
-                ChunkRequest { id: request, seed: seed ^ request, ..ChunkRequest::default() };
-            let chunk = inference::run(policy, &seen, &request).expect("the observation fits");
-            coming = Some((episode.now + LATENCY, chunk));
-        }
-        if let Some((_, chunk)) = coming.take_if(|c| episode.now >= c.0) {
-            episode.core.on_event(ControlEvent::Chunk(chunk), episode.now);
-        }
-        let truth = episode.judge.truth();
-        if truth.done() || truth.wrong_object || truth.wrong_bin {
-            break;
-        }
-    }
-    (episode.judge.truth().clone(), episode.world.joints())
 }
 
 fn policy() -> Box<dyn Policy> {
@@ -126,12 +23,16 @@ fn policy() -> Box<dyn Policy> {
     load_policy(&file, &LoadOptions::default()).expect("the demo's bundle is committed")
 }
 
+fn run(policy: &mut dyn Policy, case: &LoopCase, seed: u64, task: Option<Task>) -> Ending {
+    play(policy, case, seed, task, &mut |_| {}).expect("the observation fits")
+}
+
 #[test]
 fn the_demo_policy_follows_its_instructions() {
     let mut policy = policy();
     let mut tally: HashMap<&str, u32> = HashMap::new();
     for seed in 3_000_000..3_000_008 {
-        let (truth, _) = play(policy.as_mut(), seed, None);
+        let truth = run(policy.as_mut(), &case("latest-only", 70), seed, None).truth;
         let outcome = match &truth {
             t if t.wrong_object || t.wrong_bin => "wrong",
             t if t.success => "success",
@@ -144,6 +45,19 @@ fn the_demo_policy_follows_its_instructions() {
 }
 
 #[test]
+fn every_strategy_finishes_the_task_in_spite_of_latency() {
+    let mut policy = policy();
+    for strategy in StrategyConfig::ALL.into_iter().filter(|s| policy.spec().supports(*s)) {
+        let case = case(strategy.name(), 200);
+        let won = (3_000_030..3_000_033)
+            .filter(|seed| run(policy.as_mut(), &case, *seed, None).truth.success)
+            .count();
+        println!("{}: {won} of 3", strategy.name());
+        assert!(won >= 1, "{} never succeeds", strategy.name());
+    }
+}
+
+#[test]
 fn the_words_decide_and_the_loop_is_deterministic() {
     let mut policy = policy();
     let seed = 3_000_020;
@@ -151,7 +65,7 @@ fn the_words_decide_and_the_loop_is_deterministic() {
     let other = scene.colours().into_iter().find(|c| *c != scene.task.colour());
     let bin = scene.task.bin().expect("a scene's own task is to put a cube into a bin");
     let task = Task::PickPlace { colour: other.expect("three cubes"), bin };
-    let first = play(policy.as_mut(), seed, Some(task));
-    assert!(first.0.success && !first.0.wrong_object, "{:?}", first.0);
-    assert_eq!(play(policy.as_mut(), seed, Some(task)), first);
+    let first = run(policy.as_mut(), &case("latest-only", 70), seed, Some(task));
+    assert!(first.truth.success && !first.truth.wrong_object, "{:?}", first.truth);
+    assert_eq!(run(policy.as_mut(), &case("latest-only", 70), seed, Some(task)), first);
 }
