@@ -16,7 +16,8 @@ use sinew_runtime::{ActionChunk, JointLimits, JointState, JointVec, Stamp};
 pub fn profile(joints: usize, cycles: u32) -> Result<Quantiles, GuardError> {
     let period = Duration::from_millis(1);
     let dt = Duration::from_millis(100);
-    let limit = JointLimits { lower: -2.0, upper: 2.0, velocity: 3.0, acceleration: 40.0 };
+    let limit =
+        JointLimits { lower: -2.0, upper: 2.0, velocity: 3.0, acceleration: 40.0, jerk: 1000.0 };
     let mut core = ControlCore::new(&ControlConfig {
         limits: vec![limit; joints],
         period,

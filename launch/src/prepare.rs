@@ -55,6 +55,7 @@ pub fn prepare(config: LaunchConfig) -> Result<Prepared, Unprepared> {
     let limits = description.joints.iter().map(|j| JointLimits {
         velocity: j.limits.velocity * config.control.velocity_scale,
         acceleration: j.limits.acceleration * config.control.acceleration_scale,
+        jerk: j.limits.jerk * config.control.jerk_scale,
         ..j.limits
     });
     let camera_of = |input: &str| config.policy.cameras.iter().find(|c| c.0 == input);

@@ -269,7 +269,13 @@ mod tests {
     const PERIOD: Duration = Duration::from_millis(10);
 
     fn core() -> ControlCore {
-        let limit = JointLimits { lower: -1.0, upper: 1.0, velocity: 2.0, acceleration: 20.0 };
+        let limit = JointLimits {
+            lower: -1.0,
+            upper: 1.0,
+            velocity: 2.0,
+            acceleration: 20.0,
+            jerk: 1000.0,
+        };
         let scheduler = SchedulerConfig::new(&[limit], PERIOD, 8);
         let config = ControlConfig {
             limits: vec![limit],

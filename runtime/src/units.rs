@@ -58,7 +58,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
     })
 }
 
-/// An angle (rad) from text such as `"90 deg"` or `"1.57 rad"`; also `"deg/s"` and `"deg/s2"`.
+/// An angle (rad) from text such as `"90 deg"` or `"1.57 rad"`; also `"deg/s"`, `"deg/s2"`, `"deg/s3"`.
 ///
 /// # Errors
 /// [`UnitError`] with the text and an example.
@@ -71,6 +71,8 @@ pub fn parse_angle(text: &str) -> Result<f64, UnitError> {
         ("rad/s", 1.0),
         ("deg/s2", deg),
         ("rad/s2", 1.0),
+        ("deg/s3", deg),
+        ("rad/s3", 1.0),
     ];
     parse(text, &units, "an angle (or a rate of one)", "90 deg")
 }

@@ -56,7 +56,8 @@ fn the_counter_counts() {
 
 #[test]
 fn ten_seconds_of_control_cycles_do_not_allocate() {
-    let limit = JointLimits { lower: -2.0, upper: 2.0, velocity: 3.0, acceleration: 40.0 };
+    let limit =
+        JointLimits { lower: -2.0, upper: 2.0, velocity: 3.0, acceleration: 40.0, jerk: 1000.0 };
     let config = ControlConfig {
         limits: vec![limit; JOINTS],
         period: PERIOD,

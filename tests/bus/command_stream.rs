@@ -80,7 +80,8 @@ fn commands_cross_the_bus_in_order_and_silence_brings_a_hold() {
     };
     let peer = ArmPeer::spawn(Box::new(arm.clone()), config, &keys, &device).expect("declared");
 
-    let limit = JointLimits { lower: -1.0, upper: 1.0, velocity: 2.0, acceleration: 20.0 };
+    let limit =
+        JointLimits { lower: -1.0, upper: 1.0, velocity: 2.0, acceleration: 20.0, jerk: 1000.0 };
     let core = ControlCore::new(&ControlConfig {
         limits: vec![limit],
         period,
@@ -91,8 +92,13 @@ fn commands_cross_the_bus_in_order_and_silence_brings_a_hold() {
     let publisher = runtime.publisher(&keys.command(), Priority::RealTime).expect("declared");
     assert!(runtime.wait_for_subscriber(&publisher, Duration::from_secs(10)));
     let sent_names = names.clone();
-    let stream =
-        StreamConfig { period, realtime: RealtimeMode::BestEffort, priority: 50, bare_clock: true };
+    let stream = StreamConfig {
+        period,
+        realtime: RealtimeMode::BestEffort,
+        priority: 50,
+        bare_clock: true,
+        cpu: None,
+    };
     let (threads, mut ports) = stream::spawn(core, stream, move |command| {
         publisher.put(encode_command(&sent_names, command), command.stamp);
     })

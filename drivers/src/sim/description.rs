@@ -53,7 +53,7 @@ pub struct JointDescription {
     pub name: String,
     /// How its actions are played.
     pub kind: ActionKind,
-    /// Position (rad), velocity (rad/s) and acceleration (rad/s²) limits.
+    /// Position (rad), velocity (rad/s), acceleration (rad/s²) and jerk (rad/s³) limits.
     pub limits: JointLimits,
     /// Stall torque (N m).
     pub torque: f64,
@@ -122,6 +122,7 @@ struct JointText {
     upper: String,
     velocity: String,
     acceleration: String,
+    jerk: String,
     torque: String,
     inertia: String,
     bandwidth: String,
@@ -168,6 +169,7 @@ impl JointText {
             upper: angle("upper", &self.upper)?,
             velocity: positive("velocity", &self.velocity)?,
             acceleration: positive("acceleration", &self.acceleration)?,
+            jerk: positive("jerk", &self.jerk)?,
         };
         if limits.lower >= limits.upper {
             let reason = format!("`{}` is not above lower = `{}`", self.upper, self.lower);

@@ -104,6 +104,8 @@ pub struct ControlSettings {
     pub acceleration_scale: f64,
     /// The processor that the control thread runs on; `None`: any.
     pub cpu: Option<usize>,
+    /// Share of the description's jerk limits that the guard allows.
+    pub jerk_scale: f64,
 }
 
 impl LaunchConfig {
@@ -327,6 +329,7 @@ pub(super) fn resolve(
     let velocity_scale = check.scale("guard.velocity_scale", parsed.guard.velocity_scale.as_ref());
     let acceleration_scale =
         check.scale("guard.acceleration_scale", parsed.guard.acceleration_scale.as_ref());
+    let jerk_scale = check.scale("guard.jerk_scale", parsed.guard.jerk_scale.as_ref());
     let endpoint = &parsed.transport.endpoint;
     check.note("transport.endpoint", endpoint);
     if !["tcp/", "unixsock-stream/"].iter().any(|p| endpoint.get_ref().starts_with(p)) {
@@ -368,6 +371,7 @@ pub(super) fn resolve(
             velocity_scale,
             acceleration_scale,
             cpu,
+            jerk_scale,
         },
         endpoint: endpoint.get_ref().clone(),
         lines: check.lines,

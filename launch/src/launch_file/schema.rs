@@ -40,6 +40,7 @@ pub const KEYS: &[&str] = &[
     "control.state_timeout",
     "guard.velocity_scale",
     "guard.acceleration_scale",
+    "guard.jerk_scale",
     "transport.endpoint",
 ];
 
@@ -122,6 +123,7 @@ pub(super) struct Control {
 pub(super) struct Guard {
     pub velocity_scale: Option<Spanned<f64>>,
     pub acceleration_scale: Option<Spanned<f64>>,
+    pub jerk_scale: Option<Spanned<f64>>,
 }
 
 #[derive(Deserialize)]

@@ -44,7 +44,13 @@ mod tests {
 
     #[test]
     fn a_motion_ends_at_its_goal_within_its_share_of_the_speed_limit() {
-        let limit = JointLimits { lower: -2.0, upper: 2.0, velocity: 2.0, acceleration: 20.0 };
+        let limit = JointLimits {
+            lower: -2.0,
+            upper: 2.0,
+            velocity: 2.0,
+            acceleration: 20.0,
+            jerk: 1000.0,
+        };
         let chunk = plan(&[0.0, 0.5], &[1.0, 0.5], &[limit; 2], Stamp(0));
         let last = chunk.action(chunk.horizon() - 1).expect("there is one");
         assert!((last[0] - 1.0).abs() < 1e-12 && last[1] == 0.5);

@@ -79,6 +79,8 @@ pub struct JointLimits {
     pub velocity: f64,
     /// Highest acceleration (rad/s²).
     pub acceleration: f64,
+    /// Highest jerk (rad/s³).
+    pub jerk: f64,
 }
 
 /// Measured state of all joints at one instant.
