@@ -96,8 +96,8 @@ fn commands_cross_the_bus_in_order_and_silence_brings_a_hold() {
         period,
         realtime: RealtimeMode::BestEffort,
         priority: 50,
-        cpu: None,
         bare_clock: true,
+        cpu: None,
     };
     let (threads, mut ports) = stream::spawn(core, stream, move |command| {
         publisher.put(encode_command(&sent_names, command), command.stamp);

@@ -115,7 +115,7 @@ impl JointFilter {
         self.after(a * self.unit.acceleration)
     }
 
-    /// The path that the brake law takes from `motion`, in the units of [`Self::position_unit`].
+    /// The path that the brake law takes from `motion`, in units of `J·T³`.
     pub fn brake_path(&self, motion: &Motion) -> BrakePath {
         BrakePath::new(
             motion.velocity / self.unit.velocity,

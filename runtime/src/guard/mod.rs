@@ -10,6 +10,8 @@ mod brake;
 mod causes;
 mod joint;
 #[cfg(test)]
+mod reference_tests;
+#[cfg(test)]
 mod tests;
 
 pub use causes::{Cause, Interventions};

@@ -11,7 +11,7 @@ const DT: Duration = Duration::from_millis(100);
 
 fn config() -> SchedulerConfig {
     let limits =
-        JointLimits { lower: -4.0, upper: 4.0, velocity: 4.0, acceleration: 40.0, jerk: 900.0 };
+        JointLimits { lower: -4.0, upper: 4.0, velocity: 4.0, acceleration: 40.0, jerk: 1000.0 };
     SchedulerConfig::new(&[limits], PERIOD, 8)
 }
 
