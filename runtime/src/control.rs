@@ -147,13 +147,19 @@ impl ControlCore {
                 effect.take(self.scheduler.on_chunk(chunk, now, &p, &v));
             }
             ControlEvent::Authority(request) => {
-                effect.change = self.arbiter.on_request(request, now);
+                effect.change = self
+                    .arbiter
+                    .on_request(request, crate::arbiter::Source::RUN, now)
+                    .unwrap_or_default();
                 if effect.change.is_some() {
                     effect.freed = self.begin();
                 }
             }
             ControlEvent::Motion(chunk) => {
-                effect.change = self.arbiter.on_request(AuthorityRequest::Motion, now);
+                effect.change = self
+                    .arbiter
+                    .on_request(AuthorityRequest::Motion, crate::arbiter::Source::RUN, now)
+                    .unwrap_or_default();
                 if self.arbiter.authority() == Authority::Motion {
                     let before = self.begin();
                     let position = *self.guard.position();
@@ -221,7 +227,7 @@ impl ControlCore {
         }
         match self.arbiter.authority() {
             Authority::Policy | Authority::Motion => self.scheduler.start(self.guard.position()),
-            Authority::Hold | Authority::Stop => self.scheduler.stop(),
+            _ => self.scheduler.stop(),
         }
     }
 }
