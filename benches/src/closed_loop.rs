@@ -190,7 +190,7 @@ pub fn play(
         }
         if let Some((_, chunk)) = coming.take_if(|c| episode.now >= c.0) {
             spliced = episode.core.on_event(ControlEvent::Chunk(chunk), episode.now).accepted;
-            episode.core.take_retired();
+            while episode.core.take_spent().is_some() {}
         }
         let truth = episode.judge.truth();
         if truth.done() || truth.wrong_object || truth.wrong_bin {

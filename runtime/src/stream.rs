@@ -12,8 +12,10 @@ use std::time::Duration;
 
 use rtrb::{Consumer, Producer, RingBuffer};
 
-use crate::arbiter::AuthorityChange;
-use crate::control::{ControlCore, ControlEvent, CycleReport};
+use crate::arbiter::{AuthorityChange, AuthorityRequest, Source};
+use crate::control::{
+    ControlCore, ControlEvent, CycleReport, OperatorAnswer, OperatorRequest, SampleRefusal,
+};
 use crate::inference::InferenceOrder;
 use crate::rt::{self, RealtimeDenied, RealtimeMode};
 use crate::scheduler::Refusal;
@@ -25,6 +27,8 @@ const PUBLISH_DELAY: Duration = Duration::from_micros(60);
 const PUBLISH_RETRY: Duration = Duration::from_micros(100);
 /// Commands that may wait for the publisher.
 const COMMAND_RING: usize = 16;
+/// Operators' events that may wait: a fast teleop device sends several samples in a slow control period.
+const OPERATOR_RING: usize = 128;
 /// Reports that may wait for the telemetry reader: two seconds at 1 kHz.
 const REPORT_RING: usize = 2048;
 
@@ -54,6 +58,20 @@ pub enum StreamReport {
     ChunkAccepted,
     /// A chunk was refused.
     ChunkRefused(Refusal),
+    /// A teleop sample was left out.
+    SampleRefused(SampleRefusal),
+}
+
+/// The operators' ends of the control thread: requests and teleop samples in, answers and changes out.
+pub struct OperatorPort {
+    /// [`ControlEvent::Operator`] and [`ControlEvent::Teleop`].
+    pub events: Producer<ControlEvent>,
+    /// Answers to requests with a ticket.
+    pub answers: Consumer<OperatorAnswer>,
+    /// Every change of authority, for those who watch.
+    pub changes: Consumer<AuthorityChange>,
+    /// Raised when a stop found no room in `events`: it is never lost.
+    pub stop: Arc<AtomicBool>,
 }
 
 /// One wake-up of the bare clock loop.
@@ -73,6 +91,8 @@ pub struct StreamPorts {
     pub chunks: Producer<ControlEvent>,
     /// Requests from the operator's side.
     pub requests: Producer<ControlEvent>,
+    /// Requests and samples of people, from the bus.
+    pub operator: OperatorPort,
     /// Demands for chunks.
     pub orders: Consumer<InferenceOrder>,
     /// Chunks to be freed.
@@ -119,6 +139,11 @@ pub fn spawn(
     let (states, mut states_in) = RingBuffer::new(64);
     let (chunks, mut chunks_in) = RingBuffer::<ControlEvent>::new(4);
     let (requests, mut requests_in) = RingBuffer::<ControlEvent>::new(16);
+    let (events, mut events_in) = RingBuffer::<ControlEvent>::new(OPERATOR_RING);
+    let (mut answers_out, answers) = RingBuffer::new(OPERATOR_RING);
+    let (mut changes_out, changes) = RingBuffer::new(OPERATOR_RING);
+    let pressed = Arc::new(AtomicBool::new(false));
+    let operator = OperatorPort { events, answers, changes, stop: pressed.clone() };
     let (orders_out, orders) = RingBuffer::new(4);
     let (mut freed_out, freed) = RingBuffer::new(16);
     let (mut reports_out, reports) = RingBuffer::new(REPORT_RING);
@@ -142,8 +167,17 @@ pub fn spawn(
             };
             let mut handle = |event| {
                 let effect = core.on_event(event, woke);
-                effect.freed.into_iter().chain(core.take_retired()).for_each(&mut free);
-                let _ = effect.change.map(|c| reports_out.push(StreamReport::Authority(c)));
+                effect.freed.into_iter().for_each(&mut free);
+                while let Some(chunk) = core.take_spent() {
+                    free(chunk);
+                }
+                if let Some(change) = effect.change {
+                    let _ = reports_out.push(StreamReport::Authority(change));
+                    let _ = changes_out.push(change);
+                }
+                let _ = effect.answer.map(|a| answers_out.push(a));
+                let refused = effect.sample_refused.map(StreamReport::SampleRefused);
+                let _ = refused.map(|r| reports_out.push(r));
                 let _ = effect.refused.map(|r| reports_out.push(StreamReport::ChunkRefused(r)));
                 if effect.accepted {
                     let _ = reports_out.push(StreamReport::ChunkAccepted);
@@ -152,6 +186,15 @@ pub fn spawn(
             while let Ok(state) = states_in.pop() {
                 handle(ControlEvent::State(state));
             }
+            if pressed.load(Ordering::Relaxed) && pressed.swap(false, Ordering::Relaxed) {
+                let request = AuthorityRequest::Stop;
+                let by = Source::UNNAMED;
+                handle(ControlEvent::Operator(OperatorRequest { ticket: 0, by, request }));
+            }
+            // No more than were there: a device that floods the ring must not hold up the cycle.
+            for _ in 0..events_in.slots() {
+                let _ = events_in.pop().map(&mut handle);
+            }
             while let Ok(event) = requests_in.pop() {
                 handle(event);
             }
@@ -159,13 +202,18 @@ pub fn spawn(
                 handle(event);
             }
             let cycle = core.tick(woke);
-            core.take_retired().into_iter().for_each(&mut free);
+            while let Some(chunk) = core.take_spent() {
+                free(chunk);
+            }
             let dropped = cycle.command.is_some_and(|c| commands.push(c).is_err());
             if let Some(order) = cycle.order {
                 // The ring has room: one order is open at a time.
                 let _ = orders_out.push(InferenceOrder { order, plan: core.plan().copied() });
             }
-            let _ = cycle.change.map(|c| reports_out.push(StreamReport::Authority(c)));
+            if let Some(change) = cycle.change {
+                let _ = reports_out.push(StreamReport::Authority(change));
+                let _ = changes_out.push(change);
+            }
             let report = CycleReport {
                 sequence: cycle.command.map_or(0, |c| c.sequence),
                 due: beat.due,
@@ -173,10 +221,12 @@ pub fn spawn(
                 work: Clock::now().since(woke),
                 missed: beat.missed,
                 authority: cycle.authority,
+                awaits_consent: cycle.standing.awaits_consent,
                 mode: cycle.mode,
                 buffer_left: cycle.buffer_left,
                 state_age: cycle.state_age,
                 interventions: cycle.interventions,
+                teleop_delay: cycle.teleop_delay,
                 dropped,
             };
             let _ = reports_out.push(StreamReport::Cycle(report));
@@ -214,7 +264,7 @@ pub fn spawn(
             }
         }));
     }
-    let ports = StreamPorts { states, chunks, requests, orders, freed, reports, bare };
+    let ports = StreamPorts { states, chunks, requests, operator, orders, freed, reports, bare };
     Ok((Stream { stop, threads, denied }, ports))
 }
 

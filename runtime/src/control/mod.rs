@@ -1,0 +1,416 @@
+//! The control cycle: scheduler → arbiter → guard, once every control period.
+//!
+//! A pure state machine: events come in with the time, one command goes out per period. The thread around
+//! it is in [`crate::stream`]; replay and tests drive the same code with a virtual clock.
+
+mod teleop;
+
+use std::time::Duration;
+
+pub use teleop::{SampleRefusal, TeleopConfig, TeleopSample, TeleopTarget};
+
+use self::teleop::TeleopTrack;
+use crate::arbiter::{
+    Arbiter, ArbiterConfig, Authority, AuthorityChange, AuthorityRequest, Denied, Source, Standing,
+};
+use crate::guard::{Guard, GuardError, Interventions};
+use crate::scheduler::{ChunkOrder, CommandState, Mode, Refusal, Scheduler, SchedulerConfig, Wish};
+use crate::{ActionChunk, Command, JointLimits, JointState, JointVec, PlannedBlock, Stamp};
+
+/// Measured and commanded position may differ by this much (rad) before a new start begins at the measured one.
+const FOLLOWING_TOLERANCE: f64 = 0.35;
+
+/// Settings of the control cycle.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ControlConfig {
+    /// Limits, one per joint.
+    pub limits: Vec<JointLimits>,
+    /// Control period.
+    pub period: Duration,
+    /// Measured state older than this is stale.
+    pub state_timeout: Duration,
+    /// Scheduler settings.
+    pub scheduler: SchedulerConfig,
+}
+
+/// Who may have authority, and how a person's motions are followed.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct AuthorityConfig {
+    /// The arbiter's settings.
+    pub arbiter: ArbiterConfig,
+    /// Teleoperation.
+    pub teleop: TeleopConfig,
+}
+
+/// A request that came over the bus.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OperatorRequest {
+    /// Number that the answer carries back; zero when nobody waits for one.
+    pub ticket: u64,
+    /// Who asks.
+    pub by: Source,
+    /// What for.
+    pub request: AuthorityRequest,
+}
+
+/// What became of an [`OperatorRequest`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OperatorAnswer {
+    /// The request's number.
+    pub ticket: u64,
+    /// Granted, or why not.
+    pub result: Result<(), Denied>,
+    /// Who holds authority now.
+    pub standing: Standing,
+}
+
+/// What happened since the last cycle. All but the chunks are plain numbers (`Copy`).
+#[derive(Debug)]
+pub enum ControlEvent {
+    /// The arm's measured state arrived.
+    State(JointState),
+    /// The policy answered a request.
+    Chunk(ActionChunk),
+    /// The policy could not answer the request of this number.
+    ChunkFailed(u64),
+    /// The run asks for authority.
+    Authority(AuthorityRequest),
+    /// Somebody on the bus asks for authority.
+    Operator(OperatorRequest),
+    /// A teleop device's sample.
+    Teleop(TeleopSample),
+    /// A motion of the runtime's own: asks for authority `Motion` and plays it.
+    Motion(ActionChunk),
+}
+
+/// What an event led to.
+#[derive(Debug, Default)]
+pub struct Effect {
+    /// A chunk to be freed on another thread.
+    pub freed: Option<ActionChunk>,
+    /// Why the event's chunk was not taken.
+    pub refused: Option<Refusal>,
+    /// The event's chunk plays now.
+    pub accepted: bool,
+    /// A change of authority.
+    pub change: Option<AuthorityChange>,
+    /// The answer to an operator who waits for one.
+    pub answer: Option<OperatorAnswer>,
+    /// Why a teleop sample was left out.
+    pub sample_refused: Option<SampleRefusal>,
+}
+
+/// Plain numbers of one control cycle.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CycleReport {
+    /// Number of the cycle, from 1.
+    pub sequence: u64,
+    /// When the cycle was due.
+    pub due: Stamp,
+    /// From due to wake-up.
+    pub lateness: Duration,
+    /// From wake-up to hand-over.
+    pub work: Duration,
+    /// Whole periods that were slept through before this cycle.
+    pub missed: u32,
+    /// Who held authority.
+    pub authority: Authority,
+    /// An operator must agree before the policy moves again.
+    pub awaits_consent: bool,
+    /// What was followed.
+    pub mode: Mode,
+    /// Time until the executing chunk is played out.
+    pub buffer_left: Duration,
+    /// Age of the measured state.
+    pub state_age: Duration,
+    /// What the guard changed.
+    pub interventions: Interventions,
+    /// This cycle was the first to follow a teleop sample: time since that arrived.
+    pub teleop_delay: Option<Duration>,
+    /// The publisher's ring was full: the command was not handed over.
+    pub dropped: bool,
+}
+
+/// Scheduler, arbiter and guard of one arm.
+///
+/// Real time: [`ControlCore::tick`] and [`ControlCore::on_event`] neither allocate, free, lock nor log.
+#[derive(Debug)]
+pub struct ControlCore {
+    scheduler: Scheduler,
+    arbiter: Arbiter,
+    guard: Guard,
+    teleop: TeleopTrack,
+    state: Option<JointState>,
+    state_timeout: Duration,
+    period: f64,
+    sequence: u64,
+    /// A chunk that a cycle was done with, until somebody fetches it to be freed.
+    spent: Option<ActionChunk>,
+}
+
+/// One cycle's result.
+#[derive(Debug, Clone, Copy)]
+pub struct Cycle {
+    /// The command; none before the first measured state, when nobody knows where the arm is.
+    pub command: Option<Command>,
+    /// A request for the next chunk.
+    pub order: Option<ChunkOrder>,
+    /// Authority changed in this cycle.
+    pub change: Option<AuthorityChange>,
+    /// Who holds authority, and what the policy waits for.
+    pub standing: Standing,
+    /// Who holds authority.
+    pub authority: Authority,
+    /// What was followed.
+    pub mode: Mode,
+    /// Time until the executing chunk is played out.
+    pub buffer_left: Duration,
+    /// Age of the measured state.
+    pub state_age: Duration,
+    /// What the guard changed.
+    pub interventions: Interventions,
+    /// This cycle was the first to follow a teleop sample: time since that arrived.
+    pub teleop_delay: Option<Duration>,
+}
+
+impl ControlCore {
+    /// A core in [`Authority::Hold`].
+    ///
+    /// # Errors
+    /// [`GuardError`] for limits that cannot protect.
+    pub fn new(config: &ControlConfig) -> Result<Self, GuardError> {
+        Ok(Self {
+            scheduler: Scheduler::new(config.scheduler.clone()),
+            arbiter: Arbiter::default(),
+            guard: Guard::new(&config.limits, config.period)?,
+            teleop: TeleopTrack::new(TeleopConfig::default(), &config.limits),
+            state: None,
+            state_timeout: config.state_timeout,
+            period: config.period.as_secs_f64(),
+            sequence: 0,
+            spent: None,
+        })
+    }
+
+    /// The core with other rules for authority, before anything has happened.
+    pub fn with_authority(mut self, config: &AuthorityConfig, limits: &[JointLimits]) -> Self {
+        self.arbiter = Arbiter::new(config.arbiter);
+        self.teleop = TeleopTrack::new(config.teleop, limits);
+        self
+    }
+
+    /// Who holds authority.
+    pub fn authority(&self) -> Authority {
+        self.arbiter.authority()
+    }
+
+    /// Takes in one event at `now`.
+    pub fn on_event(&mut self, event: ControlEvent, now: Stamp) -> Effect {
+        let mut effect = Effect::default();
+        match event {
+            ControlEvent::State(state) => self.on_state(state),
+            ControlEvent::ChunkFailed(request) => self.scheduler.on_failure(request),
+            ControlEvent::Chunk(chunk) => {
+                let command = self.policy_command();
+                effect.take(self.scheduler.on_chunk(chunk, now, &command));
+            }
+            ControlEvent::Authority(request) => {
+                // The run sees from the cycles what became of it.
+                let _ = self.ask(request, Source::RUN, now, &mut effect);
+            }
+            ControlEvent::Operator(OperatorRequest { ticket, by, request }) => {
+                let result = self.ask(request, by, now, &mut effect);
+                let standing = self.arbiter.standing();
+                effect.answer =
+                    (ticket != 0).then_some(OperatorAnswer { ticket, result, standing });
+            }
+            ControlEvent::Teleop(sample) => {
+                effect.sample_refused = self.on_sample(&sample, now).err();
+            }
+            ControlEvent::Motion(chunk) => {
+                let granted = self.ask(AuthorityRequest::Motion, Source::RUN, now, &mut effect);
+                if granted.is_ok() {
+                    let command = self.policy_command();
+                    let before = effect.freed.take();
+                    effect.take(self.scheduler.play(chunk, &command));
+                    effect.freed = effect.freed.or(before);
+                } else {
+                    effect.refused = Some(Refusal::NotAsked);
+                    effect.freed = Some(chunk);
+                }
+            }
+        }
+        effect
+    }
+
+    /// One control cycle at `now`.
+    pub fn tick(&mut self, now: Stamp) -> Cycle {
+        let state_age = self.state.map_or(Duration::MAX, |s| now.since(s.stamp));
+        let change = self.arbiter.on_state(state_age <= self.state_timeout, now);
+        let change = change.or_else(|| self.arbiter.on_time(now));
+        if let Some(change) = change {
+            let freed = self.begin(&change);
+            self.spent = freed.or(self.spent.take());
+        }
+        let authority = self.arbiter.authority();
+        let commanded = self.policy_command();
+        let wish = self.scheduler.tick(now, &commanded);
+        let mut interventions = Interventions::default();
+        match self.combine(authority, &wish, now) {
+            Some((position, velocity)) => interventions = self.guard.filter(&position, &velocity),
+            None => self.guard.brake(),
+        }
+        self.teleop.on_command(self.guard.position());
+        let policy = matches!(authority, Authority::Policy | Authority::Shared);
+        let order = if policy { self.scheduler.due(now) } else { None };
+        self.sequence += 1;
+        let command = self.state.map(|_| Command {
+            stamp: now,
+            sequence: self.sequence,
+            position: *self.guard.position(),
+            velocity: *self.guard.velocity(),
+        });
+        let plays = policy || authority == Authority::Motion;
+        Cycle {
+            command,
+            order,
+            change,
+            standing: self.arbiter.standing(),
+            authority,
+            mode: if plays { wish.mode } else { Mode::Idle },
+            buffer_left: wish.buffer_left,
+            state_age,
+            interventions,
+            teleop_delay: self.teleop.take_arrival().map(|arrived| now.since(arrived)),
+        }
+    }
+
+    /// A chunk that the core is done with, to be freed on another thread; ask until there is none, after
+    /// every event and every cycle.
+    pub fn take_spent(&mut self) -> Option<ActionChunk> {
+        self.spent.take().or_else(|| self.scheduler.take_retired())
+    }
+
+    /// What the last order's head is to know of the plan; `None` when it asks for a chunk of its own.
+    pub fn plan(&self) -> Option<&PlannedBlock> {
+        self.scheduler.plan()
+    }
+
+    /// Position and velocity that authority wants next; none: brake.
+    fn combine(
+        &mut self,
+        authority: Authority,
+        wish: &Wish,
+        now: Stamp,
+    ) -> Option<(JointVec, JointVec)> {
+        match authority {
+            Authority::Hold | Authority::Stop => None,
+            Authority::Teleop => {
+                self.teleop.tick(now, self.period).map(|f| (f.position, f.velocity))
+            }
+            // Until its first chunk comes a new holder only brakes what was under way.
+            Authority::Policy | Authority::Motion | Authority::Shared
+                if wish.mode == Mode::Waiting =>
+            {
+                None
+            }
+            Authority::Policy | Authority::Motion => Some((wish.position, wish.velocity)),
+            Authority::Shared => {
+                let by = self.teleop.tick(now, self.period).unwrap_or(self.teleop.correction());
+                let (mut position, mut velocity) = (wish.position, wish.velocity);
+                for joint in 0..position.len() {
+                    position[joint] += by.position[joint];
+                    velocity[joint] += by.velocity[joint];
+                }
+                Some((position, velocity))
+            }
+        }
+    }
+
+    /// Where the policy's own curve stands: the command without a person's correction.
+    fn policy_command(&self) -> CommandState {
+        let (mut position, mut velocity) = (*self.guard.position(), *self.guard.velocity());
+        let by = self.teleop.correction();
+        for joint in 0..position.len() {
+            position[joint] -= by.position[joint];
+            velocity[joint] -= by.velocity[joint];
+        }
+        CommandState { position, velocity, acceleration: self.guard.acceleration() }
+    }
+
+    fn ask(
+        &mut self,
+        request: AuthorityRequest,
+        by: Source,
+        now: Stamp,
+        effect: &mut Effect,
+    ) -> Result<(), Denied> {
+        effect.change = self.arbiter.on_request(request, by, now)?;
+        if let Some(change) = effect.change {
+            effect.freed = self.begin(&change);
+        } else if request == AuthorityRequest::Motion {
+            // One motion after another: each begins anew.
+            effect.freed = self.scheduler.start(self.guard.position());
+        }
+        Ok(())
+    }
+
+    fn on_sample(&mut self, sample: &TeleopSample, now: Stamp) -> Result<(), SampleRefusal> {
+        if !self.arbiter.on_sample(sample.source, now) {
+            return Err(SampleRefusal::NoLease);
+        }
+        self.teleop.on_sample(sample, self.guard.position(), self.guard.velocity())
+    }
+
+    fn on_state(&mut self, state: JointState) {
+        if !state.position.is_finite() || state.position.len() != self.guard.position().len() {
+            return; // as if it had not come: it turns stale
+        }
+        if self.state.is_none() {
+            self.guard.rebase(&state.position);
+        }
+        if self.state.is_none_or(|before| state.stamp >= before.stamp) {
+            self.state = Some(state);
+        }
+    }
+
+    /// A new holder of authority begins where the arm is commanded to be, or where it is when it stands elsewhere.
+    fn begin(&mut self, change: &AuthorityChange) -> Option<ActionChunk> {
+        if let (Some(state), true) = (&self.state, self.guard.at_rest()) {
+            let far = |p: &JointVec, q: &JointVec| {
+                p.as_slice()
+                    .iter()
+                    .zip(q.as_slice())
+                    .any(|(a, b)| (a - b).abs() > FOLLOWING_TOLERANCE)
+            };
+            if far(&state.position, self.guard.position()) {
+                self.guard.rebase(&state.position);
+            }
+        }
+        self.teleop.begin(change.to == Authority::Shared);
+        match change.to {
+            // A correction is laid over what plays.
+            Authority::Shared if matches!(change.from, Authority::Policy | Authority::Shared) => {
+                None
+            }
+            Authority::Policy | Authority::Motion | Authority::Shared => {
+                self.scheduler.start(self.guard.position())
+            }
+            Authority::Hold | Authority::Stop | Authority::Teleop => self.scheduler.stop(),
+        }
+    }
+}
+
+impl Effect {
+    fn take(&mut self, result: Result<Option<ActionChunk>, (ActionChunk, Refusal)>) {
+        match result {
+            Ok(before) => (self.freed, self.accepted) = (before, true),
+            Err((chunk, why)) => (self.freed, self.refused) = (Some(chunk), Some(why)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod teleop_tests;
+#[cfg(test)]
+mod tests;

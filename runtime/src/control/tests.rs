@@ -1,0 +1,119 @@
+use super::*;
+use crate::guard::Cause;
+
+pub(super) const PERIOD: Duration = Duration::from_millis(10);
+
+pub(super) fn core() -> ControlCore {
+    let limit =
+        JointLimits { lower: -1.0, upper: 1.0, velocity: 2.0, acceleration: 20.0, jerk: 1000.0 };
+    let scheduler = SchedulerConfig::new(&[limit], PERIOD, 8);
+    let config = ControlConfig {
+        limits: vec![limit],
+        period: PERIOD,
+        state_timeout: Duration::from_millis(250),
+        scheduler,
+    };
+    ControlCore::new(&config).expect("the limits are sound")
+}
+
+pub(super) fn state(stamp: Stamp, position: f64) -> ControlEvent {
+    let position = JointVec::from_slice(&[position]).expect("one joint");
+    ControlEvent::State(JointState { stamp, sequence: 1, position, velocity: JointVec::zeros(1) })
+}
+
+pub(super) fn chunk(request: u64, instant: Stamp, values: Vec<f64>) -> ActionChunk {
+    ActionChunk::new(request, instant, Duration::from_millis(100), 1, values).expect("one joint")
+}
+
+pub(super) fn ask(core: &mut ControlCore, request: AuthorityRequest, now: Stamp) {
+    core.on_event(ControlEvent::Authority(request), now);
+}
+
+#[test]
+fn no_command_before_the_arm_was_seen() {
+    let mut core = core();
+    assert!(core.tick(Stamp(0)).command.is_none());
+    core.on_event(state(Stamp(0), 0.4), Stamp(0));
+    let command = core.tick(Stamp(0)).command.expect("the arm was seen");
+    assert_eq!(command.position[0], 0.4, "the first command is where the arm is");
+}
+
+#[test]
+fn losing_the_state_brakes_the_arm_and_takes_authority_away() {
+    let mut core = core();
+    core.on_event(state(Stamp(0), 0.0), Stamp(0));
+    core.tick(Stamp(0));
+    ask(&mut core, AuthorityRequest::Policy, Stamp(0));
+    let order = core.tick(Stamp(0)).order.expect("the first chunk is asked for");
+    core.on_event(ControlEvent::Chunk(chunk(order.request, Stamp(0), vec![0.1; 16])), Stamp(0));
+    let mut last = 0.0;
+    for k in 1..60u32 {
+        let now = Stamp(0) + PERIOD * k;
+        let cycle = core.tick(now);
+        let p = cycle.command.expect("seen").position[0];
+        if k < 25 {
+            assert_eq!(cycle.authority, Authority::Policy);
+        } else if k > 26 {
+            assert_eq!(cycle.authority, Authority::Hold);
+        }
+        assert!(p >= last - 1e-12);
+        last = p;
+    }
+}
+
+#[test]
+fn a_nan_chunk_never_reaches_the_guard() {
+    let mut core = core();
+    core.on_event(state(Stamp(0), 0.0), Stamp(0));
+    core.tick(Stamp(0));
+    ask(&mut core, AuthorityRequest::Policy, Stamp(0));
+    let order = core.tick(Stamp(0)).order.expect("asked");
+    let effect = core.on_event(
+        ControlEvent::Chunk(chunk(order.request, Stamp(0), vec![0.1, f64::NAN])),
+        Stamp(0),
+    );
+    assert_eq!(effect.refused, Some(Refusal::NotFinite));
+    let cycle = core.tick(Stamp(0) + PERIOD);
+    assert!(!cycle.interventions.contains(0, Cause::NotFinite));
+    assert_eq!(cycle.command.expect("seen").position[0], 0.0);
+    assert!(cycle.order.is_some(), "another chunk is asked for");
+}
+
+#[test]
+fn a_motion_within_the_limits_passes_the_guard_unchanged() {
+    let mut core = core();
+    core.on_event(state(Stamp(0), 0.2), Stamp(0));
+    core.tick(Stamp(0));
+    // A quintic, as homing uses it: 0.5 rad in 1 s.
+    let at = |f: f64| 0.2 + 0.5 * f * f * f * (10.0 - 15.0 * f + 6.0 * f * f);
+    let values = (1..=10).map(|k| at(f64::from(k) / 10.0)).collect();
+    let effect = core.on_event(ControlEvent::Motion(chunk(0, Stamp(0), values)), Stamp(0));
+    assert!(effect.accepted);
+    for k in 1..=120u32 {
+        let now = Stamp(0) + PERIOD * k;
+        core.on_event(state(now, 0.2), now);
+        let cycle = core.tick(now);
+        let found = cycle.interventions;
+        assert_eq!(found, Interventions::default(), "cycle {k}");
+    }
+    let end = core.guard.position()[0];
+    assert!((end - 0.7).abs() < 1e-9, "{end}");
+}
+
+#[test]
+fn stop_beats_a_playing_chunk_and_stays() {
+    let mut core = core();
+    core.on_event(state(Stamp(0), 0.0), Stamp(0));
+    core.tick(Stamp(0));
+    let motion = chunk(0, Stamp(0), vec![0.3; 10]);
+    assert!(core.on_event(ControlEvent::Motion(motion), Stamp(0)).accepted);
+    for k in 1..5 {
+        core.tick(Stamp(0) + PERIOD * k);
+    }
+    ask(&mut core, AuthorityRequest::Stop, Stamp(0));
+    ask(&mut core, AuthorityRequest::Policy, Stamp(0));
+    assert_eq!(core.authority(), Authority::Stop);
+    let motion = chunk(0, Stamp(0), vec![0.3; 10]);
+    let effect = core.on_event(ControlEvent::Motion(motion), Stamp(0));
+    assert_eq!(effect.refused, Some(Refusal::NotAsked));
+}
