@@ -165,6 +165,8 @@ pub struct Cycle {
     pub mode: Mode,
     /// Time until the executing chunk is played out.
     pub buffer_left: Duration,
+    /// Seconds of chunks played since authority was given.
+    pub played: f64,
     /// Age of the measured state.
     pub state_age: Duration,
     /// What the guard changed.
@@ -279,6 +281,7 @@ impl ControlCore {
             authority,
             mode: if plays { wish.mode } else { Mode::Idle },
             buffer_left: wish.buffer_left,
+            played: self.scheduler.played(),
             state_age,
             interventions,
             teleop_delay: self.teleop.take_arrival().map(|arrived| now.since(arrived)),
