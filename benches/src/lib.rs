@@ -7,6 +7,7 @@ pub mod closed_loop;
 pub mod control;
 pub mod policy;
 pub mod seams;
+pub mod stream;
 
 /// Spread of a set of durations (ms).
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]

@@ -6,6 +6,7 @@ use sinew_benches::{Spread, control, policy};
 use sinew_models::LoadOptions;
 use sinew_runtime::scheduler::strategy::StrategyConfig;
 
+use crate::bench_stream;
 use crate::cli::{BenchVerb, Failure, print_json, say};
 use crate::report::Machine;
 use crate::run::RunError;
@@ -92,6 +93,14 @@ pub fn run(verb: BenchVerb) -> Result<(), Failure> {
             }
             print_machine();
             print_seams(&plan, &rows);
+        }
+        BenchVerb::Stream { rate, time, scheduling, priority, cpu, idle, json } => {
+            let wanted = bench_stream::Wanted { rate, time, scheduling, priority, cpu, idle, json };
+            return bench_stream::run(&wanted);
+        }
+        BenchVerb::StreamSubscriber { endpoint, period_ns, priority } => {
+            let period = std::time::Duration::from_nanos(period_ns);
+            return bench_stream::subscribe(&endpoint, period, priority);
         }
         BenchVerb::Control { joints, cycles, json } => {
             let q = control::profile(joints, cycles).map_err(RunError::Guard)?;

@@ -222,6 +222,41 @@ pub enum BenchVerb {
         #[arg(long)]
         json: bool,
     },
+    /// The command stream under full load, beside a bare clock loop and at a subscriber in another process.
+    Stream {
+        /// Commands a second.
+        #[arg(long, default_value = "1 kHz", value_parser = frequency)]
+        rate: f64,
+        /// How long, for each kind of scheduling.
+        #[arg(long, default_value = "30 s", value_parser = duration)]
+        time: std::time::Duration,
+        /// Kinds of scheduling, separated by commas: fifo, other.
+        #[arg(long, value_delimiter = ',', default_value = "fifo,other")]
+        scheduling: Vec<Scheduling>,
+        /// SCHED_FIFO priority.
+        #[arg(long, default_value_t = 80)]
+        priority: i32,
+        /// Keep the control thread on this processor.
+        #[arg(long)]
+        cpu: Option<usize>,
+        /// Leave the cores idle.
+        #[arg(long)]
+        idle: bool,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// The other end of `sinew bench stream`, in a process of its own.
+    #[command(hide = true)]
+    StreamSubscriber {
+        /// Where the stream's process listens.
+        endpoint: String,
+        /// Control period in nanoseconds.
+        period_ns: u64,
+        /// SCHED_FIFO priority of the bus's threads; none without it.
+        #[arg(long)]
+        priority: Option<i32>,
+    },
     /// Time of one control cycle: scheduler, arbiter and guard.
     Control {
         /// Joints.
@@ -234,6 +269,15 @@ pub enum BenchVerb {
         #[arg(long)]
         json: bool,
     },
+}
+
+/// A kind of scheduling.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Scheduling {
+    /// SCHED_FIFO, memory locked.
+    Fifo,
+    /// SCHED_OTHER: as any thread.
+    Other,
 }
 
 /// Why a verb failed.
@@ -331,6 +375,10 @@ fn strategy(text: &str) -> Result<StrategyConfig, String> {
         let known = StrategyConfig::ALL.map(StrategyConfig::name).join(", ");
         format!("there is no strategy of that name; it is one of: {known}")
     })
+}
+
+fn frequency(text: &str) -> Result<f64, String> {
+    sinew_runtime::units::parse_frequency(text).map_err(|e| e.to_string())
 }
 
 fn duration(text: &str) -> Result<std::time::Duration, String> {

@@ -44,7 +44,7 @@ pub struct CommandStats {
 }
 
 /// Figures of [`CommandStats`]; jitter is how far an interval was from the period (µs).
-#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize, Default)]
 pub struct StreamFigures {
     /// Commands received.
     pub commands: u64,
@@ -67,6 +67,16 @@ pub struct StreamFigures {
 }
 
 impl CommandStats {
+    /// Figures of a stream that is expected every `period`.
+    pub fn new(period: Duration) -> Self {
+        Self { period, ..Self::default() }
+    }
+
+    /// Counts a message that was no command.
+    pub fn on_invalid(&mut self) {
+        self.invalid += 1;
+    }
+
     /// Counts a command numbered `sequence`, stamped `stamp`, arriving at `now`; false when it is out of order.
     pub fn on_command(&mut self, sequence: u64, stamp: Stamp, now: Stamp) -> bool {
         if sequence <= self.last_sequence {
@@ -127,8 +137,7 @@ impl ArmPeer {
         keys: &Keys,
         bus: &Bus,
     ) -> Result<Self, BusError> {
-        let stats = CommandStats { period: config.command_period, ..CommandStats::default() };
-        let stats = Arc::new(Mutex::new(stats));
+        let stats = Arc::new(Mutex::new(CommandStats::new(config.command_period)));
         let (commands, received) = crossbeam_channel::bounded::<(Command, Stamp)>(QUEUE);
         let (names, counted, overflow) =
             (arm.joint_names().to_vec(), stats.clone(), received.clone());
@@ -146,7 +155,7 @@ impl ArmPeer {
                     }
                 }
                 Ok(_) => {}
-                Err(_) => stats.invalid += 1,
+                Err(_) => stats.on_invalid(),
             }
         })?;
         let publisher = bus.publisher(&keys.state(), Priority::RealTime)?;
@@ -237,7 +246,7 @@ mod tests {
     #[test]
     fn gaps_order_and_rate_are_counted() {
         let period = Duration::from_millis(10);
-        let mut stats = CommandStats { period, ..CommandStats::default() };
+        let mut stats = CommandStats::new(period);
         let at = |k: u32| Stamp(1_000_000) + period * k;
         for k in [0u32, 1, 2, 5, 6] {
             assert!(stats.on_command(u64::from(k) + 1, at(k), at(k)));
