@@ -14,6 +14,9 @@ use crate::{Clock, JointVec, Stamp};
 /// Whoever has not answered by then is asked again: he may only just have been found.
 const ROUND: Duration = Duration::from_millis(250);
 
+/// In place of a robot's name: every robot that can be reached.
+pub const EVERY_ROBOT: &str = "*";
+
 /// One part's word, and how long it took from the question.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Confirmed {
@@ -44,18 +47,28 @@ impl Confirmation {
             && self.parts.iter().all(|p| p.ack.fault.is_none())
     }
 
-    fn has(&self, part: &str) -> bool {
-        self.parts.iter().any(|p| p.ack.part == part)
+    fn has(&self, robot: &str, part: &str) -> bool {
+        self.parts.iter().any(|p| p.ack.robot == robot && p.ack.part == part)
     }
 
-    /// Who is needed: the runtime, the drivers that it names, and those that the caller knows of.
-    fn lacking(&self, expected: &[String]) -> Vec<String> {
-        let named = self.parts.iter().flat_map(|p| &p.ack.drivers);
-        let mut lacking: Vec<String> = std::iter::once(RUNTIME)
-            .chain(expected.iter().chain(named).map(String::as_str))
-            .filter(|part| !self.has(part))
-            .map(str::to_owned)
-            .collect();
+    /// Who has not answered, as `robot/part`: of each robot its runtime, the drivers that this names, and those
+    /// that the caller knows of.
+    fn lacking(&self, robot: &str, expected: &[String]) -> Vec<String> {
+        let mut robots: Vec<&str> = self.parts.iter().map(|p| p.ack.robot.as_str()).collect();
+        if robot != EVERY_ROBOT || robots.is_empty() {
+            robots.push(robot);
+        }
+        robots.sort_unstable();
+        robots.dedup();
+        let mut lacking = Vec::new();
+        for robot in robots {
+            let own = self.parts.iter().filter(|p| p.ack.robot == robot);
+            let named = own.flat_map(|p| &p.ack.drivers).chain(expected).map(String::as_str);
+            let needed = std::iter::once(RUNTIME).chain(named);
+            lacking.extend(
+                needed.filter(|part| !self.has(robot, part)).map(|part| format!("{robot}/{part}")),
+            );
+        }
         lacking.sort();
         lacking.dedup();
         lacking
@@ -73,7 +86,7 @@ pub fn stop(
     expected: &[String],
     timeout: Duration,
 ) -> Result<Confirmation, BusError> {
-    confirm(bus, &keys.stop(), true, source, expected, timeout)
+    confirm(bus, &keys.stop(), keys.robot(), source, expected, timeout)
 }
 
 /// Unlatches a stop, as [`stop`] latches it; authority is `hold` afterwards.
@@ -87,14 +100,13 @@ pub fn reset(
     expected: &[String],
     timeout: Duration,
 ) -> Result<Confirmation, BusError> {
-    confirm(bus, &keys.reset(), false, source, expected, timeout)
+    confirm(bus, &keys.reset(), keys.robot(), source, expected, timeout)
 }
 
-/// `insist`: who refuses is asked again too.
 fn confirm(
     bus: &Bus,
     key: &str,
-    insist: bool,
+    robot: &str,
     source: Source,
     expected: &[String],
     timeout: Duration,
@@ -106,22 +118,22 @@ fn confirm(
         let left = timeout.saturating_sub(start.elapsed()).min(ROUND);
         bus.ask_all(key, payload.clone(), left, |reply| {
             match reply.map(|bytes| serde_json::from_slice::<StopAck>(&bytes)) {
-                Ok(Ok(ack)) if !found.has(&ack.part) => {
+                Ok(Ok(ack)) if !found.has(&ack.robot, &ack.part) => {
                     found.parts.push(Confirmed { ack, after: start.elapsed() });
                 }
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => found.refuse(format!("an answer that is none: {error}")),
                 Err(reason) => found.refuse(reason),
             }
-            let done = found.lacking(expected).is_empty();
+            let done = found.lacking(robot, expected).is_empty();
             if done { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
         found.took = start.elapsed();
-        found.missing = found.lacking(expected);
-        let refused = !insist && !found.refused.is_empty();
-        if found.missing.is_empty() || found.took >= timeout || refused {
+        found.missing = found.lacking(robot, expected);
+        if found.missing.is_empty() || found.took >= timeout {
             return Ok(found);
         }
+        // Who refused may change his mind: too many questions were open, or the driver's device was away.
         found.refused.clear();
     }
 }

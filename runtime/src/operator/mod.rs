@@ -6,5 +6,5 @@
 mod client;
 mod desk;
 
-pub use client::{Confirmation, Confirmed, TeleopDevice, ask, reset, stop};
+pub use client::{Confirmation, Confirmed, EVERY_ROBOT, TeleopDevice, ask, reset, stop};
 pub use desk::{Desk, DeskConfig, DriverStatus};
