@@ -7,11 +7,12 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sinew_models::ModelError;
+use sinew_runtime::arbiter::Source;
 use sinew_runtime::scheduler::strategy::StrategyConfig;
 
 use crate::launch_file::{Findings, Override};
 use crate::run::RunError;
-use crate::{bench_verbs, launch_verbs, model_verbs};
+use crate::{bench_verbs, launch_verbs, model_verbs, operator_verbs};
 
 /// Runs vision-language-action policies on a robot arm's own computer, in real time.
 #[derive(Debug, Parser)]
@@ -33,6 +34,14 @@ enum Verb {
     Launch(LaunchArgs),
     /// Read everything a launch needs and report every mistake; nothing moves.
     Check(CheckArgs),
+    /// Stop a robot; returns when the runtime and every driver have confirmed it. Latched until `sinew reset`.
+    ///
+    /// This is no safety-rated emergency stop: keep one in hardware.
+    Stop(OperatorArgs),
+    /// Unlatch a stop; the arm is held until `sinew authority policy`.
+    Reset(OperatorArgs),
+    /// Say who holds authority over the arm, give it to the policy (the consent to go on), or take it away.
+    Authority(AuthorityArgs),
     /// Make, convert and compare policies.
     #[command(subcommand)]
     Model(ModelVerb),
@@ -80,6 +89,54 @@ pub struct CheckArgs {
     /// Print the findings as JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// How a person reaches a robot: `sinew stop`, `sinew reset`.
+#[derive(Debug, Clone, Args)]
+pub struct OperatorArgs {
+    /// The robot's name; without it the launch file's, or every robot that can be reached.
+    #[arg(long)]
+    pub robot: Option<String>,
+    /// An endpoint of the runtime or of a driver; may be given several times. Without any and without a launch
+    /// file: tcp/127.0.0.1:7447.
+    #[arg(long)]
+    pub endpoint: Vec<String>,
+    /// Take name and endpoints from this launch file, and expect its driver.
+    #[arg(long, value_name = "FILE")]
+    pub launch: Option<PathBuf>,
+    /// Arguments of the launch file, as key:=value.
+    #[arg(value_name = "KEY:=VALUE")]
+    pub arguments: Vec<Override>,
+    /// Who asks, for the record.
+    #[arg(long = "as", value_name = "NAME", default_value = "operator", value_parser = source)]
+    pub source: Source,
+    /// Wait at most this long for everybody's answer.
+    #[arg(long, value_name = "TIME", default_value = "2 s", value_parser = duration)]
+    pub timeout: std::time::Duration,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `sinew authority`.
+#[derive(Debug, Clone, Args)]
+pub struct AuthorityArgs {
+    /// What to ask for.
+    #[arg(value_enum, default_value = "status")]
+    pub request: AuthorityWish,
+    #[command(flatten)]
+    pub operator: OperatorArgs,
+}
+
+/// What `sinew authority` asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AuthorityWish {
+    /// Only say who holds it.
+    Status,
+    /// The policy may move the arm.
+    Policy,
+    /// Nobody may: the arm is held.
+    Hold,
 }
 
 /// `sinew model …`.
@@ -346,6 +403,9 @@ impl Cli {
         match self.verb {
             Verb::Launch(args) => launch_verbs::launch(&args),
             Verb::Check(args) => launch_verbs::check(&args),
+            Verb::Stop(args) => operator_verbs::stop(&args),
+            Verb::Reset(args) => operator_verbs::reset(&args),
+            Verb::Authority(args) => operator_verbs::authority(&args),
             Verb::Model(verb) => model_verbs::run(verb).map(|()| ExitCode::SUCCESS),
             Verb::Bench(verb) => bench_verbs::run(verb).map(|()| ExitCode::SUCCESS),
         }
@@ -379,6 +439,13 @@ fn strategy(text: &str) -> Result<StrategyConfig, String> {
 
 fn frequency(text: &str) -> Result<f64, String> {
     sinew_runtime::units::parse_frequency(text).map_err(|e| e.to_string())
+}
+
+fn source(text: &str) -> Result<Source, String> {
+    match Source::new(text) {
+        Ok(Source::RUN) => Err("that is the run's own name".to_owned()),
+        other => other.map_err(|e| e.to_string()),
+    }
 }
 
 fn duration(text: &str) -> Result<std::time::Duration, String> {

@@ -7,6 +7,7 @@ pub mod film;
 pub mod launch_file;
 pub mod launch_verbs;
 pub mod model_verbs;
+pub mod operator_verbs;
 pub mod prepare;
 pub mod report;
 pub mod run;

@@ -69,6 +69,7 @@ pub fn prepare(config: LaunchConfig) -> Result<Prepared, Unprepared> {
         state_period: config.robot.state_period,
         state_timeout: config.control.state_timeout,
         watchdog: config.robot.watchdog,
+        authority: config.authority.clone(),
         frame_period: config.cameras.iter().map(|c| c.period).max().unwrap_or_default(),
         max_observation_age: config.policy.max_observation_age,
         realtime: config.control.realtime,

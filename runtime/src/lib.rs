@@ -11,6 +11,7 @@ pub mod guard;
 pub mod inference;
 pub mod ingest;
 mod latency;
+pub mod operator;
 pub mod rt;
 pub mod scheduler;
 pub mod stream;

@@ -204,11 +204,28 @@ pub trait ArmDriver: Send {
     /// [`DeviceError`] when the device did not answer.
     fn read(&mut self, now: Stamp) -> Result<JointState, DeviceError>;
 
-    /// Brings the arm to rest where it is and holds it there with torque on.
+    /// Brings the arm to rest where it is and holds it there with torque on, also when it was off.
     ///
     /// # Errors
     /// [`DeviceError`] when the device did not take it.
     fn hold(&mut self) -> Result<(), DeviceError>;
+
+    /// Takes the torque off at once; an arm without brakes may fall.
+    ///
+    /// # Errors
+    /// [`DeviceError`] when the device did not take it, or cannot do it: the caller then holds.
+    fn torque_off(&mut self) -> Result<(), DeviceError> {
+        Err(DeviceError {
+            device: "arm".to_owned(),
+            reason: "its driver cannot take the torque off; set on_silence and on_stop to \"hold\""
+                .to_owned(),
+        })
+    }
+
+    /// A joint that moves slower than this (rad/s) stands still.
+    fn standstill_speed(&self) -> f64 {
+        0.02
+    }
 }
 
 /// A camera, as its driver's thread sees it.

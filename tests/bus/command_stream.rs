@@ -4,7 +4,8 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use sinew_drivers::peer::{ArmPeer, ArmPeerConfig, WatchdogConfig};
+use sinew_drivers::peer::{ArmPeer, ArmPeerConfig, StopCategory, WatchdogConfig};
+use sinew_runtime::arbiter::{Operators, Source};
 use sinew_runtime::control::{ControlConfig, ControlCore};
 use sinew_runtime::rt::RealtimeMode;
 use sinew_runtime::scheduler::SchedulerConfig;
@@ -76,7 +77,14 @@ fn commands_cross_the_bus_in_order_and_silence_brings_a_hold() {
     let config = ArmPeerConfig {
         state_period: Duration::from_millis(10),
         command_period: period,
-        watchdog: WatchdogConfig { timeout: Duration::from_millis(200), rejoin_tolerance: 0.3 },
+        watchdog: WatchdogConfig {
+            timeout: Duration::from_millis(200),
+            rejoin_tolerance: 0.3,
+            on_silence: StopCategory::Hold,
+            on_stop: StopCategory::Hold,
+        },
+        name: Source::literal("arm"),
+        operators: Operators::default(),
     };
     let peer = ArmPeer::spawn(Box::new(arm.clone()), config, &keys, &device).expect("declared");
 

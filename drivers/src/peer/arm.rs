@@ -1,128 +1,48 @@
-//! An arm as a peer: follows commands from the bus under its own watchdog, publishes measured state,
-//! and measures the command stream where it matters: at the driver's side.
+//! An arm as a peer: follows commands from the bus under its own watchdog, latches stops that it hears itself,
+//! and publishes measured state.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use sinew_runtime::telemetry::{Latencies, Quantiles};
+use crossbeam_channel::{Receiver, select_biased};
+use sinew_runtime::arbiter::{Operators, Source};
+use sinew_runtime::operator::DriverStatus;
 use sinew_runtime::transport::{
-    Attachment, Bus, BusError, Keys, Priority, Subscription, decode_command, encode_state,
+    Attachment, Bus, BusError, Keys, Priority, Publisher, StopAck, Subscription, decode_command,
+    encode_state,
 };
-use sinew_runtime::{ArmDriver, Clock, Command, Stamp};
+use sinew_runtime::{ArmDriver, Clock, Command, DeviceError, JointState, Stamp};
 
-use super::{Watchdog, WatchdogConfig, Worker};
+use super::stats::{CommandStats, StreamFigures};
+use super::stop_line::{Order, StopLine};
+use super::{Act, Watchdog, WatchdogConfig, Worker};
 
 /// Commands that may wait for the arm; the oldest is dropped when it is full.
 const QUEUE: usize = 64;
+/// Time between two statuses while nothing changes.
+const STATUS_PERIOD: Duration = Duration::from_millis(200);
 
 /// Settings of an arm's peer.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ArmPeerConfig {
+    /// The driver's name among the robot's parts.
+    pub name: Source,
     /// Time between two measured states.
     pub state_period: Duration,
     /// The period that commands are expected at.
     pub command_period: Duration,
     /// The watchdog's settings.
     pub watchdog: WatchdogConfig,
-}
-
-/// The command stream as it arrived.
-#[derive(Debug, Default)]
-pub struct CommandStats {
-    period: Duration,
-    first: Option<Stamp>,
-    last: Option<Stamp>,
-    last_sequence: u64,
-    commands: u64,
-    lost: u64,
-    reordered: u64,
-    invalid: u64,
-    missed_periods: u64,
-    jitter: Latencies,
-    one_way: Latencies,
-}
-
-/// Figures of [`CommandStats`]; jitter is how far an interval was from the period (µs).
-#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize, Default)]
-pub struct StreamFigures {
-    /// Commands received.
-    pub commands: u64,
-    /// From the first to the last (s).
-    pub seconds: f64,
-    /// Intervals a second.
-    pub achieved_rate_hz: f64,
-    /// Numbers that never came.
-    pub lost: u64,
-    /// Commands that came after a newer one.
-    pub reordered: u64,
-    /// Messages that were no command.
-    pub invalid: u64,
-    /// Periods without a command: the sum over all intervals of whole periods beyond one.
-    pub missed_periods: u64,
-    /// Distance of an interval from the period (µs).
-    pub jitter_us: Quantiles,
-    /// From the control thread's stamp to arrival (µs).
-    pub one_way_us: Quantiles,
-}
-
-impl CommandStats {
-    /// Figures of a stream that is expected every `period`.
-    pub fn new(period: Duration) -> Self {
-        Self { period, ..Self::default() }
-    }
-
-    /// Counts a message that was no command.
-    pub fn on_invalid(&mut self) {
-        self.invalid += 1;
-    }
-
-    /// Counts a command numbered `sequence`, stamped `stamp`, arriving at `now`; false when it is out of order.
-    pub fn on_command(&mut self, sequence: u64, stamp: Stamp, now: Stamp) -> bool {
-        if sequence <= self.last_sequence {
-            self.reordered += 1;
-            return false;
-        }
-        if let Some(last) = self.last {
-            self.lost += sequence - self.last_sequence - 1;
-            let interval = now.since(last);
-            self.jitter.record(interval.abs_diff(self.period));
-            let periods = interval.as_secs_f64() / self.period.as_secs_f64();
-            self.missed_periods += (periods.round() as u64).saturating_sub(1);
-        }
-        self.one_way.record(now.since(stamp));
-        self.first.get_or_insert(now);
-        (self.last, self.last_sequence) = (Some(now), sequence);
-        self.commands += 1;
-        true
-    }
-
-    /// The figures so far.
-    pub fn figures(&self) -> StreamFigures {
-        let seconds = match (self.first, self.last) {
-            (Some(first), Some(last)) => last.since(first).as_secs_f64(),
-            _ => 0.0,
-        };
-        let intervals = self.commands.saturating_sub(1) as f64;
-        StreamFigures {
-            commands: self.commands,
-            seconds,
-            achieved_rate_hz: if seconds > 0.0 { intervals / seconds } else { 0.0 },
-            lost: self.lost,
-            reordered: self.reordered,
-            invalid: self.invalid,
-            missed_periods: self.missed_periods,
-            jitter_us: self.jitter.quantiles(),
-            one_way_us: self.one_way.quantiles(),
-        }
-    }
+    /// Who may unlatch a stop.
+    pub operators: Operators,
 }
 
 /// An arm on the bus; dropping it brings the arm to a hold and ends its thread.
 pub struct ArmPeer {
     stats: Arc<Mutex<CommandStats>>,
-    // Fields drop in order: no more commands, then the thread.
-    _subscription: Subscription,
+    // Fields drop in order: no more commands and stops, then the thread.
+    _subscriptions: Vec<Subscription>,
     _worker: Worker,
 }
 
@@ -158,28 +78,33 @@ impl ArmPeer {
                 Err(_) => stats.on_invalid(),
             }
         })?;
-        let publisher = bus.publisher(&keys.state(), Priority::RealTime)?;
+        let mut subscriptions = vec![subscription];
+        let line = StopLine::open(keys, bus, &mut subscriptions)?;
+        let name = config.name.name();
+        let mut follower = Follower {
+            names: arm.joint_names().to_vec(),
+            arm,
+            dog: Watchdog::new(config.watchdog),
+            state: None,
+            failing: false,
+            fault: None,
+            robot: keys.robot().to_owned(),
+            config,
+            states: bus.publisher(&keys.state(), Priority::RealTime)?,
+            statuses: bus.publisher(&keys.driver_status(name), Priority::Data)?,
+            told: (String::new(), Stamp::default()),
+        };
         let worker = Worker::spawn("arm", move |quit| {
-            let mut arm = Follower { arm, dog: Watchdog::new(config.watchdog), failing: false };
-            let names = arm.arm.joint_names().to_vec();
             let mut next = Clock::now();
             while !quit.load(Ordering::Relaxed) {
-                match received.recv_timeout(next.since(Clock::now())) {
-                    Ok((command, arrived)) => arm.follow(&command, arrived),
-                    Err(crossbeam_channel::RecvTimeoutError::Timeout) => {
-                        arm.watch(Clock::now());
-                        if let Some(state) = arm.read() {
-                            publisher.put(encode_state(&names, &state), state.stamp);
-                        }
-                        next = (next + config.state_period).max(Clock::now());
-                    }
-                    Err(crossbeam_channel::RecvTimeoutError::Disconnected) => break,
-                }
+                follower.turn(&line, &received, &mut next);
             }
-            arm.stop();
+            follower.end();
         })
         .map_err(|e| BusError::Refused { key: keys.state(), reason: e.to_string() })?;
-        Ok(Self { stats, _subscription: subscription, _worker: worker })
+        // Said last: who finds the driver can stop it.
+        subscriptions.push(bus.announce(&keys.alive(name))?);
+        Ok(Self { stats, _subscriptions: subscriptions, _worker: worker })
     }
 
     /// The command stream as it arrived so far.
@@ -191,39 +116,151 @@ impl ArmPeer {
 /// The arm under its watchdog.
 struct Follower {
     arm: Box<dyn ArmDriver>,
+    names: Vec<String>,
     dog: Watchdog,
+    /// The newest measured state.
+    state: Option<JointState>,
     failing: bool,
+    /// What the device said to the last stop; none when it took it.
+    fault: Option<DeviceError>,
+    robot: String,
+    config: ArmPeerConfig,
+    states: Publisher,
+    statuses: Publisher,
+    /// The status that was published last, and when.
+    told: (String, Stamp),
 }
 
 impl Follower {
+    /// Waits for what comes next and deals with it: stops before commands, commands before states.
+    fn turn(&mut self, line: &StopLine, commands: &Receiver<(Command, Stamp)>, next: &mut Stamp) {
+        if line.pressed.swap(false, Ordering::Relaxed) {
+            self.stop();
+        }
+        if Clock::now() >= *next {
+            self.measure();
+            *next = (*next + self.config.state_period).max(Clock::now());
+        }
+        select_biased! {
+            recv(line.orders) -> order => {
+                let _ = order.map(|order| self.obey(order));
+            }
+            recv(commands) -> command => {
+                // A stop that has been heard counts from then on, whatever still waits in the queue.
+                if let Ok((command, arrived)) = command
+                    && !line.pressed.load(Ordering::Relaxed)
+                {
+                    self.follow(&command, arrived);
+                }
+            }
+            default(next.since(Clock::now())) => {}
+        }
+    }
+
     fn follow(&mut self, command: &Command, arrived: Stamp) {
-        let Some(state) = self.read() else { return };
-        if self.dog.on_command(command, &state.position, arrived) {
+        let measured = self.state.as_ref().map(|s| &s.position);
+        if self.dog.on_command(command, measured, arrived) {
             let written = self.arm.write(command);
             self.check(written);
         }
     }
 
-    fn watch(&mut self, now: Stamp) {
-        if self.dog.on_time(now) {
-            tracing::warn!(trips = self.dog.trips, "no commands: the arm holds by itself");
-            let held = self.arm.hold();
-            self.check(held);
+    /// Reads and publishes the state, and lets the watchdog look at the time.
+    fn measure(&mut self) {
+        let state = self.arm.read(Clock::now());
+        let state = self.check(state);
+        let still = state.is_some_and(|s| {
+            let limit = self.arm.standstill_speed();
+            s.velocity.as_slice().iter().all(|v| v.abs() < limit)
+        });
+        let trips = self.dog.trips;
+        if let Some(act) = self.dog.on_time(Clock::now(), still) {
+            if self.dog.trips > trips {
+                tracing::warn!(trips = self.dog.trips, "no commands: the arm stops by itself");
+            }
+            self.act(act);
         }
+        if let Some(state) = state {
+            self.state = Some(state);
+            self.states.put(encode_state(&self.names, &state), state.stamp);
+        }
+        self.tell();
     }
 
-    fn read(&mut self) -> Option<sinew_runtime::JointState> {
-        let state = self.arm.read(Clock::now());
-        self.check(state)
+    fn obey(&mut self, order: Order) {
+        let reply = match order.reset_by {
+            None => {
+                self.stop();
+                Ok(())
+            }
+            Some(by) if self.config.operators.contains(by) => {
+                if let Some(act) = self.dog.on_reset() {
+                    self.act(act);
+                }
+                Ok(())
+            }
+            Some(by) => {
+                Err(format!("`{by}` is no operator; `operators` under [control] names them"))
+            }
+        };
+        let ack = StopAck {
+            robot: self.robot.clone(),
+            part: self.config.name.name().to_owned(),
+            latched: self.dog.latched(),
+            state: self.dog.state().name().to_owned(),
+            fault: self.fault.as_ref().map(ToString::to_string),
+            drivers: Vec::new(),
+        };
+        if let Some(question) = order.question {
+            let text = |()| serde_json::to_vec(&ack).map_err(|e| e.to_string());
+            question.answer(reply.and_then(text));
+        }
+        self.tell();
     }
 
     fn stop(&mut self) {
-        let held = self.arm.hold();
-        self.check(held);
+        match self.dog.on_stop(Clock::now()) {
+            Some(act) => self.act(act),
+            None if self.fault.is_some() => self.act(Act::Hold),
+            None => {}
+        }
+    }
+
+    fn act(&mut self, act: Act) {
+        let done = match act {
+            Act::Hold => self.arm.hold(),
+            // A device that keeps its torque must at least not move.
+            Act::TorqueOff => self.arm.torque_off().or_else(|e| self.arm.hold().and(Err(e))),
+        };
+        self.fault = done.clone().err();
+        self.check(done);
+    }
+
+    /// Nobody commands any more: the arm holds, unless its torque was taken off on purpose.
+    fn end(&mut self) {
+        if !self.dog.latched() {
+            self.act(Act::Hold);
+        }
+    }
+
+    /// Publishes what the driver does, when that changes and now and then.
+    fn tell(&mut self) {
+        let now = Clock::now();
+        let status = DriverStatus {
+            driver: self.config.name.name().to_owned(),
+            latched: self.dog.latched(),
+            state: self.dog.state().name().to_owned(),
+        };
+        // Names always have a JSON form.
+        let text = serde_json::to_string(&status).unwrap_or_default();
+        if text != self.told.0 || now.since(self.told.1) >= STATUS_PERIOD {
+            self.statuses.put(text.clone().into_bytes(), now);
+            self.told = (text, now);
+        }
     }
 
     /// Says a failure once, until the device answers again.
-    fn check<T>(&mut self, result: Result<T, sinew_runtime::DeviceError>) -> Option<T> {
+    fn check<T>(&mut self, result: Result<T, DeviceError>) -> Option<T> {
         match result {
             Ok(value) => {
                 self.failing = false;
@@ -236,25 +273,5 @@ impl Follower {
                 None
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn gaps_order_and_rate_are_counted() {
-        let period = Duration::from_millis(10);
-        let mut stats = CommandStats::new(period);
-        let at = |k: u32| Stamp(1_000_000) + period * k;
-        for k in [0u32, 1, 2, 5, 6] {
-            assert!(stats.on_command(u64::from(k) + 1, at(k), at(k)));
-        }
-        assert!(!stats.on_command(3, at(7), at(7)), "an older number is not followed");
-        let figures = stats.figures();
-        assert_eq!((figures.commands, figures.lost, figures.reordered), (5, 2, 1));
-        assert_eq!(figures.missed_periods, 2);
-        assert!((figures.achieved_rate_hz - 4.0 / 0.06).abs() < 1e-6);
     }
 }

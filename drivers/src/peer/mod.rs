@@ -3,11 +3,14 @@
 
 mod arm;
 mod camera;
+mod stats;
+mod stop_line;
 mod watchdog;
 
-pub use arm::{ArmPeer, ArmPeerConfig, CommandStats, StreamFigures};
+pub use arm::{ArmPeer, ArmPeerConfig};
 pub use camera::CameraPeer;
-pub use watchdog::{Watchdog, WatchdogConfig, WatchdogState};
+pub use stats::{CommandStats, StreamFigures};
+pub use watchdog::{Act, StopCategory, Watchdog, WatchdogConfig, WatchdogState};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -270,6 +270,17 @@ impl ArmDriver for SimArm {
         self.handle.shared().live().world.hold();
         Ok(())
     }
+
+    /// The joints coast to rest; friction keeps them there, because gravity is not modelled.
+    fn torque_off(&mut self) -> Result<(), DeviceError> {
+        self.handle.shared().live().world.torque_off();
+        Ok(())
+    }
+
+    /// The jaw trembles a little while it squeezes.
+    fn standstill_speed(&self) -> f64 {
+        0.05
+    }
 }
 
 /// A simulated camera.
@@ -332,6 +343,24 @@ mod tests {
         arm.hold().unwrap();
         let (_, snapshot) = sim.snapshot();
         assert!((snapshot.command[0] - target[0]).abs() < 0.02);
+    }
+
+    #[test]
+    fn without_torque_commands_move_nothing_until_a_hold() {
+        let sim = SimHandle::start(&SimConfig::default()).unwrap();
+        let mut arm = sim.arm();
+        let start = arm.read(Stamp(0)).unwrap().position;
+        arm.torque_off().unwrap();
+        let mut target = start;
+        target[0] += 0.3;
+        arm.write(&command(target)).unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+        assert!((arm.read(Stamp(1)).unwrap().position[0] - start[0]).abs() < 1e-6);
+        arm.hold().unwrap();
+        arm.write(&command(target)).unwrap();
+        while (arm.read(Stamp(2)).unwrap().position[0] - target[0]).abs() > 0.01 {
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     #[test]

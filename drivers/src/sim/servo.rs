@@ -6,6 +6,10 @@ use std::collections::VecDeque;
 
 use super::description::JointDescription;
 
+/// Friction of the gears without torque, as a share of the acceleration limit. It is what keeps the arm up then:
+/// gravity is not modelled.
+const FRICTION: f64 = 0.25;
+
 /// One servo: position (rad), velocity (rad/s), and the targets still under way.
 #[derive(Debug, Clone)]
 pub struct Servo {
@@ -14,6 +18,7 @@ pub struct Servo {
     velocity_limit: f64,
     acceleration_limit: f64,
     bandwidth: f64,
+    torque: bool,
     position: f64,
     velocity: f64,
     /// Targets in the order of their effect; the front one is in effect next.
@@ -32,6 +37,7 @@ impl Servo {
             velocity_limit: limits.velocity,
             acceleration_limit: limits.acceleration.min(joint.torque / joint.inertia),
             bandwidth: joint.bandwidth,
+            torque: true,
             position,
             velocity: 0.0,
             pending: std::iter::repeat_n(position, delay).collect(),
@@ -42,6 +48,10 @@ impl Servo {
     ///
     /// A target that is no number is dropped: the one before stays.
     pub fn step(&mut self, target: f64, dt: f64) {
+        if !self.torque {
+            self.coast(dt);
+            return;
+        }
         let last = self.pending.back().copied().unwrap_or(self.position);
         self.pending.push_back(if target.is_finite() { target } else { last });
         let target = self.pending.pop_front().unwrap_or(last).clamp(self.lower, self.upper);
@@ -55,6 +65,24 @@ impl Servo {
             .velocity_limit
             .min(braking.max(self.velocity.abs() - self.acceleration_limit * dt));
         self.velocity = (self.velocity + change).clamp(-limit, limit);
+        self.advance(dt);
+    }
+
+    /// Takes the torque off or puts it on again; targets from before are forgotten.
+    pub fn set_torque(&mut self, on: bool) {
+        self.torque = on;
+        let here = self.position;
+        self.pending.iter_mut().for_each(|target| *target = here);
+    }
+
+    fn coast(&mut self, dt: f64) {
+        let slower = FRICTION * self.acceleration_limit * dt;
+        self.velocity -= self.velocity.clamp(-slower, slower);
+        self.advance(dt);
+        self.set_torque(false);
+    }
+
+    fn advance(&mut self, dt: f64) {
         let next = self.position + self.velocity * dt;
         self.position = next.clamp(self.lower, self.upper);
         if self.position != next {
@@ -107,6 +135,29 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn without_torque_it_coasts_to_rest_and_stays_there_when_the_torque_returns() {
+        let arm = ArmDescription::desk_arm();
+        let mut servo = Servo::new(&arm.joints[0], 0.0, DT);
+        for _ in 0..100 {
+            servo.step(1.0, DT);
+        }
+        let (position, velocity) = (servo.position(), servo.velocity());
+        assert!(velocity > 0.5);
+        servo.set_torque(false);
+        for _ in 0..1000 {
+            servo.step(1.0, DT);
+        }
+        let rest = servo.position();
+        let way = velocity * velocity / (2.0 * FRICTION * servo.acceleration_limit);
+        assert!(servo.velocity() == 0.0 && (rest - position - way).abs() < 0.01, "{rest} {way}");
+        servo.set_torque(true);
+        for _ in 0..100 {
+            servo.step(rest, DT);
+        }
+        assert!((servo.position() - rest).abs() < 1e-9);
     }
 
     #[test]

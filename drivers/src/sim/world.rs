@@ -103,6 +103,7 @@ pub struct World {
     scene: Scene,
     time_steps: u64,
     servos: Vec<Servo>,
+    torque: bool,
     command: Joints,
     gripper: (f64, f64),
     physics: Physics,
@@ -265,7 +266,16 @@ impl World {
         let frames = forward(&arm.geometry, &scene.start);
         let physics = Physics::new(arm, &scene, &frames);
         let (command, gripper) = (scene.start, (scene.start[JOINTS - 1], 0.0));
-        Self { arm: arm.clone(), scene, time_steps: 0, servos, command, gripper, physics }
+        Self {
+            arm: arm.clone(),
+            scene,
+            time_steps: 0,
+            servos,
+            torque: true,
+            command,
+            gripper,
+            physics,
+        }
     }
 
     /// The arm.
@@ -297,8 +307,17 @@ impl World {
         }
     }
 
-    /// Holds the arm where it is: the targets become the present positions.
+    /// Takes the torque off every servo: the joints coast to rest.
+    pub fn torque_off(&mut self) {
+        self.servos.iter_mut().for_each(|servo| servo.set_torque(false));
+        self.torque = false;
+    }
+
+    /// Holds the arm where it is, with torque: the targets become the present positions.
     pub fn hold(&mut self) {
+        if !std::mem::replace(&mut self.torque, true) {
+            self.servos.iter_mut().for_each(|servo| servo.set_torque(true));
+        }
         let mut present: Joints = self.servo_positions();
         // The gripper keeps squeezing: its target is behind its position while it holds a cube.
         present[JOINTS - 1] = self.command[JOINTS - 1];

@@ -1,12 +1,14 @@
 //! Launch files: TOML with arguments, units in the values, and every mistake found before anything moves.
 
 mod args;
+mod authority;
 mod finding;
 mod resolve;
 mod scheduling;
 mod schema;
 
 pub use args::{Argument, Override};
+pub use authority::{Addresses, AuthoritySettings, addresses};
 pub use finding::{Finding, Findings};
 pub use resolve::{CameraConfig, ControlSettings, LaunchConfig, PolicySettings, RobotConfig};
 pub use schema::KEYS;
@@ -18,10 +20,14 @@ use std::path::Path;
 /// # Errors
 /// All findings in one go; only a file that is no TOML, or has unknown keys, stops at the first.
 pub fn load(file: &Path, overrides: &[Override]) -> Result<LaunchConfig, Findings> {
-    let text = std::fs::read_to_string(file).map_err(|e| {
-        Findings::one(Finding::of_file(file, format!("cannot be read: {e}"), "check the path"))
-    })?;
+    let text = read(file)?;
     let (text, arguments) = args::apply(file, &text, overrides)?;
     let parsed = schema::parse(file, &text)?;
     resolve::resolve(file, &text, parsed, arguments)
+}
+
+fn read(file: &Path) -> Result<String, Findings> {
+    std::fs::read_to_string(file).map_err(|e| {
+        Findings::one(Finding::of_file(file, format!("cannot be read: {e}"), "check the path"))
+    })
 }

@@ -9,6 +9,7 @@ use sinew_runtime::units;
 use toml::Spanned;
 
 use super::args::Argument;
+use super::authority::AuthoritySettings;
 use super::finding::{Finding, Findings, line_of, value_at};
 use super::scheduling::SchedulerSettings;
 use super::schema;
@@ -30,6 +31,8 @@ pub struct LaunchConfig {
     pub scheduler: SchedulerSettings,
     /// The control thread and the guard.
     pub control: ControlSettings,
+    /// Authority, teleoperation and stops.
+    pub authority: AuthoritySettings,
     /// Where the runtime listens and the drivers connect.
     pub endpoint: String,
     #[serde(skip)]
@@ -153,7 +156,7 @@ impl Checker<'_> {
         self.lines.push((key, line_of(self.text, at.span().start)));
     }
 
-    fn duration(&mut self, key: &str, at: &schema::Text) -> Duration {
+    pub fn duration(&mut self, key: &str, at: &schema::Text) -> Duration {
         let value = units::parse_duration(at.get_ref());
         match value {
             Ok(value) if !value.is_zero() => value,
@@ -185,6 +188,12 @@ impl Checker<'_> {
         if !known.contains(&at.get_ref().as_str()) {
             let remedy = format!("it is one of: {}", known.join(", "));
             self.report(key, at, "is not known", &remedy);
+        }
+    }
+
+    pub fn endpoint(&mut self, key: &str, at: &schema::Text) {
+        if !["tcp/", "unixsock-stream/"].iter().any(|p| at.get_ref().starts_with(p)) {
+            self.report(key, at, "is no endpoint", "write it like \"tcp/127.0.0.1:7447\"");
         }
     }
 
@@ -332,14 +341,8 @@ pub(super) fn resolve(
     let jerk_scale = check.scale("guard.jerk_scale", parsed.guard.jerk_scale.as_ref());
     let endpoint = &parsed.transport.endpoint;
     check.note("transport.endpoint", endpoint);
-    if !["tcp/", "unixsock-stream/"].iter().any(|p| endpoint.get_ref().starts_with(p)) {
-        check.report(
-            "transport.endpoint",
-            endpoint,
-            "is no endpoint",
-            "write it like \"tcp/127.0.0.1:7447\"",
-        );
-    }
+    check.endpoint("transport.endpoint", endpoint);
+    let authority = super::authority::resolve(&mut check, &parsed);
 
     let config = LaunchConfig {
         file: file.to_owned(),
@@ -373,6 +376,7 @@ pub(super) fn resolve(
             cpu,
             jerk_scale,
         },
+        authority,
         endpoint: endpoint.get_ref().clone(),
         lines: check.lines,
     };

@@ -16,6 +16,9 @@ pub const KEYS: &[&str] = &[
     "robot.description",
     "robot.state_rate",
     "robot.watchdog",
+    "robot.on_silence",
+    "robot.on_stop",
+    "robot.endpoint",
     "robot.seed",
     "cameras.driver",
     "cameras.size",
@@ -38,6 +41,12 @@ pub const KEYS: &[&str] = &[
     "control.priority",
     "control.cpu",
     "control.state_timeout",
+    "control.resume",
+    "control.operators",
+    "teleop.lease",
+    "teleop.timeout",
+    "teleop.align_speed",
+    "teleop.correction",
     "guard.velocity_scale",
     "guard.acceleration_scale",
     "guard.jerk_scale",
@@ -59,6 +68,8 @@ pub(super) struct File {
     pub scheduler: Scheduler,
     pub control: Control,
     #[serde(default)]
+    pub teleop: Teleop,
+    #[serde(default)]
     pub guard: Guard,
     pub transport: Transport,
 }
@@ -71,6 +82,9 @@ pub(super) struct Robot {
     pub description: Option<Text>,
     pub state_rate: Text,
     pub watchdog: Text,
+    pub on_silence: Option<Text>,
+    pub on_stop: Option<Text>,
+    pub endpoint: Option<Text>,
     #[serde(default)]
     pub seed: u64,
 }
@@ -116,6 +130,18 @@ pub(super) struct Control {
     pub priority: Option<Spanned<i32>>,
     pub cpu: Option<Spanned<usize>>,
     pub state_timeout: Text,
+    pub resume: Option<Text>,
+    #[serde(default)]
+    pub operators: Vec<Text>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Teleop {
+    pub lease: Option<Text>,
+    pub timeout: Option<Text>,
+    pub align_speed: Option<Text>,
+    pub correction: Option<Text>,
 }
 
 #[derive(Deserialize, Default)]

@@ -4,10 +4,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use sinew_drivers::peer::{ArmPeer, ArmPeerConfig, CameraPeer, StreamFigures, WatchdogConfig};
+use sinew_drivers::peer::{ArmPeer, CameraPeer, StreamFigures};
 use sinew_runtime::control::{ControlConfig, ControlCore};
 use sinew_runtime::inference::{self, Anytime, AnytimeConfig, InferenceConfig, InferenceInputs};
 use sinew_runtime::ingest::{Ingest, Intake};
+use sinew_runtime::operator::Desk;
 use sinew_runtime::rt::{self, RealtimeMode};
 use sinew_runtime::scheduler::SchedulerConfig;
 use sinew_runtime::scheduler::starvation::{self, Demand, Holds, StepLatency};
@@ -21,12 +22,13 @@ use sinew_runtime::{
     PolicySpec,
 };
 
+use crate::launch_file::AuthoritySettings;
+
 use super::monitor::Monitor;
+use super::operator;
 use super::referee::{self, RefereePeer};
 use super::robot::{Robot, RunError};
 
-/// Command and measured position may differ by this much (rad) when a driver rejoins after a hold.
-const REJOIN_TOLERANCE: f64 = 0.5;
 /// How long the parts may take to find each other.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Inferences that are timed before the start, and how long that may take.
@@ -66,6 +68,8 @@ pub struct Plan {
     pub state_timeout: Duration,
     /// Without a command for this long the arm holds by itself.
     pub watchdog: Duration,
+    /// Authority, teleoperation and stops.
+    pub authority: AuthoritySettings,
     /// Time between two frames of the slowest camera.
     pub frame_period: Duration,
     /// Older parts make no observation.
@@ -104,6 +108,7 @@ pub struct Launched {
     pub(super) arm: ArmPeer,
     // The fields below drop in order: the control thread first, so that the arm's own watchdog and
     // the peers' holds are the last to act.
+    desk: Option<Desk>,
     stream: Option<Stream>,
     inference: Option<JoinHandle<Box<dyn Policy>>>,
     _subscriptions: Vec<Subscription>,
@@ -119,7 +124,7 @@ impl Launched {
     pub fn start(plan: &Plan, devices: Devices, policy: Box<dyn Policy>) -> Result<Self, RunError> {
         let keys = Keys::new(&plan.robot);
         let bus = Bus::open(&Endpoint::Listen(plan.endpoint.clone()))?;
-        let device_bus = Bus::open(&Endpoint::Connect(plan.endpoint.clone()))?;
+        let device_bus = operator::device_bus(plan)?;
         let names = devices.arm.joint_names().to_vec();
 
         let camera_names: Vec<String> = plan.views.iter().map(|v| v.1.clone()).collect();
@@ -140,11 +145,6 @@ impl Launched {
                 }
             })?);
         }
-        let arm_config = ArmPeerConfig {
-            state_period: plan.state_period,
-            command_period: plan.period,
-            watchdog: WatchdogConfig { timeout: plan.watchdog, rejoin_tolerance: REJOIN_TOLERANCE },
-        };
         let referee_state = Arc::default();
         let referee =
             devices.sim.map(|sim| RefereePeer::spawn(sim, &keys, &device_bus)).transpose()?;
@@ -153,7 +153,7 @@ impl Launched {
         }
 
         let publisher = bus.publisher(&keys.command(), Priority::RealTime)?;
-        let arm = ArmPeer::spawn(devices.arm, arm_config, &keys, &device_bus)?;
+        let arm = ArmPeer::spawn(devices.arm, operator::arm(plan), &keys, &device_bus)?;
         let mut cameras = Vec::new();
         for (name, camera) in devices.cameras {
             cameras.push(CameraPeer::spawn(camera, &name, &keys, &device_bus)?);
@@ -176,7 +176,8 @@ impl Launched {
             period: plan.period,
             state_timeout: plan.state_timeout,
             scheduler: plan.scheduler(latency),
-        })?;
+        })?
+        .with_authority(&operator::control(plan), &plan.limits);
 
         let memory_locked = match plan.realtime {
             RealtimeMode::Off => Err("real time is off".to_owned()),
@@ -189,10 +190,13 @@ impl Launched {
             cpu: plan.cpu,
             bare_clock: true,
         };
+        let joints = names.clone();
         let (stream, ports) = stream::spawn(core, stream_config, move |command| {
             publisher.put(encode_command(&names, command), command.stamp);
         })?;
         *states.to_control.lock().unwrap_or_else(PoisonError::into_inner) = Some(ports.states);
+
+        let desk = operator::desk(plan, joints, &bus, &keys, ports.operator)?;
 
         let instruction = Arc::new(Mutex::new(String::new()));
         let inference_config = InferenceConfig {
@@ -239,6 +243,7 @@ impl Launched {
                 keys,
             },
             arm,
+            desk: Some(desk),
             stream: Some(stream),
             inference: Some(thread),
             _subscriptions: subscriptions,
@@ -265,6 +270,7 @@ impl Launched {
 
 impl Drop for Launched {
     fn drop(&mut self) {
+        drop(self.desk.take());
         drop(self.stream.take());
         if let Some(thread) = self.inference.take() {
             // A panic in it has been printed; the others still have to end.

@@ -9,6 +9,7 @@ use sinew_runtime::arbiter::{Authority, AuthorityRequest};
 use sinew_runtime::control::ControlEvent;
 
 use super::motion;
+use super::operator;
 use super::robot::{Robot, RunError};
 
 /// How an episode ended.
@@ -23,7 +24,7 @@ pub enum Outcome {
     WrongPlace,
     /// Time ran out.
     Timeout,
-    /// The run was ended from outside, or authority was lost.
+    /// The run was ended from outside, or authority was lost for good.
     Stopped,
 }
 
@@ -38,7 +39,7 @@ pub struct EpisodeResult {
     pub swapped: bool,
     /// How it ended.
     pub outcome: Outcome,
-    /// From authority to outcome (s).
+    /// From authority to outcome (s), without the time in which people had the arm.
     pub seconds: f64,
 }
 
@@ -73,13 +74,14 @@ pub(super) struct EpisodePlan {
 const PATIENCE: Duration = Duration::from_secs(5);
 const TICK: Duration = Duration::from_millis(10);
 
-/// Plays one episode; `observe` is called about a hundred times a second.
+/// Plays one episode; while a person has the arm, or must agree first, it waits. `observe` is called about a hundred times a second.
 pub(super) fn play(
     robot: &mut Robot,
     plan: &EpisodePlan,
     quit: &AtomicBool,
     observe: &mut dyn FnMut(&mut Robot),
 ) -> Result<EpisodeResult, RunError> {
+    operator::wait_for_people(robot, quit, observe);
     go_home(robot, quit, observe)?;
     let reply = robot.new_scene(&plan.scene)?;
     robot.set_instruction(&reply.instruction);
@@ -88,23 +90,26 @@ pub(super) fn play(
     robot.forget_outcome();
     robot.request(ControlEvent::Authority(AuthorityRequest::Policy))?;
     let start = Instant::now();
+    let mut interrupted = Duration::ZERO;
     let mut granted = false;
     let outcome = loop {
         wait(robot, TICK, quit, observe);
+        interrupted += operator::wait_for_people(robot, quit, observe);
+        let elapsed = start.elapsed().saturating_sub(interrupted);
         let authority = robot.monitor.authority;
         granted |= authority == Some(Authority::Policy);
         if let Some(outcome) = robot.outcome() {
             break outcome;
         }
         let lost = granted && authority != Some(Authority::Policy);
-        if quit.load(Ordering::Relaxed) || lost || (!granted && start.elapsed() > PATIENCE) {
+        if quit.load(Ordering::Relaxed) || lost || (!granted && elapsed > PATIENCE) {
             break Outcome::Stopped;
         }
-        if start.elapsed() >= plan.time_limit {
+        if elapsed >= plan.time_limit {
             break Outcome::Timeout;
         }
     };
-    let seconds = start.elapsed().as_secs_f64();
+    let seconds = start.elapsed().saturating_sub(interrupted).as_secs_f64();
     robot.request(ControlEvent::Authority(AuthorityRequest::Hold))?;
     let SceneReply { seed, instruction } = reply;
     Ok(EpisodeResult { seed, instruction, swapped: plan.scene.swap, outcome, seconds })

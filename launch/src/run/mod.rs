@@ -5,11 +5,13 @@ mod assembly;
 mod episode;
 mod monitor;
 mod motion;
+mod operator;
 mod referee;
 mod robot;
 
 pub use assembly::{Devices, NamedCamera, Plan};
 pub use episode::{EpisodeResult, Outcome, SceneReply, SceneRequest};
+pub use operator::ARM;
 pub use robot::RunError;
 
 use std::collections::BTreeMap;

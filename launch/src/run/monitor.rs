@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 use rtrb::Consumer;
-use sinew_runtime::arbiter::{Authority, Reason};
+use sinew_runtime::arbiter::{Authority, AuthorityChange, Reason};
 use sinew_runtime::guard::Cause;
 use sinew_runtime::inference::InferenceReport;
 use sinew_runtime::scheduler::Mode;
@@ -30,6 +30,12 @@ pub(super) struct Monitor {
     pub bare_missed: u64,
     pub bare_lateness: Latencies,
     pub authority: Option<Authority>,
+    /// An operator must agree before the policy moves again.
+    pub awaits_consent: bool,
+    /// Why authority changed last, and who brought it about.
+    pub last_change: Option<AuthorityChange>,
+    /// Teleop samples that moved nothing, by reason.
+    pub samples_refused: BTreeMap<String, u64>,
     pub mode: Option<Mode>,
     pub buffer_left: Duration,
     /// Times that a chunk ran out before the next came, and control periods spent so.
@@ -84,6 +90,7 @@ impl Monitor {
                 self.work.record(cycle.work);
                 self.handover.record(cycle.lateness + cycle.work);
                 self.authority = Some(cycle.authority);
+                self.awaits_consent = cycle.awaits_consent;
                 self.buffer_left = cycle.buffer_left;
                 let starved = cycle.mode == Mode::Starved && cycle.authority == Authority::Policy;
                 if starved {
@@ -104,15 +111,12 @@ impl Monitor {
             StreamReport::Authority(change) => {
                 self.stale_stops += u64::from(change.reason == Reason::StateStale);
                 let (from, to) = (change.from.name(), change.to.name());
-                tracing::debug!(from, to, reason = ?change.reason, "authority");
+                tracing::debug!(from, to, reason = ?change.reason, by = %change.by, "authority");
+                self.last_change = Some(change);
             }
             StreamReport::ChunkAccepted => self.accepted += 1,
-            StreamReport::ChunkRefused(why) => {
-                // The enum's serialised name is the name in the report.
-                let name = serde_json::to_value(why).ok();
-                let name = name.and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
-                *self.refused.entry(name).or_default() += 1;
-            }
+            StreamReport::ChunkRefused(why) => count(&mut self.refused, &why),
+            StreamReport::SampleRefused(why) => count(&mut self.samples_refused, &why),
         }
     }
 
@@ -145,4 +149,11 @@ impl Monitor {
             }
         }
     }
+}
+
+/// Counts `why` under its serialised name, which is its name in the report.
+fn count(counts: &mut BTreeMap<String, u64>, why: &impl serde::Serialize) {
+    let name = serde_json::to_value(why).ok();
+    let name = name.and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
+    *counts.entry(name).or_default() += 1;
 }

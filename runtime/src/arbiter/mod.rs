@@ -100,6 +100,8 @@ pub enum AuthorityRequest {
         /// To the policy, which is an operator's consent; otherwise to a hold.
         to_policy: bool,
     },
+    /// Nothing: only the answer counts, which says who holds authority.
+    Status,
     /// The policy's process is gone.
     PolicyLost,
     /// An arm's driver stopped by itself: the runtime stops too.
@@ -184,7 +186,8 @@ impl Operators {
         out
     }
 
-    fn contains(&self, who: Source) -> bool {
+    /// Whether `who` is one of them.
+    pub fn contains(&self, who: Source) -> bool {
         who != Source::RUN && (self.names[0].is_none() || self.names.contains(&Some(who)))
     }
 }
@@ -272,6 +275,7 @@ impl Arbiter {
             Ask::Stop => return Ok(self.stop(Reason::StopPressed, who, now)),
             Ask::DriverStopped => return Ok(self.stop(Reason::DriverStopped, who, now)),
             Ask::Reset => return self.reset(who, now),
+            Ask::Status => return Ok(None),
             _ if self.now.authority == Authority::Stop => return Err(Denied::Stopped),
             Ask::PolicyLost => return Ok(self.policy_lost(who, now)),
             Ask::Hold => return self.hold(who, now),

@@ -386,7 +386,9 @@ impl ControlCore {
                     .zip(q.as_slice())
                     .any(|(a, b)| (a - b).abs() > FOLLOWING_TOLERANCE)
             };
-            if far(&state.position, self.guard.position()) {
+            // After a stop the arm may have had its torque off: it is where it is.
+            let anew = change.from == Authority::Stop;
+            if anew || far(&state.position, self.guard.position()) {
                 self.guard.rebase(&state.position);
             }
         }

@@ -49,12 +49,14 @@ pub enum BusError {
     },
 }
 
-/// How urgent a key's messages are. All drop the old rather than wait.
+/// How urgent a key's messages are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Priority {
-    /// Commands and states: express, ahead of everything.
+    /// Stops and requests for authority: as `RealTime`, but waiting for the network rather than dropping.
+    Urgent,
+    /// Commands, states and teleop samples: express, ahead of everything; dropped rather than waiting.
     RealTime,
-    /// Images and reports.
+    /// Images and reports; dropped rather than waiting.
     Data,
 }
 
@@ -92,7 +94,7 @@ impl Attachment {
 /// A session on the bus. Cheap to clone; closed with its last clone, publisher and subscription.
 #[derive(Clone)]
 pub struct Bus {
-    session: zenoh::Session,
+    pub(super) session: zenoh::Session,
 }
 
 /// Publishes on one key and numbers its messages.
@@ -107,7 +109,7 @@ pub struct Publisher {
 /// A running subscription or answering service; dropping it ends it.
 #[must_use = "a dropped subscription receives nothing"]
 pub struct Subscription {
-    _inner: Box<dyn std::any::Any + Send>,
+    pub(super) _inner: Box<dyn std::any::Any + Send>,
 }
 
 impl Bus {
@@ -116,32 +118,51 @@ impl Bus {
     /// # Errors
     /// [`BusError::Listen`] or [`BusError::Connect`].
     pub fn open(endpoint: &Endpoint) -> Result<Self, BusError> {
-        let (kind, address) = match endpoint {
-            Endpoint::Listen(address) => ("listen", address),
-            Endpoint::Connect(address) => ("connect", address),
+        match endpoint {
+            Endpoint::Listen(address) => Self::join(std::slice::from_ref(address), &[]),
+            Endpoint::Connect(address) => Self::join(&[], std::slice::from_ref(address)),
+        }
+    }
+
+    /// Opens a session that listens at each of `listen` and is reached by others there, and goes to each of
+    /// `connect`; with several of them one that answers is enough, and the others are tried again and again.
+    ///
+    /// # Errors
+    /// [`BusError::Listen`] or [`BusError::Connect`].
+    pub fn join(listen: &[String], connect: &[String]) -> Result<Self, BusError> {
+        let lost = |reason: String| {
+            let endpoint = connect.join("`, `");
+            BusError::Connect { endpoint, reason }
         };
-        let fail = |reason: String| match endpoint {
-            Endpoint::Listen(endpoint) => BusError::Listen { endpoint: endpoint.clone(), reason },
-            Endpoint::Connect(endpoint) => BusError::Connect { endpoint: endpoint.clone(), reason },
+        let fail = |reason: String| match listen {
+            [] => lost(reason),
+            _ => BusError::Listen { endpoint: listen.join("`, `"), reason },
         };
         let mut config = zenoh::Config::default();
-        let list = serde_json::json!([address]).to_string();
-        let mut settings = vec![
-            ("mode".to_owned(), "\"peer\"".to_owned()),
-            ("scouting/multicast/enabled".to_owned(), "false".to_owned()),
-            (format!("{kind}/endpoints"), list),
-            (format!("{kind}/exit_on_failure"), "true".to_owned()),
-            (format!("{kind}/timeout_ms"), "3000".to_owned()),
+        let settings = [
+            ("mode", "\"peer\"".to_owned()),
+            ("scouting/multicast/enabled", "false".to_owned()),
+            // Empty for a session that only connects: it must not open a port of its own.
+            ("listen/endpoints", serde_json::json!(listen).to_string()),
+            ("listen/exit_on_failure", "true".to_owned()),
+            ("listen/timeout_ms", "3000".to_owned()),
+            ("connect/endpoints", serde_json::json!(connect).to_string()),
+            ("connect/exit_on_failure", (connect.len() == 1).to_string()),
+            ("connect/timeout_ms", "3000".to_owned()),
         ];
-        if kind == "connect" {
-            // A device that only connects must not open a port of its own.
-            settings.push(("listen/endpoints".to_owned(), "[]".to_owned()));
-        }
         for (key, value) in settings {
-            config.insert_json5(&key, &value).map_err(|e| fail(e.to_string()))?;
+            config.insert_json5(key, &value).map_err(|e| fail(e.to_string()))?;
         }
         let session = zenoh::open(config).wait().map_err(|e| fail(e.to_string()))?;
-        Ok(Self { session })
+        let bus = Self { session };
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(3);
+        while connect.len() > 1 && bus.session.info().peers_zid().wait().next().is_none() {
+            if std::time::Instant::now() > end {
+                return Err(lost("none of them answers".to_owned()));
+            }
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        Ok(bus)
     }
 
     /// Opens a session as [`Bus::open`] does, with zenoh's own threads under `SCHED_FIFO` at `priority` where that
@@ -173,13 +194,16 @@ impl Bus {
     /// [`BusError::Refused`] for a key that is none.
     pub fn publisher(&self, key: &str, priority: Priority) -> Result<Publisher, BusError> {
         let (urgency, express) = match priority {
-            Priority::RealTime => (zenoh::qos::Priority::RealTime, true),
+            Priority::Urgent | Priority::RealTime => (zenoh::qos::Priority::RealTime, true),
             Priority::Data => (zenoh::qos::Priority::Data, false),
         };
         let inner = self
             .session
             .declare_publisher(key.to_owned())
-            .congestion_control(CongestionControl::Drop)
+            .congestion_control(match priority {
+                Priority::Urgent => CongestionControl::Block,
+                Priority::RealTime | Priority::Data => CongestionControl::Drop,
+            })
             .priority(urgency)
             .express(express)
             .wait()
@@ -212,59 +236,6 @@ impl Bus {
         Ok(Subscription { _inner: Box::new((inner, self.session.clone())) })
     }
 
-    /// Answers queries on `key`: `answer` gets the query's payload and gives the reply's.
-    ///
-    /// # Errors
-    /// [`BusError::Refused`] for a key that is none.
-    pub fn serve(
-        &self,
-        key: &str,
-        answer: impl Fn(&[u8]) -> Result<Vec<u8>, String> + Send + Sync + 'static,
-    ) -> Result<Subscription, BusError> {
-        let own = key.to_owned();
-        let inner = self
-            .session
-            .declare_queryable(key.to_owned())
-            .callback(move |query| {
-                let asked = query.payload().map(|p| p.to_bytes().to_vec()).unwrap_or_default();
-                let sent = match answer(&asked) {
-                    Ok(reply) => query.reply(own.as_str(), reply).wait(),
-                    Err(reason) => query.reply_err(reason).wait(),
-                };
-                if let Err(error) = sent {
-                    tracing::warn!(key = %own, %error, "a reply was not sent");
-                }
-            })
-            .wait()
-            .map_err(|e| refused(key, e))?;
-        Ok(Subscription { _inner: Box::new((inner, self.session.clone())) })
-    }
-
-    /// Asks `key` and waits for the first answer, at most `timeout`.
-    ///
-    /// # Errors
-    /// [`BusError::Refused`] when nobody answers, or with the answering side's reason.
-    pub fn query(
-        &self,
-        key: &str,
-        payload: Vec<u8>,
-        timeout: std::time::Duration,
-    ) -> Result<Vec<u8>, BusError> {
-        let replies = self
-            .session
-            .get(key)
-            .payload(payload)
-            .timeout(timeout)
-            .wait()
-            .map_err(|e| refused(key, e))?;
-        let reply =
-            replies.recv().map_err(|_| refused(key, "nobody answered; is its driver running?"))?;
-        match reply.into_result() {
-            Ok(sample) => Ok(sample.payload().to_bytes().to_vec()),
-            Err(error) => Err(refused(key, String::from_utf8_lossy(&error.payload().to_bytes()))),
-        }
-    }
-
     /// Waits until a subscriber on the publisher's key is there, at most `timeout`; false if none came.
     pub fn wait_for_subscriber(&self, publisher: &Publisher, timeout: std::time::Duration) -> bool {
         let end = std::time::Instant::now() + timeout;
@@ -292,7 +263,7 @@ impl Publisher {
     }
 }
 
-fn refused(key: &str, reason: impl ToString) -> BusError {
+pub(super) fn refused(key: &str, reason: impl ToString) -> BusError {
     BusError::Refused { key: key.to_owned(), reason: reason.to_string() }
 }
 

@@ -5,6 +5,8 @@
 use cdr_encoding::{from_bytes, to_vec};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::arbiter::Source;
+use crate::control::{TeleopSample, TeleopTarget};
 use crate::{CameraFrame, Command, Image, JointState, JointVec, MAX_JOINTS, Stamp};
 
 const ENCAPSULATION: [u8; 4] = [0, 1, 0, 0];
@@ -91,6 +93,21 @@ pub fn encode_command(names: &[String], command: &Command) -> Vec<u8> {
     })
 }
 
+/// A teleop device's sample as `sensor_msgs/msg/JointState`: a jog has velocities and no positions.
+pub fn encode_teleop(
+    names: &[String],
+    source: Source,
+    target: &TeleopTarget,
+    at: Stamp,
+) -> Vec<u8> {
+    let (position, velocity) = match target {
+        TeleopTarget::Position(values) => (values.as_slice().to_vec(), Vec::new()),
+        TeleopTarget::Velocity(values) => (Vec::new(), values.as_slice().to_vec()),
+    };
+    let (header, name) = (header(at, source.name()), names.to_vec());
+    encode(&RosJointState { header, name, position, velocity, effort: Vec::new() })
+}
+
 /// A frame as `sensor_msgs/msg/Image` in `rgb8`.
 pub fn encode_frame(camera: &str, frame: &CameraFrame) -> Vec<u8> {
     encode(&RosImage {
@@ -147,6 +164,28 @@ pub fn decode_command(
         return Err(wrong(MESSAGE, "a value is not finite".to_owned()));
     }
     Ok(Command { stamp: stamp(&message.header), sequence, position, velocity })
+}
+
+/// A teleop device's sample that arrived at `arrived`, its joints in the order of `names`.
+///
+/// # Errors
+/// [`DecodeError`] for bytes that are no JointState, lack one of `names`, or name no device in `frame_id`.
+pub fn decode_teleop(
+    names: &[String],
+    bytes: &[u8],
+    sequence: u64,
+    arrived: Stamp,
+) -> Result<TeleopSample, DecodeError> {
+    const MESSAGE: &str = "sensor_msgs/JointState";
+    let message: RosJointState = decode(MESSAGE, bytes)?;
+    let target = if message.position.is_empty() {
+        TeleopTarget::Velocity(ordered(MESSAGE, names, &message.name, &message.velocity)?)
+    } else {
+        TeleopTarget::Position(ordered(MESSAGE, names, &message.name, &message.position)?)
+    };
+    let source = Source::new(&message.header.frame_id)
+        .map_err(|e| wrong(MESSAGE, format!("frame_id must name the device: {e}")))?;
+    Ok(TeleopSample { source, stamp: stamp(&message.header), sequence, arrived, target })
 }
 
 /// A camera frame.
@@ -264,6 +303,21 @@ mod tests {
     }
 
     #[test]
+    fn teleop_samples_come_back_and_must_name_their_device() {
+        let (source, at) = (Source::literal("leader"), Stamp(5_000_000_007));
+        let values = JointVec::from_slice(&[0.5, -0.25]).expect("two joints");
+        for target in [TeleopTarget::Position(values), TeleopTarget::Velocity(values)] {
+            let bytes = encode_teleop(&names(), source, &target, at);
+            let sample = decode_teleop(&names(), &bytes, 3, Stamp(9)).expect("our own");
+            let expected =
+                TeleopSample { source, stamp: at, sequence: 3, arrived: Stamp(9), target };
+            assert_eq!(sample, expected);
+        }
+        let error = decode_teleop(&names(), &encode_state(&names(), &state()), 1, at);
+        assert!(error.expect_err("no frame_id").to_string().contains("frame_id"));
+    }
+
+    #[test]
     fn a_joint_state_has_the_bytes_ros_gives_it() {
         // Header: sec, nanosec, frame_id "" (length 1, NUL), then aligned sequences.
         let bytes = encode_state(
@@ -303,6 +357,7 @@ mod tests {
             let _ = decode_state(&names(), &bytes, 1);
             let _ = decode_command(&names(), &bytes, 1);
             let _ = decode_frame(&bytes, 1);
+            let _ = decode_teleop(&names(), &bytes, 1, Stamp(0));
         }
     }
 }

@@ -1,16 +1,22 @@
 //! The wire: zenoh peers, ROS 2 standard messages in CDR, keys and schemas in one place.
 //!
-//! Keys are `sinew/<robot>/{state,command,camera/<name>}` and, in simulation, `sim/ground_truth` and
-//! `sim/reset`. Every message carries a sequence number and a source stamp in its attachment, laid out as ROS 2's
+//! Keys are `sinew/<robot>/{state,command,camera/<name>,teleop,authority,stop,reset,status,alive/<part>}` and, in
+//! simulation, `sim/ground_truth` and `sim/reset`. Every message carries a sequence number and a source stamp in its attachment, laid out as ROS 2's
 //! zenoh middleware does (`rmw_zenoh`: i64 sequence, i64 ns, 16-byte publisher id).
 
+mod ask;
+mod authority;
 mod bus;
 mod messages;
 
+pub use ask::{Question, Reply};
+pub use authority::{
+    AuthorityAsk, AuthorityMessage, AuthorityStatus, RUNTIME, StopAck, StopMessage,
+};
 pub use bus::{Attachment, Bus, BusError, Endpoint, Priority, Publisher, Subscription};
 pub use messages::{
-    DecodeError, decode_command, decode_frame, decode_state, encode_command, encode_frame,
-    encode_state,
+    DecodeError, decode_command, decode_frame, decode_state, decode_teleop, encode_command,
+    encode_frame, encode_state, encode_teleop,
 };
 
 /// Keys of one robot.
@@ -23,6 +29,11 @@ impl Keys {
     /// Keys of the robot named `robot`.
     pub fn new(robot: &str) -> Self {
         Self { robot: robot.to_owned() }
+    }
+
+    /// The robot's name.
+    pub fn robot(&self) -> &str {
+        &self.robot
     }
 
     /// Measured joint states (`sensor_msgs/JointState`).
@@ -38,6 +49,42 @@ impl Keys {
     /// Frames of one camera (`sensor_msgs/Image`, `rgb8`).
     pub fn camera(&self, name: &str) -> String {
         format!("sinew/{}/camera/{name}", self.robot)
+    }
+
+    /// Samples of teleop devices (`sensor_msgs/JointState`: positions, or velocities alone for a jog; `frame_id`
+    /// names the device).
+    pub fn teleop(&self) -> String {
+        format!("sinew/{}/teleop", self.robot)
+    }
+
+    /// Requests for authority (JSON query or message).
+    pub fn authority(&self) -> String {
+        format!("sinew/{}/authority", self.robot)
+    }
+
+    /// Stops the robot (query or message): every driver and the runtime latch and answer.
+    pub fn stop(&self) -> String {
+        format!("sinew/{}/stop", self.robot)
+    }
+
+    /// Unlatches a stop (JSON query or message of an operator).
+    pub fn reset(&self) -> String {
+        format!("sinew/{}/reset", self.robot)
+    }
+
+    /// Who holds authority (JSON).
+    pub fn status(&self) -> String {
+        format!("sinew/{}/status", self.robot)
+    }
+
+    /// What one driver does (JSON).
+    pub fn driver_status(&self, driver: &str) -> String {
+        format!("sinew/{}/status/{driver}", self.robot)
+    }
+
+    /// Liveliness token of [`RUNTIME`] or of a driver.
+    pub fn alive(&self, part: &str) -> String {
+        format!("sinew/{}/alive/{part}", self.robot)
     }
 
     /// What the simulator knows and the policy must not see (JSON).
