@@ -10,6 +10,7 @@ pub mod control;
 pub mod guard;
 pub mod inference;
 pub mod ingest;
+pub mod kinematics;
 mod latency;
 pub mod operator;
 pub mod rt;

@@ -16,12 +16,23 @@ pub enum Cause {
     Jerk,
     /// The wish was no finite number: the joint is braked to rest.
     NotFinite,
+    /// The arm would have left its workspace, or passed a plane.
+    Workspace,
+    /// Two parts of the arm would have come too near to each other.
+    SelfCollision,
 }
 
 impl Cause {
     /// All causes, in the order of their counters.
-    pub const ALL: [Cause; 5] =
-        [Cause::Position, Cause::Velocity, Cause::Acceleration, Cause::Jerk, Cause::NotFinite];
+    pub const ALL: [Cause; 7] = [
+        Cause::Position,
+        Cause::Velocity,
+        Cause::Acceleration,
+        Cause::Jerk,
+        Cause::NotFinite,
+        Cause::Workspace,
+        Cause::SelfCollision,
+    ];
 
     /// Name in reports.
     pub fn name(self) -> &'static str {
@@ -31,6 +42,8 @@ impl Cause {
             Cause::Acceleration => "acceleration",
             Cause::Jerk => "jerk",
             Cause::NotFinite => "not finite",
+            Cause::Workspace => "workspace",
+            Cause::SelfCollision => "self-collision",
         }
     }
 }

@@ -124,6 +124,38 @@ impl JointFilter {
         )
     }
 
+    /// Unit of position of the brake path (rad).
+    pub fn position_unit(&self) -> f64 {
+        self.unit.position
+    }
+
+    /// The limits.
+    pub fn limits(&self) -> &JointLimits {
+        &self.limits
+    }
+
+    /// The next command on the way to moving at `velocity` (rad/s), as fast as the limits allow.
+    pub fn velocity_step(&self, velocity: f64) -> Motion {
+        let a = brake_acceleration(
+            (self.motion.velocity - velocity) / self.unit.velocity,
+            self.motion.acceleration / self.unit.acceleration,
+            self.bounds(0.0),
+        );
+        let motion = self.after(a * self.unit.acceleration);
+        if self.stays_within(&motion, self.range) { motion } else { self.braked() }
+    }
+
+    /// The next command that moves at `velocity` (rad/s) exactly, if the limits allow it.
+    pub fn moving_at(&self, velocity: f64) -> Option<Motion> {
+        let acceleration = (velocity - self.motion.velocity) / self.period;
+        let jerk = (acceleration - self.motion.acceleration) / self.unit.acceleration;
+        let motion = self.after(acceleration);
+        (acceleration.abs() <= self.limits.acceleration
+            && jerk.abs() <= 1.0
+            && self.stays_within(&motion, self.range))
+        .then_some(motion)
+    }
+
     /// The next command towards `wish` (rad), which goes on at `feed` (rad/s); both are finite.
     pub fn step(&self, wish: f64, feed: f64) -> Step {
         let JointLimits { lower, upper, velocity, .. } = self.limits;

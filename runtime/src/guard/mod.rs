@@ -3,23 +3,29 @@
 //! It gets the position that the scheduler wants next, and the velocity with which that goes on, and returns the
 //! nearest command that keeps every joint inside its limits of position (rad), velocity (rad/s), acceleration
 //! (rad/s²) and jerk (rad/s³). These are finite differences of the command stream: what the arm is told, not
-//! what a model says of it. A wish inside all limits passes unchanged, bit for bit; every change is counted
+//! what a model says of it. With a [`SpaceConfig`] it also keeps the arm's balls inside planes and apart. A wish inside all limits passes unchanged, bit for bit; every change is counted
 //! per joint and cause. At any time the guard can brake every joint to rest inside all limits.
 
 mod brake;
 mod causes;
 mod joint;
+mod quadratic;
 #[cfg(test)]
 mod reference_tests;
+mod space;
+#[cfg(test)]
+mod space_tests;
 #[cfg(test)]
 mod tests;
 
 pub use causes::{Cause, Interventions};
+pub use space::{Plane, SpaceConfig, SpaceError};
 
 use std::time::Duration;
 
 use crate::{JointLimits, JointVec, MAX_JOINTS};
-use joint::JointFilter;
+use joint::{JointFilter, Motion};
+use space::Space;
 
 /// The guard's setting cannot protect anything.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -51,6 +57,7 @@ pub struct Guard {
     filters: [JointFilter; MAX_JOINTS],
     position: JointVec,
     velocity: JointVec,
+    space: Option<Box<Space>>,
 }
 
 impl Guard {
@@ -84,7 +91,21 @@ impl Guard {
         let period = period.as_secs_f64();
         let filter = |joint: usize| JointFilter::new(limits[joint.min(limits.len() - 1)], period);
         let zeros = JointVec::zeros(limits.len());
-        Ok(Self { filters: std::array::from_fn(filter), position: zeros, velocity: zeros })
+        Ok(Self {
+            filters: std::array::from_fn(filter),
+            position: zeros,
+            velocity: zeros,
+            space: None,
+        })
+    }
+
+    /// The same guard, which also keeps the arm in `space`.
+    ///
+    /// # Errors
+    /// [`SpaceError`] for a space that cannot be guarded.
+    pub fn with_space(mut self, space: SpaceConfig) -> Result<Self, SpaceError> {
+        self.space = Some(Box::new(Space::new(space, &self.position)?));
+        Ok(self)
     }
 
     /// Starts from rest at `position` (rad), the measured one. Values that are not finite are left out.
@@ -95,6 +116,9 @@ impl Guard {
                 self.position[joint] = *value;
                 self.velocity[joint] = 0.0;
             }
+        }
+        if let Some(space) = &mut self.space {
+            space.rest_at(&self.position);
         }
     }
 
@@ -125,41 +149,47 @@ impl Guard {
     /// The nearest safe command to `wish` (rad), moving at `wish_velocity` (rad/s), one period on.
     pub fn filter(&mut self, wish: &JointVec, wish_velocity: &JointVec) -> Interventions {
         let mut changed = Interventions::default();
-        for joint in 0..self.position.len() {
-            let filter = &self.filters[joint];
-            let (next, feed) =
-                match (wish.as_slice().get(joint), wish_velocity.as_slice().get(joint)) {
-                    (Some(p), Some(v)) if p.is_finite() && v.is_finite() => {
-                        let step = filter.step(*p, *v);
-                        if step.position_held {
-                            changed.add(joint, Cause::Position);
-                        }
-                        if let Some(cause) = step.broken {
-                            changed.add(joint, cause);
-                        }
-                        (step.motion, Some(*v))
-                    }
-                    _ => {
-                        changed.add(joint, Cause::NotFinite);
-                        (filter.braked(), None)
-                    }
-                };
-            self.accept(joint, next, feed);
+        let joints = self.position.len();
+        let mut next = [Motion::default(); MAX_JOINTS];
+        let mut wishes = [None; MAX_JOINTS];
+        for (joint, filter) in self.filters[..joints].iter().enumerate() {
+            let wished =
+                |of: &JointVec| of.as_slice().get(joint).copied().filter(|v| v.is_finite());
+            let (Some(p), Some(v)) = (wished(wish), wished(wish_velocity)) else {
+                changed.add(joint, Cause::NotFinite);
+                next[joint] = filter.braked();
+                continue;
+            };
+            let step = filter.step(p, v);
+            if step.position_held {
+                changed.add(joint, Cause::Position);
+            }
+            if let Some(cause) = step.broken {
+                changed.add(joint, cause);
+            }
+            (next[joint], wishes[joint]) = (step.motion, Some((p, v)));
         }
+        if let Some(space) = &mut self.space {
+            space.shape(&self.filters[..joints], &wishes, &mut next, &mut changed);
+        }
+        self.accept(&next, &wishes);
         changed
     }
 
     /// Brakes every joint towards rest, as fast as its limits allow.
     pub fn brake(&mut self) {
-        for joint in 0..self.position.len() {
-            let next = self.filters[joint].braked();
-            self.accept(joint, next, None);
-        }
+        let next = std::array::from_fn(|joint| self.filters[joint].braked());
+        self.accept(&next, &[None; MAX_JOINTS]);
     }
 
-    fn accept(&mut self, joint: usize, next: joint::Motion, feed: Option<f64>) {
-        self.filters[joint].accept(next, feed);
-        self.position[joint] = next.position;
-        self.velocity[joint] = next.velocity;
+    fn accept(&mut self, next: &[Motion; MAX_JOINTS], wishes: &[Option<(f64, f64)>; MAX_JOINTS]) {
+        for joint in 0..self.position.len() {
+            self.filters[joint].accept(next[joint], wishes[joint].map(|w| w.1));
+            self.position[joint] = next[joint].position;
+            self.velocity[joint] = next[joint].velocity;
+        }
+        if let Some(space) = &mut self.space {
+            space.moved(&self.position);
+        }
     }
 }
