@@ -47,7 +47,8 @@ fn the_demo_policy_follows_its_instructions() {
 #[test]
 fn every_strategy_finishes_the_task_in_spite_of_latency() {
     let mut policy = policy();
-    for strategy in StrategyConfig::ALL.into_iter().filter(|s| policy.spec().supports(*s)) {
+    let spec = policy.spec().clone();
+    for strategy in StrategyConfig::ALL.into_iter().filter(|s| spec.supports(*s)) {
         let case = case(strategy.name(), 200);
         let won = (3_000_030..3_000_033)
             .filter(|seed| run(policy.as_mut(), &case, *seed, None).truth.success)
