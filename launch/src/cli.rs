@@ -124,6 +124,7 @@ pub struct AuthorityArgs {
     /// What to ask for.
     #[arg(value_enum, default_value = "status")]
     pub request: AuthorityWish,
+    /// Where the robot is, and who asks.
     #[command(flatten)]
     pub operator: OperatorArgs,
 }
