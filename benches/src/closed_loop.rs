@@ -90,7 +90,9 @@ impl Loop {
             state_timeout: Duration::from_millis(250),
             scheduler,
         })
-        .expect("the description's limits are sound");
+        .expect("the description's limits are sound")
+        .with_space(arm.space())
+        .expect("the description's body fits its chain");
         let renderer = Renderer::new(SIZE, SIZE);
         let (seen, now) = (None, Stamp(0));
         Self { arm, scene, world, judge, core, renderer, seen, now, sequence: 0 }

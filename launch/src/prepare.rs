@@ -1,8 +1,10 @@
 //! From a launch file to parts that are ready to start: loads the description and the policy and checks
 //! that they fit each other. `sinew check` stops here; nothing has moved.
 
+use nalgebra::{Unit, Vector3};
 use sinew_drivers::sim::{ArmDescription, CameraKind, SimConfig, SimHandle};
 use sinew_models::{LoadOptions, ModelError};
+use sinew_runtime::guard::{Plane, SpaceConfig};
 use sinew_runtime::scheduler::strategy::StrategyConfig;
 use sinew_runtime::{JointLimits, Policy};
 
@@ -63,6 +65,7 @@ pub fn prepare(config: LaunchConfig) -> Result<Prepared, Unprepared> {
         robot: config.robot.name.clone(),
         endpoint: config.endpoint.clone(),
         limits: limits.collect(),
+        space: space(&config, &description),
         ready: sinew_drivers::sim::scene::home(&description).to_vec(),
         views: spec.cameras.iter().filter_map(|c| camera_of(c).cloned()).collect(),
         period: config.control.period,
@@ -86,6 +89,18 @@ pub fn prepare(config: LaunchConfig) -> Result<Prepared, Unprepared> {
         seed: config.policy.seed,
     };
     Ok(Prepared { plan, policy, description, config })
+}
+
+/// Where the arm may be: by its description, and by the launch file.
+fn space(config: &LaunchConfig, description: &ArmDescription) -> SpaceConfig {
+    let settings = &config.control.space;
+    let mut space = description.space();
+    space.planes.extend(settings.half_spaces.iter().map(|h| Plane {
+        name: h.name.clone(),
+        normal: Unit::new_normalize(Vector3::from(h.normal)),
+        offset: h.offset,
+    }));
+    SpaceConfig { self_collision: settings.self_collision, rate: settings.barrier_rate, ..space }
 }
 
 /// What does not fit between the launch file, the arm and the policy.

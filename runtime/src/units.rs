@@ -77,6 +77,14 @@ pub fn parse_angle(text: &str) -> Result<f64, UnitError> {
     parse(text, &units, "an angle (or a rate of one)", "90 deg")
 }
 
+/// A length (m), of either sign, from text such as `"20 mm"`, `"-0.4 m"`.
+///
+/// # Errors
+/// [`UnitError`] with the text and an example.
+pub fn parse_length(text: &str) -> Result<f64, UnitError> {
+    parse(text, &[("m", 1.0), ("cm", 1e-2), ("mm", 1e-3)], "a length", "20 mm")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -86,6 +94,8 @@ mod tests {
         assert_eq!(parse_frequency("1 kHz"), Ok(1000.0));
         assert_eq!(parse_duration("20 ms"), Ok(Duration::from_millis(20)));
         assert!((parse_angle("180 deg").unwrap_or(0.0) - std::f64::consts::PI).abs() < 1e-12);
+        assert_eq!(parse_length("-25 mm"), Ok(-0.025));
+        assert!(parse_length("0.4").is_err());
         for bad in ["100", "Hz", "-5 Hz", "0 Hz", "1e9999 Hz", "10 m", ""] {
             assert!(parse_frequency(bad).is_err(), "{bad}");
         }

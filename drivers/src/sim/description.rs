@@ -2,7 +2,10 @@
 //!
 //! Joints stand in bus order; inside, everything is in rad, m, N m and s.
 
+use super::body::{PlaneText, SphereText};
 use serde::Deserialize;
+use sinew_runtime::guard::{Plane, SpaceConfig};
+use sinew_runtime::kinematics::Sphere;
 use sinew_runtime::units::{UnitError, parse_angle, parse_duration, parse_frequency};
 use sinew_runtime::{ActionKind, JointLimits};
 
@@ -91,6 +94,10 @@ pub struct ArmDescription {
     pub geometry: ArmGeometry,
     /// Its joints, in bus order.
     pub joints: Vec<JointDescription>,
+    /// Balls that cover it, on the links of [`super::kinematics::chain`].
+    pub spheres: Vec<Sphere>,
+    /// What it always stays clear of.
+    pub planes: Vec<Plane>,
 }
 
 #[derive(Deserialize)]
@@ -99,6 +106,10 @@ struct FileText {
     name: String,
     geometry: GeometryText,
     joint: Vec<JointText>,
+    #[serde(default)]
+    sphere: Vec<SphereText>,
+    #[serde(default)]
+    plane: Vec<PlaneText>,
 }
 
 #[derive(Deserialize)]
@@ -129,11 +140,11 @@ struct JointText {
     latency: String,
 }
 
-fn value_error(key: &str, reason: impl Into<String>) -> DescriptionError {
+pub(super) fn value_error(key: &str, reason: impl Into<String>) -> DescriptionError {
     DescriptionError::Value { key: key.to_owned(), reason: reason.into() }
 }
 
-fn with_key<T>(key: &str, result: Result<T, UnitError>) -> Result<T, DescriptionError> {
+pub(super) fn with_key<T>(key: &str, result: Result<T, UnitError>) -> Result<T, DescriptionError> {
     result.map_err(|e| value_error(key, e.to_string()))
 }
 
@@ -210,7 +221,10 @@ impl ArmDescription {
             pinion_radius: length("geometry.pinion_radius", &g.pinion_radius)?,
         };
         let joints = file.joint.iter().map(JointText::read).collect::<Result<_, _>>()?;
-        Ok(Self { name: file.name, geometry, joints })
+        let last = super::kinematics::chain(&geometry).last_link();
+        let spheres = file.sphere.iter().map(|s| s.read(last)).collect::<Result<_, _>>()?;
+        let planes = file.plane.iter().map(PlaneText::read).collect::<Result<_, _>>()?;
+        Ok(Self { name: file.name, geometry, joints, spheres, planes })
     }
 
     /// Reads a description from a file.
@@ -236,6 +250,17 @@ impl ArmDescription {
     /// How the actions of all joints are played, in bus order.
     pub fn kinds(&self) -> Vec<ActionKind> {
         self.joints.iter().map(|j| j.kind).collect()
+    }
+
+    /// Where the guard keeps the arm: off its planes and off itself.
+    pub fn space(&self) -> SpaceConfig {
+        SpaceConfig {
+            chain: super::kinematics::chain(&self.geometry),
+            spheres: self.spheres.clone(),
+            planes: self.planes.clone(),
+            self_collision: true,
+            rate: SpaceConfig::RATE,
+        }
     }
 
     /// The limits of all joints, in bus order.
@@ -266,6 +291,9 @@ mod tests {
             ("upper = \"65 deg\"", "upper = \"-65 deg\"", "gripper.upper"),
             ("name = \"gripper\"", "name = \"gripper\"\nmass = 1", "mass"),
             ("name = \"elbow_flex\"", "name = \"elbow\"", "elbow"),
+            ("radius = \"45 mm\"", "radius = \"-45 mm\"", "palm.radius"),
+            ("link = 3", "link = 6", "elbow.link"),
+            ("[0.0, 0.0, 1.0]", "[0.0, 0.0, 0.0]", "table.normal"),
         ] {
             let text = DESK_ARM.replacen(from, to, 1);
             assert_ne!(text, DESK_ARM, "{from}");

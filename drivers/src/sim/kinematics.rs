@@ -7,7 +7,8 @@
 
 use std::f64::consts::{FRAC_PI_2, PI};
 
-use nalgebra::{Isometry3, Point3, Translation3, UnitQuaternion, Vector3};
+use nalgebra::{Isometry3, Point3, Translation3, Unit, UnitQuaternion, Vector3};
+use sinew_runtime::kinematics::{Chain, ChainJoint};
 
 use super::description::{ArmGeometry, JOINTS};
 
@@ -50,6 +51,25 @@ pub fn forward(geometry: &ArmGeometry, joints: &Joints) -> ArmFrames {
     let wrist = forearm * link(geometry.forearm, turn_y(joints[3]));
     let hand = wrist * link(0.0, turn_z(joints[4])) * link(geometry.hand, turn_z(0.0));
     ArmFrames { base, upper_arm, forearm, wrist, hand }
+}
+
+/// The arm's joints as the guard knows them; link 5 is the hand, its frame at the wrist. The gripper is none of them.
+///
+/// # Panics
+/// Never: five joints make a chain.
+pub fn chain(geometry: &ArmGeometry) -> Chain {
+    let (y, z) = (Vector3::y_axis(), Vector3::z_axis());
+    let joint = |index, origin, axis: Unit<Vector3<f64>>| ChainJoint { origin, axis, index };
+    let straight = turn_z(0.0);
+    let joints = vec![
+        joint(0, link(0.0, straight), z),
+        joint(1, link(geometry.shoulder_height, straight), y),
+        joint(2, link(geometry.upper_arm, turn_y(FRAC_PI_2)), y),
+        joint(3, link(geometry.forearm, straight), y),
+        joint(4, link(0.0, straight), z),
+    ];
+    #[allow(clippy::expect_used)]
+    Chain::new(joints).expect("five joints make a chain")
 }
 
 /// Joints (rad) that point the hand straight down with its tip at `tip` and `wrist_roll` at `roll`.
@@ -114,6 +134,26 @@ mod tests {
             let opening = hand.rotation * Vector3::y();
             let expected = turn_z(angle - roll) * Vector3::y();
             prop_assert!((opening - expected).norm() < 1e-9);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_chain_is_where_the_arm_is(joints in prop::array::uniform6(-2.0..2.0f64)) {
+            let arm = ArmDescription::desk_arm();
+            let frames = forward(&arm.geometry, &joints);
+            let chain = chain(&arm.geometry);
+            let mut pose = sinew_runtime::kinematics::Pose::default();
+            chain.forward(&joints, &mut pose);
+            let hand = pose.link(5) * Isometry3::translation(0.0, 0.0, arm.geometry.hand);
+            let expected = [frames.base, frames.upper_arm, frames.forearm, frames.wrist, frames.hand];
+            let found = [*pose.link(1), *pose.link(2), *pose.link(3), *pose.link(4), hand];
+            for (found, expected) in found.iter().zip(expected) {
+                prop_assert!((found.to_homogeneous() - expected.to_homogeneous()).norm() < 1e-9);
+            }
+            // The ball that stands for the tip is the hand's origin.
+            let tip = arm.spheres.iter().find(|s| s.name == "tip").unwrap();
+            prop_assert!((pose.centre(tip) - Point3::from(frames.hand.translation.vector)).norm() < 1e-9);
         }
     }
 

@@ -3,6 +3,7 @@
 //! [`World`] is the physics on a virtual clock; [`Episode`] adds a task and its judge; [`gym`] steps
 //! many of them for training; [`device`] runs one against the real clock behind the runtime's traits.
 
+mod body;
 pub mod description;
 pub mod device;
 pub mod episode;

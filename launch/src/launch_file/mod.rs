@@ -6,12 +6,14 @@ mod finding;
 mod resolve;
 mod scheduling;
 mod schema;
+mod space;
 
 pub use args::{Argument, Override};
 pub use authority::{Addresses, AuthoritySettings, addresses};
 pub use finding::{Finding, Findings};
 pub use resolve::{CameraConfig, ControlSettings, LaunchConfig, PolicySettings, RobotConfig};
 pub use schema::KEYS;
+pub use space::{HalfSpace, SpaceSettings};
 
 use std::path::Path;
 

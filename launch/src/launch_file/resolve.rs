@@ -13,6 +13,7 @@ use super::authority::AuthoritySettings;
 use super::finding::{Finding, Findings, line_of, value_at};
 use super::scheduling::SchedulerSettings;
 use super::schema;
+use super::space::{self, SpaceSettings};
 
 /// A launch, read and checked as far as the file alone allows.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -109,6 +110,8 @@ pub struct ControlSettings {
     pub cpu: Option<usize>,
     /// Share of the description's jerk limits that the guard allows.
     pub jerk_scale: f64,
+    /// Where the arm may be.
+    pub space: SpaceSettings,
 }
 
 impl LaunchConfig {
@@ -172,7 +175,13 @@ impl Checker<'_> {
     }
 
     /// A frequency (Hz) between `lowest` and `highest`.
-    fn frequency(&mut self, key: &str, at: &schema::Text, lowest: f64, highest: f64) -> f64 {
+    pub(super) fn frequency(
+        &mut self,
+        key: &str,
+        at: &schema::Text,
+        lowest: f64,
+        highest: f64,
+    ) -> f64 {
         match units::parse_frequency(at.get_ref()) {
             Ok(hz) if (lowest..=highest).contains(&hz) => return hz,
             Ok(_) => {
@@ -339,6 +348,7 @@ pub(super) fn resolve(
     let acceleration_scale =
         check.scale("guard.acceleration_scale", parsed.guard.acceleration_scale.as_ref());
     let jerk_scale = check.scale("guard.jerk_scale", parsed.guard.jerk_scale.as_ref());
+    let space = space::resolve(&mut check, &parsed.guard);
     let endpoint = &parsed.transport.endpoint;
     check.note("transport.endpoint", endpoint);
     check.endpoint("transport.endpoint", endpoint);
@@ -375,6 +385,7 @@ pub(super) fn resolve(
             acceleration_scale,
             cpu,
             jerk_scale,
+            space,
         },
         authority,
         endpoint: endpoint.get_ref().clone(),

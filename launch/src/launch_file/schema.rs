@@ -50,6 +50,10 @@ pub const KEYS: &[&str] = &[
     "guard.velocity_scale",
     "guard.acceleration_scale",
     "guard.jerk_scale",
+    "guard.workspace",
+    "guard.planes",
+    "guard.self_collision",
+    "guard.barrier_rate",
     "transport.endpoint",
 ];
 
@@ -150,6 +154,26 @@ pub(super) struct Guard {
     pub velocity_scale: Option<Spanned<f64>>,
     pub acceleration_scale: Option<Spanned<f64>>,
     pub jerk_scale: Option<Spanned<f64>>,
+    pub workspace: Option<Spanned<Workspace>>,
+    #[serde(default)]
+    pub planes: Vec<Spanned<Plane>>,
+    pub self_collision: Option<bool>,
+    pub barrier_rate: Option<Text>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Workspace {
+    pub x: Option<[String; 2]>,
+    pub y: Option<[String; 2]>,
+    pub z: Option<[String; 2]>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Plane {
+    pub normal: [f64; 3],
+    pub offset: String,
 }
 
 #[derive(Deserialize)]

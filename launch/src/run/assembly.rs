@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use sinew_drivers::peer::{ArmPeer, CameraPeer, StreamFigures};
 use sinew_runtime::control::{ControlConfig, ControlCore};
+use sinew_runtime::guard::SpaceConfig;
 use sinew_runtime::inference::{self, Anytime, AnytimeConfig, InferenceConfig, InferenceInputs};
 use sinew_runtime::ingest::{Ingest, Intake};
 use sinew_runtime::operator::Desk;
@@ -56,6 +57,8 @@ pub struct Plan {
     pub endpoint: String,
     /// Limits that the guard enforces, one per joint, in the arm's order.
     pub limits: Vec<JointLimits>,
+    /// Where the guard keeps the arm.
+    pub space: SpaceConfig,
     /// Where episodes begin (rad).
     pub ready: Vec<f64>,
     /// The robot's cameras that the policy sees, in the order of the policy's inputs: (policy's name, robot's name).
@@ -177,7 +180,8 @@ impl Launched {
             state_timeout: plan.state_timeout,
             scheduler: plan.scheduler(latency),
         })?
-        .with_authority(&operator::control(plan), &plan.limits);
+        .with_authority(&operator::control(plan), &plan.limits)
+        .with_space(plan.space.clone())?;
 
         let memory_locked = match plan.realtime {
             RealtimeMode::Off => Err("real time is off".to_owned()),

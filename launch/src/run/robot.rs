@@ -33,6 +33,9 @@ pub enum RunError {
     /// The guard's limits.
     #[error("the guard cannot protect this arm: {0}")]
     Guard(#[from] sinew_runtime::guard::GuardError),
+    /// The guard's space.
+    #[error("the guard cannot keep this arm in its space: {0}")]
+    Space(#[from] sinew_runtime::guard::SpaceError),
     /// The arm would run out of actions.
     #[error("this configuration cannot hold: {0}; {remedy}", remedy = .0.nearest.remedy())]
     Starves(#[from] sinew_runtime::scheduler::starvation::Starves),

@@ -13,7 +13,7 @@ use self::teleop::TeleopTrack;
 use crate::arbiter::{
     Arbiter, ArbiterConfig, Authority, AuthorityChange, AuthorityRequest, Denied, Source, Standing,
 };
-use crate::guard::{Guard, GuardError, Interventions};
+use crate::guard::{Guard, GuardError, Interventions, SpaceConfig, SpaceError};
 use crate::scheduler::{ChunkOrder, CommandState, Mode, Refusal, Scheduler, SchedulerConfig, Wish};
 use crate::{ActionChunk, Command, JointLimits, JointState, JointVec, PlannedBlock, Stamp};
 
@@ -199,6 +199,15 @@ impl ControlCore {
         self.arbiter = Arbiter::new(config.arbiter);
         self.teleop = TeleopTrack::new(config.teleop, limits);
         self
+    }
+
+    /// The core with a guard that also keeps the arm in `space`, before anything has happened.
+    ///
+    /// # Errors
+    /// [`SpaceError`] for a space that cannot be guarded.
+    pub fn with_space(mut self, space: SpaceConfig) -> Result<Self, SpaceError> {
+        self.guard = self.guard.with_space(space)?;
+        Ok(self)
     }
 
     /// Who holds authority.

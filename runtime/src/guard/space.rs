@@ -458,6 +458,9 @@ impl Space {
 }
 
 impl SpaceConfig {
+    /// A good rate (1/s) for small arms: from 10 cm away at 1 m/s, from 1 cm at 10 cm/s.
+    pub const RATE: f64 = 10.0;
+
     fn distance(&self, barrier: Barrier, centres: &[Point3<f64>]) -> f64 {
         match barrier {
             Barrier::Plane { sphere, plane } => {
