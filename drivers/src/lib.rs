@@ -1,4 +1,5 @@
 //! Sinew's drivers: arms, cameras and the peers that put them on the bus.
 
+pub mod pattern;
 pub mod peer;
 pub mod sim;

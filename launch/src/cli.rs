@@ -70,6 +70,16 @@ pub struct LaunchArgs {
     /// Longest episode, such as "20 s".
     #[arg(long, value_name = "TIME", default_value = "20 s", value_parser = duration)]
     pub time_limit: std::time::Duration,
+    /// Run only these parts: arm, cameras, cameras.NAME, policy, control. The others run elsewhere and meet here at the
+    /// launch file's endpoint.
+    #[arg(long, value_name = "PART", value_delimiter = ',')]
+    pub only: Vec<String>,
+    /// The supervisor whose child this process is.
+    #[arg(long, hide = true)]
+    pub parent: Option<u32>,
+    /// Its clock's offset (ns), so that stamps agree.
+    #[arg(long, hide = true, allow_negative_numbers = true)]
+    pub clock_offset: Option<i64>,
     /// Write the report as JSON to this file (`-`: stdout).
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,

@@ -4,18 +4,29 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use crate::cli::{CheckArgs, Failure, LaunchArgs, print, print_json, say};
-use crate::launch_file::{Finding, Findings, LaunchConfig, load};
+use crate::launch_file::{Finding, Findings, LaunchConfig, load, load_part};
 use crate::prepare::{Unprepared, prepare};
-use crate::run;
+use crate::run::{self, Part, Placement};
 
 /// Runs what the launch file says.
 ///
 /// # Errors
 /// [`Failure`]; nothing half-started is left behind.
 pub fn launch(args: &LaunchArgs) -> Result<ExitCode, Failure> {
-    let config = load(&args.file, &args.arguments)?;
-    print_arguments(&config);
-    let prepared = prepare(config)?;
+    if let Some(offset) = args.clock_offset {
+        sinew_runtime::Clock::adopt(offset);
+    }
+    let policy_here = args.only.is_empty() || args.only.iter().any(|p| p == "policy");
+    let config = load_part(&args.file, &args.arguments, policy_here)?;
+    if args.parent.is_none() {
+        print_arguments(&config);
+    }
+    let placement = Placement::new(&config, &args.only)?;
+    let prepared = prepare(config, placement)?;
+    if !prepared.plan.placement.here(&Part::Control) {
+        run::run_only(prepared, args)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     for file in [&args.json, &args.film].into_iter().flatten().filter(|f| **f != Path::new("-")) {
         writable(file)?;
     }
@@ -41,7 +52,8 @@ pub fn launch(args: &LaunchArgs) -> Result<ExitCode, Failure> {
 /// [`Failure::Launch`] or [`Failure::Model`] when there are mistakes.
 pub fn check(args: &CheckArgs) -> Result<ExitCode, Failure> {
     let checked = load(&args.file, &args.arguments).map_err(Failure::from).and_then(|config| {
-        let prepared = prepare(config)?;
+        let placement = Placement::all_here(&config);
+        let prepared = prepare(config, placement)?;
         Ok(prepared.config)
     });
     match checked {

@@ -11,3 +11,4 @@ pub mod operator_verbs;
 pub mod prepare;
 pub mod report;
 pub mod run;
+pub mod supervise;

@@ -2,6 +2,7 @@
 //! that they fit each other. `sinew check` stops here; nothing has moved.
 
 use nalgebra::{Unit, Vector3};
+use sinew_drivers::pattern::PatternCamera;
 use sinew_drivers::sim::{ArmDescription, CameraKind, SimConfig, SimHandle};
 use sinew_models::{LoadOptions, ModelError};
 use sinew_runtime::guard::{Plane, SpaceConfig};
@@ -9,14 +10,14 @@ use sinew_runtime::scheduler::strategy::StrategyConfig;
 use sinew_runtime::{JointLimits, Policy};
 
 use crate::launch_file::{Finding, Findings, LaunchConfig};
-use crate::run::{Devices, Plan};
+use crate::run::{Devices, Part, Placement, Plan};
 
 /// Everything of a launch, loaded and checked.
 pub struct Prepared {
     /// What the assembly needs to know.
     pub plan: Plan,
-    /// The policy.
-    pub policy: Box<dyn Policy>,
+    /// The policy, when it runs here.
+    pub policy: Option<Box<dyn Policy>>,
     /// The arm's description.
     pub description: ArmDescription,
     /// The launch file's content.
@@ -32,11 +33,11 @@ pub enum Unprepared {
     Model(ModelError),
 }
 
-/// Loads what `config` names and checks it as a whole.
+/// Loads what the parts of `config` that run here need, and checks it as a whole.
 ///
 /// # Errors
 /// [`Unprepared::Launch`] with all findings; [`Unprepared::Model`] for a policy that cannot be loaded.
-pub fn prepare(config: LaunchConfig) -> Result<Prepared, Unprepared> {
+pub fn prepare(config: LaunchConfig, placement: Placement) -> Result<Prepared, Unprepared> {
     let description = match &config.robot.description {
         None => Ok(ArmDescription::desk_arm()),
         Some(file) => ArmDescription::from_file(file),
@@ -47,27 +48,39 @@ pub fn prepare(config: LaunchConfig) -> Result<Prepared, Unprepared> {
         let finding = config.finding("robot.description", value.unwrap_or_default(), e, remedy);
         Unprepared::Launch(Findings::one(finding))
     })?;
-    let policy = sinew_models::load_policy(&config.policy.file, &LoadOptions::default())
-        .map_err(Unprepared::Model)?;
-    let findings = fit(&config, &description, policy.as_ref());
+    let mut findings = fit_devices(&config, &placement);
+    let policy = match placement.here(&Part::Policy) {
+        true => {
+            let policy = sinew_models::load_policy(&config.policy.file, &LoadOptions::default())
+                .map_err(Unprepared::Model)?;
+            findings.splice(0..0, fit(&config, &description, policy.as_ref()));
+            Some(policy)
+        }
+        false => None,
+    };
     if !findings.is_empty() {
         return Err(Unprepared::Launch(Findings(findings)));
     }
-    let spec = policy.spec();
     let limits = description.joints.iter().map(|j| JointLimits {
         velocity: j.limits.velocity * config.control.velocity_scale,
         acceleration: j.limits.acceleration * config.control.acceleration_scale,
         jerk: j.limits.jerk * config.control.jerk_scale,
         ..j.limits
     });
-    let camera_of = |input: &str| config.policy.cameras.iter().find(|c| c.0 == input);
+    let camera_of = |input: &String| config.policy.cameras.iter().find(|c| c.0 == *input).cloned();
     let plan = Plan {
+        placement,
         robot: config.robot.name.clone(),
         endpoint: config.endpoint.clone(),
+        joints: description.joints.iter().map(|j| j.name.clone()).collect(),
         limits: limits.collect(),
         space: space(&config, &description),
         ready: sinew_drivers::sim::scene::home(&description).to_vec(),
-        views: spec.cameras.iter().filter_map(|c| camera_of(c).cloned()).collect(),
+        // Only the policy itself knows the order of its inputs.
+        views: match &policy {
+            Some(policy) => policy.spec().cameras.iter().filter_map(camera_of).collect(),
+            None => config.policy.cameras.clone(),
+        },
         period: config.control.period,
         state_period: config.robot.state_period,
         state_timeout: config.control.state_timeout,
@@ -80,11 +93,9 @@ pub fn prepare(config: LaunchConfig) -> Result<Prepared, Unprepared> {
         kinds: description.kinds(),
         cpu: config.control.cpu,
         strategy: config.scheduler.strategy,
-        execution_horizon: config
-            .scheduler
-            .execution_horizon
-            .unwrap_or(spec.action_horizon.div_ceil(2)),
+        execution_horizon: config.scheduler.execution_horizon,
         least_denoise_steps: config.scheduler.least_denoise_steps,
+        policy_file: config.policy.file.display().to_string(),
         denoise_steps: config.policy.denoise_steps,
         seed: config.policy.seed,
     };
@@ -178,7 +189,13 @@ fn fit(config: &LaunchConfig, description: &ArmDescription, policy: &dyn Policy)
             "choose fewer, about half",
         ));
     }
-    for camera in &config.cameras {
+    findings
+}
+
+/// What does not fit between the launch file, the simulator and this computer.
+fn fit_devices(config: &LaunchConfig, placement: &Placement) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for camera in config.cameras.iter().filter(|c| c.driver == "sim") {
         if CameraKind::from_name(&camera.name).is_none() {
             findings.push(Finding {
                 file: config.file.clone(),
@@ -190,7 +207,8 @@ fn fit(config: &LaunchConfig, description: &ArmDescription, policy: &dyn Policy)
             });
         }
     }
-    if let Some(address) = config.endpoint.strip_prefix("tcp/")
+    if placement.here(&Part::Control)
+        && let Some(address) = config.endpoint.strip_prefix("tcp/")
         && let Err(error) = std::net::TcpListener::bind(address)
     {
         let remedy = "is another Sinew running? Choose another port";
@@ -205,21 +223,33 @@ fn fit(config: &LaunchConfig, description: &ArmDescription, policy: &dyn Policy)
 }
 
 impl Prepared {
-    /// Starts the devices: the simulator on its own real-time thread.
+    /// Starts the devices that run here: the simulator on its own real-time thread.
     ///
     /// # Errors
     /// What the simulator says.
     pub fn devices(&self) -> Result<Devices, sinew_runtime::DeviceError> {
+        let here = |part: &Part| self.plan.placement.here(part);
+        let mut devices = Devices::default();
+        for camera in self.config.cameras.iter().filter(|c| here(&Part::Camera(c.name.clone()))) {
+            let [width, height] = camera.size;
+            let eye = PatternCamera::new(width, height, camera.period);
+            devices.cameras.push((camera.name.clone(), Box::new(eye)));
+        }
+        if !here(&Part::Arm) {
+            return Ok(devices);
+        }
         let arm = self.description.clone();
         let sim =
             SimHandle::start(&SimConfig { arm, seed: self.config.robot.seed, instruction: None })?;
-        let cameras = self.config.cameras.iter().filter_map(|camera| {
-            // Names without a kind were refused by `fit`.
-            let kind = CameraKind::from_name(&camera.name)?;
+        for camera in self.config.cameras.iter().filter(|c| c.driver == "sim") {
+            // Names without a kind were refused before.
+            let Some(kind) = CameraKind::from_name(&camera.name) else { continue };
             let [width, height] = camera.size;
             let eye = sim.camera(&camera.name, kind, width, height, camera.period);
-            Some((camera.name.clone(), Box::new(eye) as Box<dyn sinew_runtime::Camera>))
-        });
-        Ok(Devices { cameras: cameras.collect(), arm: Box::new(sim.arm()), sim: Some(sim) })
+            devices.cameras.push((camera.name.clone(), Box::new(eye)));
+        }
+        devices.arm = Some(Box::new(sim.arm()));
+        devices.sim = Some(sim);
+        Ok(devices)
     }
 }

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sinew_drivers::peer::StreamFigures;
 use sinew_runtime::scheduler::starvation::{Holds, StepLatency};
 use sinew_runtime::telemetry::Quantiles;
 
-use crate::run::{EpisodeResult, Outcome};
+use crate::run::{EpisodeResult, Outcome, Presence};
+use crate::supervise::{ChildFigures, ChildState};
 
 /// A whole run: the content of `--json`.
 #[derive(Debug, Clone, Serialize)]
@@ -23,6 +24,12 @@ pub struct RunReport {
     pub realtime: String,
     /// Simulated time skipped because the host slept too long (ms); otherwise the simulator's clock is the wall's.
     pub simulation_skipped_ms: Option<f64>,
+    /// Why the arm was held until a person decides; empty when it was not.
+    pub held: String,
+    /// The parts that were seen on the bus.
+    pub parts: BTreeMap<String, Presence>,
+    /// The supervised processes.
+    pub children: Vec<ChildFigures>,
     /// The episodes, in order.
     pub episodes: Vec<EpisodeResult>,
     /// Commands a second that were set.
@@ -118,7 +125,7 @@ pub struct CacheFigures {
 }
 
 /// One sensor's messages.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct SensorFigures {
     /// Taken in.
     pub received: u64,
@@ -188,7 +195,7 @@ pub struct StatusLine<'a> {
     pub instruction: &'a str,
     /// Who holds authority.
     pub authority: &'a str,
-    /// Commands a second, at the driver's side.
+    /// Control periods a second.
     pub rate_hz: f64,
     /// Periods slept through.
     pub overruns: u64,
@@ -198,6 +205,8 @@ pub struct StatusLine<'a> {
     pub buffer_ms: u128,
     /// Successes and episodes so far.
     pub successes: (usize, usize),
+    /// The supervised processes.
+    pub parts: &'a [ChildFigures],
 }
 
 impl std::fmt::Display for StatusLine<'_> {
@@ -213,7 +222,17 @@ impl std::fmt::Display for StatusLine<'_> {
             self.chunk.p50 / 1e3,
             self.chunk.p99 / 1e3,
             self.buffer_ms,
-        )
+        )?;
+        for child in self.parts {
+            match child.state {
+                ChildState::Running => write!(f, "  {}", child.part)?,
+                _ => write!(f, "  {} down", child.part)?,
+            }
+            if child.restarts > 0 {
+                write!(f, " ({} restarts)", child.restarts)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -234,6 +253,21 @@ impl RunReport {
         if let Some(skipped) = self.simulation_skipped_ms {
             writeln!(out, "Simulator  on the wall clock; {skipped:.0} ms skipped in all")?;
         }
+        for child in &self.children {
+            let process =
+                child.process.map_or("not running".to_owned(), |p| format!("process {p}"));
+            writeln!(out, "Part       {}: {process}, {} restarts", child.part, child.restarts)?;
+        }
+        for (part, seen) in self.parts.iter().filter(|p| p.1.lost > 0) {
+            writeln!(
+                out,
+                "Part       {part}: lost {} times, came {} times",
+                seen.lost, seen.appeared
+            )?;
+        }
+        if !self.held.is_empty() {
+            writeln!(out, "Held       {}", self.held)?;
+        }
         self.write_episodes(out)?;
 
         let s = &self.stream;
@@ -241,13 +275,14 @@ impl RunReport {
         writeln!(out, "\nCommand stream at the driver's side of the bus")?;
         writeln!(
             out,
-            "  {} commands in {:.1} s: {:.3} Hz, set {:.3} Hz ({off:+.3} %); lost {}, out of order {}, missed periods {}",
+            "  {} commands in {:.1} s: {:.3} Hz, set {:.3} Hz ({off:+.3} %); lost {}, out of order {}, refused {}, missed periods {}",
             s.commands,
             s.seconds,
             s.achieved_rate_hz,
             self.set_rate_hz,
             s.lost,
             s.reordered,
+            s.refused + s.invalid,
             s.missed_periods
         )?;
         writeln!(

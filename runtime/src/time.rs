@@ -2,7 +2,8 @@
 //!
 //! A [`Stamp`] is nanoseconds since the UNIX epoch, read as `CLOCK_MONOTONIC` plus an offset that is
 //! taken once per process. So stamps never step backwards when the wall clock is set, and recordings
-//! of several hosts still line up.
+//! of several hosts still line up. A supervised process takes over its supervisor's offset, so that one
+//! that is started again after the wall clock was set stamps as the others do.
 
 use std::ops::{Add, Sub};
 use std::sync::OnceLock;
@@ -73,13 +74,31 @@ impl Clock {
         Stamp(unix + start.elapsed().as_nanos() as i64)
     }
 
+    /// The offset (ns) of this process's stamps from the host's monotonic clock.
+    pub fn offset() -> i64 {
+        Self::now().0 - monotonic()
+    }
+
+    /// Takes over `offset` (ns), another process's [`Clock::offset`] on this host; false when this process has
+    /// stamped already.
+    pub fn adopt(offset: i64) -> bool {
+        ORIGIN.set((Instant::now(), monotonic().saturating_add(offset))).is_ok()
+    }
+
     fn origin() -> &'static (Instant, i64) {
-        static ORIGIN: OnceLock<(Instant, i64)> = OnceLock::new();
         ORIGIN.get_or_init(|| {
             let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             (Instant::now(), unix.as_nanos() as i64)
         })
     }
+}
+
+static ORIGIN: OnceLock<(Instant, i64)> = OnceLock::new();
+
+/// The host's monotonic clock (ns), which all of its processes share.
+fn monotonic() -> i64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as i64 * 1_000_000_000 + now.tv_nsec as i64
 }
 
 #[cfg(test)]
@@ -94,6 +113,14 @@ mod tests {
             assert!(now >= last);
             last = now;
         }
+    }
+
+    #[test]
+    fn the_offset_leads_from_the_monotonic_clock_to_stamps() {
+        let offset = Clock::offset();
+        let apart = Clock::now().0 - (monotonic() + offset);
+        assert!(apart.abs() < 1_000_000_000, "{apart}");
+        assert!(!Clock::adopt(offset), "this process has stamped already");
     }
 
     #[test]

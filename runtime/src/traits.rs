@@ -79,7 +79,7 @@ pub enum PolicyError {
 }
 
 /// What a policy takes and gives; fixed once it is loaded.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct PolicySpec {
     /// Names of the camera inputs, in the checkpoint's order (`observation.images.` cut off).
     pub cameras: Vec<String>,
@@ -120,7 +120,7 @@ impl PolicySpec {
 }
 
 /// What a head can do with planned actions ([`crate::Prefix`]).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct PrefixSupport {
     /// Guidance at inference.
     pub guided: bool,

@@ -9,8 +9,8 @@ use crossbeam_channel::{Receiver, select_biased};
 use sinew_runtime::arbiter::{Operators, Source};
 use sinew_runtime::operator::DriverStatus;
 use sinew_runtime::transport::{
-    Attachment, Bus, BusError, Keys, Priority, Publisher, StopAck, Subscription, decode_command,
-    encode_state,
+    Bus, BusError, Gate, Keys, Priority, Publisher, Rejected, StopAck, Subscription,
+    decode_command, encode_state,
 };
 use sinew_runtime::{ArmDriver, Clock, Command, DeviceError, JointState, Stamp};
 
@@ -61,21 +61,37 @@ impl ArmPeer {
         let (commands, received) = crossbeam_channel::bounded::<(Command, Stamp)>(QUEUE);
         let (names, counted, overflow) =
             (arm.joint_names().to_vec(), stats.clone(), received.clone());
+        // A command as old as the watchdog's patience is one that was held up: the arm has stopped by then.
+        let patience = config.watchdog.timeout;
+        let gate = Mutex::new(Gate::new(patience, patience));
+        // What is commanded before the runtime can have seen this arm's first states is meant for one that stood
+        // elsewhere: the arm that this driver was restarted for.
+        let born = Clock::now();
         let subscription = bus.subscribe(&keys.command(), move |attachment, payload| {
             let now = Clock::now();
-            let sequence = attachment.map_or(0, |a: Attachment| a.sequence);
             // A poisoned lock only means that another thread died between two whole updates.
             let mut stats = counted.lock().unwrap_or_else(PoisonError::into_inner);
-            match decode_command(&names, payload, sequence) {
-                Ok(command) if stats.on_command(sequence, command.stamp, now) => {
-                    drop(stats);
+            let mut gate = gate.lock().unwrap_or_else(PoisonError::into_inner);
+            let Ok(command) = decode_command(&names, payload, 0) else {
+                stats.on_invalid();
+                return;
+            };
+            if now.since(born) < patience {
+                stats.on_refused();
+                return;
+            }
+            match gate.admit(attachment, command.stamp, now) {
+                Ok(sequence) if stats.on_command(sequence, command.stamp, now) => {
+                    drop((stats, gate));
+                    let command = Command { sequence, ..command };
                     if let Err(full) = commands.try_send((command, now)) {
                         let _ = overflow.try_recv();
                         let _ = commands.try_send(full.into_inner());
                     }
                 }
                 Ok(_) => {}
-                Err(_) => stats.on_invalid(),
+                Err(Rejected::OutOfOrder) => stats.on_out_of_order(),
+                Err(_) => stats.on_refused(),
             }
         })?;
         let mut subscriptions = vec![subscription];

@@ -16,6 +16,7 @@ pub struct CommandStats {
     lost: u64,
     reordered: u64,
     invalid: u64,
+    refused: u64,
     missed_periods: u64,
     jitter: Latencies,
     one_way: Latencies,
@@ -36,6 +37,9 @@ pub struct StreamFigures {
     pub reordered: u64,
     /// Messages that were no command.
     pub invalid: u64,
+    /// Commands refused at the driver's gate: from a second source, too old, stamped in the future, or before the
+    /// driver was seen.
+    pub refused: u64,
     /// Periods without a command: the sum over all intervals of whole periods beyond one.
     pub missed_periods: u64,
     /// Distance of an interval from the period (µs).
@@ -53,6 +57,16 @@ impl CommandStats {
     /// Counts a message that was no command.
     pub fn on_invalid(&mut self) {
         self.invalid += 1;
+    }
+
+    /// Counts a command that the driver's gate refused.
+    pub fn on_refused(&mut self) {
+        self.refused += 1;
+    }
+
+    /// Counts a command whose number is not above the last one's.
+    pub fn on_out_of_order(&mut self) {
+        self.reordered += 1;
     }
 
     /// Counts a command numbered `sequence`, stamped `stamp`, arriving at `now`; false when it is out of order.
@@ -89,6 +103,7 @@ impl CommandStats {
             lost: self.lost,
             reordered: self.reordered,
             invalid: self.invalid,
+            refused: self.refused,
             missed_periods: self.missed_periods,
             jitter_us: self.jitter.quantiles(),
             one_way_us: self.one_way.quantiles(),

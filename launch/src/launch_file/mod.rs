@@ -11,7 +11,9 @@ mod space;
 pub use args::{Argument, Override};
 pub use authority::{Addresses, AuthoritySettings, addresses};
 pub use finding::{Finding, Findings};
-pub use resolve::{CameraConfig, ControlSettings, LaunchConfig, PolicySettings, RobotConfig};
+pub use resolve::{
+    CameraConfig, ControlSettings, LaunchConfig, PolicySettings, RobotConfig, RunSettings,
+};
 pub use schema::KEYS;
 pub use space::{HalfSpace, SpaceSettings};
 
@@ -22,10 +24,22 @@ use std::path::Path;
 /// # Errors
 /// All findings in one go; only a file that is no TOML, or has unknown keys, stops at the first.
 pub fn load(file: &Path, overrides: &[Override]) -> Result<LaunchConfig, Findings> {
+    load_part(file, overrides, true)
+}
+
+/// As [`load`], for a computer that only needs the policy's file when `policy_here`.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_part(
+    file: &Path,
+    overrides: &[Override],
+    policy_here: bool,
+) -> Result<LaunchConfig, Findings> {
     let text = read(file)?;
     let (text, arguments) = args::apply(file, &text, overrides)?;
     let parsed = schema::parse(file, &text)?;
-    resolve::resolve(file, &text, parsed, arguments)
+    resolve::resolve(file, &text, parsed, arguments, policy_here)
 }
 
 fn read(file: &Path) -> Result<String, Findings> {

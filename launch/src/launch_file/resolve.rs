@@ -8,6 +8,8 @@ use sinew_runtime::rt::RealtimeMode;
 use sinew_runtime::units;
 use toml::Spanned;
 
+use crate::supervise::Restart;
+
 use super::args::Argument;
 use super::authority::AuthoritySettings;
 use super::finding::{Finding, Findings, line_of, value_at};
@@ -40,6 +42,15 @@ pub struct LaunchConfig {
     lines: Vec<(&'static str, usize)>,
 }
 
+/// Where a part runs, and what happens when it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct RunSettings {
+    /// It is a supervised process of its own, not threads of the launching one.
+    pub process: bool,
+    /// What the supervisor does when the process fails.
+    pub restart: Restart,
+}
+
 /// The arm.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RobotConfig {
@@ -53,6 +64,8 @@ pub struct RobotConfig {
     pub state_period: Duration,
     /// No command for this long: the arm holds by itself.
     pub watchdog: Duration,
+    /// Where its driver runs.
+    pub run: RunSettings,
     /// Seed of the first scene (simulation).
     pub seed: u64,
 }
@@ -68,6 +81,8 @@ pub struct CameraConfig {
     pub size: [usize; 2],
     /// Time between two frames.
     pub period: Duration,
+    /// Where its driver runs.
+    pub run: RunSettings,
     /// Line of its section.
     pub line: usize,
 }
@@ -85,6 +100,8 @@ pub struct PolicySettings {
     pub denoise_steps: Option<usize>,
     /// Older parts make no observation.
     pub max_observation_age: Duration,
+    /// Where it runs.
+    pub run: RunSettings,
     /// Seed of the noise.
     pub seed: u64,
 }
@@ -206,6 +223,28 @@ impl Checker<'_> {
         }
     }
 
+    /// The settings of `run` and `restart` under `table`.
+    fn run(
+        &mut self,
+        table: &str,
+        run: Option<&schema::Text>,
+        restart: Option<&schema::Text>,
+    ) -> RunSettings {
+        if let Some(at) = run {
+            self.one_of(&format!("{table}.run"), at, &["thread", "process"]);
+        }
+        if let Some(at) = restart {
+            self.one_of(&format!("{table}.restart"), at, &["on-failure", "never"]);
+        }
+        let process = run.is_some_and(|r| r.get_ref() == "process");
+        let never = restart.is_some_and(|r| r.get_ref() == "never");
+        if let (Some(at), false) = (restart, process) {
+            let remedy = "give it run = \"process\", or leave `restart` out";
+            self.report(&format!("{table}.restart"), at, "only a process is restarted", remedy);
+        }
+        RunSettings { process, restart: if never { Restart::Never } else { Restart::OnFailure } }
+    }
+
     fn scale(&mut self, key: &str, at: Option<&Spanned<f64>>) -> f64 {
         let Some(at) = at else { return 1.0 };
         let value = *at.get_ref();
@@ -226,6 +265,7 @@ pub(super) fn resolve(
     text: &str,
     parsed: schema::File,
     arguments: Vec<Argument>,
+    policy_here: bool,
 ) -> Result<LaunchConfig, Findings> {
     let mut check = Checker { file, text, findings: Vec::new(), lines: Vec::new() };
     let folder = file.parent().unwrap_or(Path::new("."));
@@ -250,13 +290,23 @@ pub(super) fn resolve(
             );
         }
     }
+    let robot_run = check.run("robot", robot.run.as_ref(), robot.restart.as_ref());
     let state_rate = check.frequency("robot.state_rate", &robot.state_rate, 1.0, 2000.0);
     let watchdog = check.duration("robot.watchdog", &robot.watchdog);
 
     let mut cameras = Vec::new();
     for (name, camera) in &parsed.cameras {
         let key = |end: &str| format!("cameras.{name}.{end}");
-        check.one_of(&key("driver"), &camera.driver, &["sim"]);
+        check.one_of(&key("driver"), &camera.driver, &["sim", "pattern"]);
+        let run =
+            check.run(&format!("cameras.{name}"), camera.run.as_ref(), camera.restart.as_ref());
+        if let (Some(at), true, "sim") =
+            (&camera.run, run.process, camera.driver.get_ref().as_str())
+        {
+            let remedy =
+                "leave `run` out; [robot] run = \"process\" takes the simulator's cameras along";
+            check.report(&key("run"), at, "a simulated camera lives in the simulator", remedy);
+        }
         let size = *camera.size.get_ref();
         if !size.iter().all(|s| (16..=4096).contains(s)) {
             check.report(
@@ -272,13 +322,15 @@ pub(super) fn resolve(
             driver: camera.driver.get_ref().clone(),
             size,
             period: Duration::from_secs_f64(1.0 / rate),
+            run,
             line: line_of(text, camera.driver.span().start),
         });
     }
 
     let policy = &parsed.policy;
     check.note("policy.file", &policy.file);
-    if !path(&policy.file).exists() {
+    let policy_run = check.run("policy", policy.run.as_ref(), policy.restart.as_ref());
+    if policy_here && !path(&policy.file).exists() {
         let remedy = "give policy:=FILE, or fetch or quantize one with `sinew model`";
         check.report("policy.file", &policy.file, "there is no such file", remedy);
     }
@@ -363,6 +415,7 @@ pub(super) fn resolve(
             description: robot.description.as_ref().map(path),
             state_period: Duration::from_secs_f64(1.0 / state_rate),
             watchdog,
+            run: robot_run,
             seed: robot.seed,
         },
         cameras,
@@ -373,6 +426,7 @@ pub(super) fn resolve(
             cameras: policy.cameras.iter().map(|(i, c)| (i.clone(), c.get_ref().clone())).collect(),
             denoise_steps: policy.denoise_steps.as_ref().map(|s| *s.get_ref()),
             max_observation_age,
+            run: policy_run,
             seed: policy.seed,
         },
         control: ControlSettings {

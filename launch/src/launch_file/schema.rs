@@ -19,16 +19,22 @@ pub const KEYS: &[&str] = &[
     "robot.on_silence",
     "robot.on_stop",
     "robot.endpoint",
+    "robot.run",
+    "robot.restart",
     "robot.seed",
     "cameras.driver",
     "cameras.size",
     "cameras.rate",
+    "cameras.run",
+    "cameras.restart",
     "policy.file",
     "policy.instruction",
     "policy.cameras",
     "policy.denoise_steps",
     "policy.max_observation_age",
     "policy.seed",
+    "policy.run",
+    "policy.restart",
     "scheduler.strategy",
     "scheduler.execution_horizon",
     "scheduler.ensemble_decay",
@@ -89,6 +95,8 @@ pub(super) struct Robot {
     pub on_silence: Option<Text>,
     pub on_stop: Option<Text>,
     pub endpoint: Option<Text>,
+    pub run: Option<Text>,
+    pub restart: Option<Text>,
     #[serde(default)]
     pub seed: u64,
 }
@@ -99,6 +107,8 @@ pub(super) struct Camera {
     pub driver: Text,
     pub size: Spanned<[usize; 2]>,
     pub rate: Text,
+    pub run: Option<Text>,
+    pub restart: Option<Text>,
 }
 
 #[derive(Deserialize)]
@@ -110,6 +120,8 @@ pub(super) struct Policy {
     pub cameras: BTreeMap<String, Text>,
     pub denoise_steps: Option<Spanned<usize>>,
     pub max_observation_age: Text,
+    pub run: Option<Text>,
+    pub restart: Option<Text>,
     #[serde(default)]
     pub seed: u64,
 }

@@ -1,14 +1,15 @@
-//! From a checked launch file to running threads.
+//! From a checked launch file to running threads: the process that holds the control thread.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use sinew_drivers::peer::{ArmPeer, CameraPeer, StreamFigures};
+use sinew_drivers::peer::StreamFigures;
 use sinew_runtime::control::{ControlConfig, ControlCore};
 use sinew_runtime::guard::SpaceConfig;
-use sinew_runtime::inference::{self, Anytime, AnytimeConfig, InferenceConfig, InferenceInputs};
-use sinew_runtime::ingest::{Ingest, Intake};
+use sinew_runtime::inference::{self, InferenceInputs};
+use sinew_runtime::ingest::Ingest;
 use sinew_runtime::operator::Desk;
 use sinew_runtime::rt::{self, RealtimeMode};
 use sinew_runtime::scheduler::SchedulerConfig;
@@ -16,45 +17,34 @@ use sinew_runtime::scheduler::starvation::{self, Demand, Holds, StepLatency};
 use sinew_runtime::scheduler::strategy::StrategyConfig;
 use sinew_runtime::stream::{self, Stream, StreamConfig};
 use sinew_runtime::transport::{
-    Bus, Endpoint, Keys, Priority, Subscription, decode_frame, decode_state, encode_command,
+    Bus, Endpoint, Keys, PolicyIntroduction, Priority, Publisher, Subscription, decode_policy,
+    encode_command,
 };
-use sinew_runtime::{
-    ActionKind, ArmDriver, Camera, CameraFrame, ChunkRequest, Clock, JointLimits, Policy,
-    PolicySpec,
-};
+use sinew_runtime::{ActionKind, CameraFrame, JointLimits, Policy, PolicySpec};
 
-use crate::launch_file::AuthoritySettings;
-
+use super::devices::{Devices, RunningDevices};
 use super::monitor::Monitor;
-use super::operator;
-use super::referee::{self, RefereePeer};
+use super::parts::{Part, Placement};
 use super::robot::{Robot, RunError};
+use super::roster::Roster;
+use super::status::Heard;
+use super::{intake, operator, policy_part, referee, remote};
+use crate::launch_file::AuthoritySettings;
+use crate::supervise::{ChildState, Supervision};
 
-/// How long the parts may take to find each other.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Inferences that are timed before the start, and how long that may take.
-const MEASURED_RUNS: u32 = 8;
-const MEASURED_TIME: Duration = Duration::from_secs(3);
-
-/// A camera of the robot: its name, and what captures.
-pub type NamedCamera = (String, Box<dyn Camera>);
-
-/// The devices of a launch, before they are put on the bus.
-pub struct Devices {
-    /// The arm.
-    pub arm: Box<dyn ArmDriver>,
-    /// The cameras.
-    pub cameras: Vec<NamedCamera>,
-    /// The simulator, when the devices are simulated: it judges the episodes.
-    pub sim: Option<sinew_drivers::sim::SimHandle>,
-}
+/// How long the parts may take to find each other before that is said.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a launch needs to know, all of it checked.
 pub struct Plan {
+    /// Which parts run in this process, and which in its children.
+    pub placement: Placement,
     /// The robot's name on the bus.
     pub robot: String,
-    /// Where the runtime listens.
+    /// Where the control process listens.
     pub endpoint: String,
+    /// The arm's joints, in order.
+    pub joints: Vec<String>,
     /// Limits that the guard enforces, one per joint, in the arm's order.
     pub limits: Vec<JointLimits>,
     /// Where the guard keeps the arm.
@@ -63,6 +53,8 @@ pub struct Plan {
     pub ready: Vec<f64>,
     /// The robot's cameras that the policy sees, in the order of the policy's inputs: (policy's name, robot's name).
     pub views: Vec<(String, String)>,
+    /// Time between two frames of the slowest camera.
+    pub frame_period: Duration,
     /// Control period.
     pub period: Duration,
     /// Time between two measured states.
@@ -73,8 +65,6 @@ pub struct Plan {
     pub watchdog: Duration,
     /// Authority, teleoperation and stops.
     pub authority: AuthoritySettings,
-    /// Time between two frames of the slowest camera.
-    pub frame_period: Duration,
     /// Older parts make no observation.
     pub max_observation_age: Duration,
     /// How much of real time is demanded.
@@ -87,10 +77,12 @@ pub struct Plan {
     pub cpu: Option<usize>,
     /// How chunks follow each other.
     pub strategy: StrategyConfig,
-    /// Actions executed before the next chunk takes over.
-    pub execution_horizon: usize,
+    /// Actions executed before the next chunk takes over; `None` for half the chunk.
+    pub execution_horizon: Option<usize>,
     /// Never fewer denoise steps than this; `None`: never fewer than wanted.
     pub least_denoise_steps: Option<usize>,
+    /// The policy's bundle or checkpoint folder.
+    pub policy_file: String,
     /// Denoise steps; `None` for the checkpoint's own.
     pub denoise_steps: Option<usize>,
     /// Seed of the policy's noise.
@@ -108,77 +100,81 @@ pub struct Launched {
     pub latency: StepLatency,
     /// Memory is locked; or why not.
     pub memory_locked: Result<(), String>,
-    pub(super) arm: ArmPeer,
+    arm: Heard,
+    policy: Heard,
     // The fields below drop in order: the control thread first, so that the arm's own watchdog and
     // the peers' holds are the last to act.
     desk: Option<Desk>,
     stream: Option<Stream>,
-    inference: Option<JoinHandle<Box<dyn Policy>>>,
+    inference: Option<Inference>,
     _subscriptions: Vec<Subscription>,
-    _cameras: Vec<CameraPeer>,
-    referee: Option<RefereePeer>,
+    devices: RunningDevices,
+}
+
+/// The thread that answers the orders: with the policy itself, or by way of the bus.
+enum Inference {
+    Here(JoinHandle<Box<dyn Policy>>),
+    Elsewhere(JoinHandle<()>),
 }
 
 impl Launched {
-    /// Starts everything; the arm is held until authority is given.
+    /// Starts what runs here and waits for the rest; the arm is held until authority is given.
+    ///
+    /// `film`: the cameras' frames are wanted even when the policy runs elsewhere.
     ///
     /// # Errors
     /// [`RunError`]; what was started by then is ended.
-    pub fn start(plan: &Plan, devices: Devices, policy: Box<dyn Policy>) -> Result<Self, RunError> {
+    pub fn start(
+        plan: &Plan,
+        devices: Devices,
+        policy: Option<Box<dyn Policy>>,
+        film: bool,
+        waiting: &Waiting,
+    ) -> Result<Self, RunError> {
         let keys = Keys::new(&plan.robot);
         let bus = Bus::open(&Endpoint::Listen(plan.endpoint.clone()))?;
+        // A session of their own: within one, a subscriber's callback runs inside the publisher's call.
         let device_bus = operator::device_bus(plan)?;
-        let names = devices.arm.joint_names().to_vec();
+        let (roster, tokens) = Roster::follow(&bus, &keys)?;
+        let control = Part::Control.to_string();
+        let mut subscriptions =
+            vec![tokens, bus.announce(&keys.part(&control, std::process::id()))?];
 
-        let camera_names: Vec<String> = plan.views.iter().map(|v| v.1.clone()).collect();
-        let ingest = Arc::new(Mutex::new(Ingest::new(&camera_names, plan.max_observation_age)));
-        let mut subscriptions = Vec::new();
-        for (index, camera) in camera_names.iter().enumerate() {
-            let (ingest, camera_key) = (ingest.clone(), keys.camera(camera));
-            subscriptions.push(bus.subscribe(&camera_key, move |attachment, payload| {
-                let sequence = attachment.map_or(0, |a| a.sequence);
-                match decode_frame(payload, sequence) {
-                    Ok(frame) => {
-                        ingest
-                            .lock()
-                            .unwrap_or_else(PoisonError::into_inner)
-                            .on_frame(index, frame);
-                    }
-                    Err(error) => tracing::warn!(%error, "a camera's message was left out"),
-                }
-            })?);
+        let mut camera_names: Vec<String> = plan.views.iter().map(|v| v.1.clone()).collect();
+        if policy.is_none() && !film {
+            camera_names.clear();
         }
+        let age = plan.max_observation_age;
+        let ingest = Arc::new(Mutex::new(Ingest::new(&camera_names, age)));
+        subscriptions.extend(intake::frames(&bus, &keys, &camera_names, age, &ingest)?);
+        let states = intake::states(&bus, &keys, &plan.joints, plan.state_timeout, &ingest)?;
+        subscriptions.push(states.subscription);
         let referee_state = Arc::default();
-        let referee =
-            devices.sim.map(|sim| RefereePeer::spawn(sim, &keys, &device_bus)).transpose()?;
-        if referee.is_some() {
-            subscriptions.push(referee::listen(&bus, &keys, &referee_state)?);
-        }
-
+        subscriptions.push(referee::listen(&bus, &keys, &referee_state)?);
         let publisher = bus.publisher(&keys.command(), Priority::RealTime)?;
-        let arm = ArmPeer::spawn(devices.arm, operator::arm(plan), &keys, &device_bus)?;
-        let mut cameras = Vec::new();
-        for (name, camera) in devices.cameras {
-            cameras.push(CameraPeer::spawn(camera, &name, &keys, &device_bus)?);
-        }
-        if !bus.wait_for_subscriber(&publisher, PATIENCE) {
-            return Err(silent(
-                "the arm's driver",
-                "check that it runs and reaches the same endpoint",
-            ));
-        }
+        let devices = RunningDevices::start(devices, plan, &keys, &device_bus)?;
 
         // Wait for the world, and pay the policy's first-use costs before anything moves.
-        let states = subscribe_states(&bus, &keys, &names, ingest.clone())?;
-        subscriptions.push(states.subscription);
-        let mut policy = Box::new(Renamed { policy, views: plan.views.clone() });
-        let latency = measure(policy.as_mut(), plan, &ingest)?;
-        let margins = starvation::check(&plan.demand(policy.spec(), latency))?;
+        let world = World { bus: &bus, keys: &keys, publisher: &publisher, ingest: &ingest };
+        let introduced = waiting.wait(plan, &world, policy.is_none())?;
+        let mut policy = policy.map(|p| policy_part::renamed(p, plan));
+        let (spec, latency) = match (&mut policy, introduced) {
+            (Some(policy), _) => {
+                let patient = waiting.patient();
+                let latency =
+                    policy_part::measure(policy.as_mut(), plan, &ingest, patient, waiting.quit)?;
+                (policy.spec().clone(), latency)
+            }
+            (None, Some(introduced)) => (introduced.spec, introduced.latency),
+            // The wait above ends with an introduction or an error.
+            (None, None) => return Err(RunError::Ended),
+        };
+        let margins = starvation::check(&plan.demand(&spec, latency))?;
         let core = ControlCore::new(&ControlConfig {
             limits: plan.limits.clone(),
             period: plan.period,
             state_timeout: plan.state_timeout,
-            scheduler: plan.scheduler(latency),
+            scheduler: plan.scheduler(&spec, latency),
         })?
         .with_authority(&operator::control(plan), &plan.limits)
         .with_space(plan.space.clone())?;
@@ -194,48 +190,59 @@ impl Launched {
             cpu: plan.cpu,
             bare_clock: true,
         };
-        let joints = names.clone();
+        let names = plan.joints.clone();
         let (stream, ports) = stream::spawn(core, stream_config, move |command| {
             publisher.put(encode_command(&names, command), command.stamp);
         })?;
         *states.to_control.lock().unwrap_or_else(PoisonError::into_inner) = Some(ports.states);
 
-        let desk = operator::desk(plan, joints, &bus, &keys, ports.operator)?;
+        let desk = operator::desk(plan, plan.joints.clone(), &bus, &keys, ports.operator)?;
 
         let instruction = Arc::new(Mutex::new(String::new()));
-        let inference_config = InferenceConfig {
-            denoise_steps: plan.denoise_steps,
-            seed: plan.seed,
-            kinds: plan.kinds.clone(),
-            anytime: AnytimeConfig {
-                least_steps: plan.least_denoise_steps.unwrap_or(usize::MAX),
-                margin: plan.period * 2,
-            },
+        let granted = Arc::new(AtomicBool::new(false));
+        let (inference, inference_reports) = match policy {
+            Some(policy) => {
+                let inputs =
+                    InferenceInputs { ingest: ingest.clone(), instruction: instruction.clone() };
+                let (thread, reports) = policy_part::started(inference::spawn(
+                    policy,
+                    policy_part::inference_config(plan),
+                    inputs,
+                    ports.orders,
+                    ports.chunks,
+                    ports.freed,
+                ))?;
+                (Inference::Here(thread), reports)
+            }
+            None => {
+                let rings = (ports.orders, ports.chunks, ports.freed);
+                let (words, there) = (instruction.clone(), roster.clone());
+                let link = remote::control_side(&bus, &keys, words, there, granted.clone(), rings)?;
+                subscriptions.push(link.subscription);
+                (Inference::Elsewhere(link.thread), link.reports)
+            }
         };
-        let inputs = InferenceInputs { ingest: ingest.clone(), instruction: instruction.clone() };
-        let (thread, inference_reports) = inference::spawn(
-            policy,
-            inference_config,
-            inputs,
-            ports.orders,
-            ports.chunks,
-            ports.freed,
-        )
-        .map_err(|e| RunError::System {
-            what: "starting the inference thread",
-            reason: e.to_string(),
-        })?;
+        let remote_policy = matches!(inference, Inference::Elsewhere(_));
 
         Ok(Self {
             realtime_denied: stream.denied.as_ref().map(ToString::to_string),
             margins,
             latency,
             memory_locked,
+            arm: Heard::of(&bus, &keys, &Part::Arm.to_string())?,
+            policy: Heard::of(&bus, &keys, &Part::Policy.to_string())?,
             robot: Robot {
                 monitor: Monitor::default(),
                 limits: plan.limits.clone(),
                 ready: plan.ready.clone(),
                 frame_period: plan.frame_period,
+                status: bus.publisher(&keys.report(&control), Priority::Data)?,
+                status_said: None,
+                needed: needed(plan, remote_policy, &roster),
+                roster,
+                granted,
+                held: String::new(),
+                asked: None,
                 ingest,
                 instruction,
                 referee: referee_state,
@@ -246,29 +253,30 @@ impl Launched {
                 bus,
                 keys,
             },
-            arm,
             desk: Some(desk),
             stream: Some(stream),
-            inference: Some(thread),
+            inference: Some(inference),
             _subscriptions: subscriptions,
-            _cameras: cameras,
-            referee,
+            devices,
         })
     }
 
     /// The command stream as the arm's driver received it.
     pub fn figures(&self) -> StreamFigures {
-        self.arm.figures()
+        self.devices.stream().or(self.arm.newest().stream).unwrap_or_default()
     }
 
-    /// Simulated time that was skipped because the host slept too long; `None` without a simulator.
-    pub fn simulation_skipped(&self) -> Option<Duration> {
-        self.referee.as_ref().map(RefereePeer::skipped)
+    /// Simulated time (ms) that was skipped because the host slept too long; `None` without a simulator.
+    pub fn simulation_skipped_ms(&self) -> Option<f64> {
+        let here = self.devices.simulation_skipped().map(|d| d.as_secs_f64() * 1e3);
+        here.or(self.arm.newest().simulation_skipped_ms)
     }
 
-    /// What came in from each sensor.
-    pub fn intakes(&self) -> Vec<(String, Intake)> {
-        self.robot.ingest.lock().unwrap_or_else(PoisonError::into_inner).intakes()
+    /// What came in from each sensor, where the policy runs.
+    pub fn sensors(&self) -> std::collections::BTreeMap<String, crate::report::SensorFigures> {
+        let mut all = self.policy.newest().sensors;
+        all.extend(policy_part::sensors(&self.robot.ingest));
+        all
     }
 }
 
@@ -276,126 +284,38 @@ impl Drop for Launched {
     fn drop(&mut self) {
         drop(self.desk.take());
         drop(self.stream.take());
-        if let Some(thread) = self.inference.take() {
-            // A panic in it has been printed; the others still have to end.
-            let _ = thread.join();
+        // A panic in either thread has been printed; the others still have to end.
+        match self.inference.take() {
+            Some(Inference::Here(thread)) => drop(thread.join()),
+            Some(Inference::Elsewhere(thread)) => drop(thread.join()),
+            None => {}
         }
     }
 }
 
-/// The policy, seeing the robot's cameras under the names that it was trained with.
-struct Renamed {
-    policy: Box<dyn Policy>,
-    views: Vec<(String, String)>,
-}
-
-impl Policy for Renamed {
-    fn spec(&self) -> &sinew_runtime::PolicySpec {
-        self.policy.spec()
+/// The parts in other processes that the run cannot do without, and how often each has been lost so far.
+fn needed(plan: &Plan, remote_policy: bool, roster: &Roster) -> Vec<(String, u64)> {
+    let mut parts = Vec::new();
+    if remote_policy {
+        parts.push(Part::Policy.to_string());
     }
-
-    fn begin(
-        &mut self,
-        observation: &sinew_runtime::Observation,
-        request: &ChunkRequest,
-    ) -> Result<(), sinew_runtime::PolicyError> {
-        let mut seen = observation.clone();
-        for image in &mut seen.images {
-            if let Some((name, _)) = self.views.iter().find(|v| v.1 == image.camera) {
-                image.camera.clone_from(name);
-            }
-        }
-        self.policy.begin(&seen, request)
+    if !plan.placement.here(&Part::Arm) {
+        parts.push(Part::Arm.to_string());
     }
-
-    fn advance(&mut self) -> Result<sinew_runtime::Progress, sinew_runtime::PolicyError> {
-        self.policy.advance()
-    }
-
-    fn take_chunk(&mut self) -> Result<sinew_runtime::ActionChunk, sinew_runtime::PolicyError> {
-        self.policy.take_chunk()
-    }
-}
-
-/// The measured states' way in, and from there to the control thread once it runs.
-struct StatesIn {
-    subscription: Subscription,
-    to_control: Arc<Mutex<Option<rtrb::Producer<sinew_runtime::JointState>>>>,
-}
-
-fn subscribe_states(
-    bus: &Bus,
-    keys: &Keys,
-    names: &[String],
-    ingest: Arc<Mutex<Ingest>>,
-) -> Result<StatesIn, RunError> {
-    let to_control: Arc<Mutex<Option<rtrb::Producer<_>>>> = Arc::default();
-    let (names, control) = (names.to_vec(), to_control.clone());
-    let subscription = bus.subscribe(&keys.state(), move |attachment, payload| {
-        let sequence = attachment.map_or(0, |a| a.sequence);
-        match decode_state(&names, payload, sequence) {
-            Ok(state) => {
-                ingest.lock().unwrap_or_else(PoisonError::into_inner).on_state(state);
-                if let Some(ring) = &mut *control.lock().unwrap_or_else(PoisonError::into_inner) {
-                    // A full ring means that the control thread has newer ones to read first.
-                    let _ = ring.push(state);
-                }
-            }
-            Err(error) => tracing::warn!(%error, "a joint state was left out"),
-        }
-    })?;
-    Ok(StatesIn { subscription, to_control })
-}
-
-/// Waits for the first whole observation and runs the policy on it, for nobody: how long it takes.
-///
-/// The first run pays the first-use costs and is not counted.
-fn measure(
-    policy: &mut dyn Policy,
-    plan: &Plan,
-    ingest: &Mutex<Ingest>,
-) -> Result<StepLatency, RunError> {
-    let end = Instant::now() + PATIENCE;
-    let seen = loop {
-        let tried =
-            ingest.lock().unwrap_or_else(PoisonError::into_inner).observe("warm up", Clock::now());
-        match tried {
-            Ok(seen) => break seen,
-            Err(why) if Instant::now() > end => {
-                return Err(silent(
-                    &format!("a whole observation ({why})"),
-                    "check the named sensor",
-                ));
-            }
-            Err(_) => std::thread::sleep(Duration::from_millis(10)),
-        }
-    };
-    let steps = plan.denoise_steps.unwrap_or(policy.spec().denoise_steps);
-    let request = ChunkRequest { denoise_steps: Some(steps), ..ChunkRequest::default() };
-    inference::run(policy, &seen, &request)?;
-    let mut anytime =
-        Anytime::new(AnytimeConfig { least_steps: usize::MAX, margin: Duration::ZERO });
-    let begun = Instant::now();
-    let mut runs = 0;
-    while runs == 0 || (runs < MEASURED_RUNS && begun.elapsed() < MEASURED_TIME) {
-        inference::timed(policy, &seen, &request, &mut anytime)?;
-        runs += 1;
-    }
-    // A run was just timed, so there is something to tell.
-    Ok(anytime.latency(steps).unwrap_or(StepLatency {
-        fixed: begun.elapsed() / runs,
-        step: Duration::ZERO,
-        steps,
-    }))
+    parts.into_iter().map(|p| (p.clone(), roster.lost(&p))).collect()
 }
 
 impl Plan {
+    fn horizon(&self, spec: &PolicySpec) -> usize {
+        self.execution_horizon.unwrap_or(spec.action_horizon.div_ceil(2))
+    }
+
     /// The demand that the starvation calculator judges.
     fn demand(&self, spec: &PolicySpec, latency: StepLatency) -> Demand {
         Demand {
             horizon: spec.action_horizon,
             dt: spec.dt(),
-            execution_horizon: self.execution_horizon,
+            execution_horizon: self.horizon(spec),
             control_period: self.period,
             age: self.frame_period + self.state_period,
             latency,
@@ -403,8 +323,8 @@ impl Plan {
         }
     }
 
-    fn scheduler(&self, latency: StepLatency) -> SchedulerConfig {
-        let mut config = SchedulerConfig::new(&self.limits, self.period, self.execution_horizon);
+    fn scheduler(&self, spec: &PolicySpec, latency: StepLatency) -> SchedulerConfig {
+        let mut config = SchedulerConfig::new(&self.limits, self.period, self.horizon(spec));
         for (joint, kind) in config.joints.iter_mut().zip(&self.kinds) {
             joint.kind = *kind;
         }
@@ -414,8 +334,106 @@ impl Plan {
     }
 }
 
-fn silent(what: &str, remedy: &'static str) -> RunError {
-    RunError::Silent { what: what.to_owned(), seconds: PATIENCE.as_secs(), remedy }
+/// How a start waits for the parts that run elsewhere.
+pub struct Waiting<'a> {
+    /// The launch file, for the command that starts a missing part.
+    pub file: &'a std::path::Path,
+    /// Somebody wants the run to end.
+    pub quit: &'a AtomicBool,
+    /// The children.
+    pub supervision: Option<&'a Supervision>,
+    /// All parts run in this process: what is missing after [`PATIENCE`] is an error.
+    pub alone: bool,
+}
+
+/// What a start waits with.
+struct World<'a> {
+    bus: &'a Bus,
+    keys: &'a Keys,
+    publisher: &'a Publisher,
+    ingest: &'a Mutex<Ingest>,
+}
+
+impl Waiting<'_> {
+    fn patient(&self) -> bool {
+        !self.alone
+    }
+
+    /// Waits until the arm takes commands and sends states and, where `remote_policy`, the policy is ready.
+    fn wait(
+        &self,
+        plan: &Plan,
+        world: &World,
+        remote_policy: bool,
+    ) -> Result<Option<PolicyIntroduction>, RunError> {
+        let mut end = Instant::now() + PATIENCE;
+        let mut introduced = None;
+        loop {
+            let mut missing = Vec::new();
+            let reached = world.bus.wait_for_subscriber(world.publisher, Duration::from_millis(10));
+            let seen = world.ingest.lock().unwrap_or_else(PoisonError::into_inner);
+            if !reached || seen.newest_state().is_none() {
+                missing.push(Part::Arm);
+            }
+            drop(seen);
+            if remote_policy && introduced.is_none() {
+                introduced = self.introduction(world);
+                if introduced.is_none() {
+                    missing.push(Part::Policy);
+                }
+            }
+            if missing.is_empty() {
+                return Ok(introduced);
+            }
+            if self.quit.load(Ordering::Relaxed) {
+                return Err(RunError::Ended);
+            }
+            self.given_up()?;
+            if Instant::now() > end {
+                self.complain(plan, &missing)?;
+                end = Instant::now() + PATIENCE;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn introduction(&self, world: &World) -> Option<PolicyIntroduction> {
+        let patience = Duration::from_millis(500);
+        let reply = world.bus.query(&world.keys.policy(), Vec::new(), patience).ok()?;
+        decode_policy(&reply).map_err(|error| tracing::warn!(%error, "the policy's answer")).ok()
+    }
+
+    /// A child that will not come any more ends the wait.
+    fn given_up(&self) -> Result<(), RunError> {
+        let figures = self.supervision.map(Supervision::figures).unwrap_or_default();
+        match figures.into_iter().find(|f| f.state == ChildState::GivenUp) {
+            Some(child) => Err(RunError::PartFailed { part: child.part, exit: child.last_exit }),
+            None => Ok(()),
+        }
+    }
+
+    fn complain(&self, plan: &Plan, missing: &[Part]) -> Result<(), RunError> {
+        let names = missing.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        if self.alone {
+            let what = format!("the first word of {names}");
+            let (seconds, remedy) = (PATIENCE.as_secs(), "check its driver in the log above");
+            return Err(RunError::Silent { what, seconds, remedy });
+        }
+        let start =
+            |part: &&Part| !plan.placement.here(part) && !plan.placement.children.contains(part);
+        let elsewhere: Vec<_> = missing.iter().filter(start).map(ToString::to_string).collect();
+        let how = match elsewhere.is_empty() {
+            true => "it is being started".to_owned(),
+            false => format!(
+                "start it with `sinew launch {} --only {}`, or check that it reaches {}",
+                self.file.display(),
+                elsewhere.join(","),
+                plan.endpoint
+            ),
+        };
+        eprintln!("sinew: waiting for {names}; {how}");
+        Ok(())
+    }
 }
 
 /// The newest frame of every camera, for a picture of the run.

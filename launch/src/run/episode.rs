@@ -72,6 +72,10 @@ pub(super) struct EpisodePlan {
 
 /// Motions and scenes may take this long to be answered.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The policy's name among the parts.
+const POLICY: &str = "policy";
+/// Time between two requests for authority after an interruption.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
 const TICK: Duration = Duration::from_millis(10);
 
 /// Plays one episode; while a person has the arm, or must agree first, it waits. `observe` is called about a hundred times a second.
@@ -96,14 +100,21 @@ pub(super) fn play(
         wait(robot, TICK, quit, observe);
         interrupted += operator::wait_for_people(robot, quit, observe);
         let elapsed = start.elapsed().saturating_sub(interrupted);
-        let authority = robot.monitor.authority;
-        granted |= authority == Some(Authority::Policy);
+        let moves = robot.monitor.authority.is_some_and(Authority::moves);
+        granted |= moves;
         if let Some(outcome) = robot.outcome() {
             break outcome;
         }
-        let lost = granted && authority != Some(Authority::Policy);
-        if quit.load(Ordering::Relaxed) || lost || (!granted && elapsed > PATIENCE) {
+        if quit.load(Ordering::Relaxed) || (!granted && elapsed > PATIENCE) {
             break Outcome::Stopped;
+        }
+        if granted && !moves {
+            interrupted += TICK;
+            ask_again(robot)?;
+        }
+        // What was committed is played out; by then the arm is at rest.
+        if moves && robot.lost_part() == Some(POLICY) && robot.monitor.buffer_left.is_zero() {
+            robot.request(ControlEvent::Authority(AuthorityRequest::PolicyLost))?;
         }
         if elapsed >= plan.time_limit {
             break Outcome::Timeout;
@@ -113,6 +124,16 @@ pub(super) fn play(
     robot.request(ControlEvent::Authority(AuthorityRequest::Hold))?;
     let SceneReply { seed, instruction } = reply;
     Ok(EpisodeResult { seed, instruction, swapped: plan.scene.swap, outcome, seconds })
+}
+
+/// Where nobody's consent is needed, the run asks for the policy again once everything is there.
+fn ask_again(robot: &mut Robot) -> Result<(), RunError> {
+    let due = robot.asked.is_none_or(|at| at.elapsed() >= ASK_AGAIN);
+    if due && !robot.monitor.awaits_consent && robot.complete() {
+        robot.asked = Some(Instant::now());
+        robot.request(ControlEvent::Authority(AuthorityRequest::Policy))?;
+    }
+    Ok(())
 }
 
 /// Opens the gripper where it is, then moves to the ready pose and holds there.

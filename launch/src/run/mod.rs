@@ -2,24 +2,36 @@
 //! runtime and the devices.
 
 mod assembly;
+mod devices;
 mod episode;
+mod intake;
 mod monitor;
 mod motion;
+mod only;
 mod operator;
+mod parts;
+mod policy_part;
 mod referee;
+mod remote;
 mod robot;
+mod roster;
+mod status;
 
-pub use assembly::{Devices, NamedCamera, Plan};
+pub use assembly::Plan;
+pub use devices::{Devices, NamedCamera};
 pub use episode::{EpisodeResult, Outcome, SceneReply, SceneRequest};
 pub use operator::ARM;
+pub use parts::{Part, Placement};
 pub use robot::RunError;
+pub use roster::Presence;
+pub use status::{ControlStatus, PartStatus};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use assembly::Launched;
+use assembly::{Launched, Waiting};
 use episode::EpisodePlan;
 use monitor::Monitor;
 use robot::Robot;
@@ -28,9 +40,10 @@ use crate::cli::{Failure, LaunchArgs};
 use crate::film::Film;
 use crate::launch_file::LaunchConfig;
 use crate::prepare::Prepared;
-use crate::report::{
-    ChunkFigures, LoopFigures, Machine, RunReport, SensorFigures, StatusLine, Tally,
-};
+use crate::report::{ChunkFigures, LoopFigures, Machine, RunReport, StatusLine, Tally};
+use crate::supervise::Supervision;
+
+pub use only::run_only;
 
 /// Time between two pictures of the film.
 const FILM_PERIOD: Duration = Duration::from_millis(400);
@@ -42,15 +55,17 @@ const FILM_ROWS: usize = 8;
 /// # Errors
 /// [`Failure`] of starting or going on; the arm is held by then.
 pub fn run(prepared: Prepared, args: &LaunchArgs) -> Result<RunReport, Failure> {
-    let quit = Arc::new(AtomicBool::new(false));
-    let pressed = quit.clone();
-    ctrlc::set_handler(move || pressed.store(true, Ordering::Relaxed)).map_err(|e| {
-        Failure::Run(RunError::System { what: "catching Ctrl-C", reason: e.to_string() })
-    })?;
+    let quit = on_interrupt()?;
+    let supervision = only::children(&prepared, args)?;
     let devices = prepared.devices().map_err(RunError::Device)?;
-    let Prepared { plan, policy, config, description } = prepared;
-    let joints: Vec<String> = description.joints.iter().map(|j| j.name.clone()).collect();
-    let mut launched = Launched::start(&plan, devices, policy)?;
+    let Prepared { plan, policy, config, .. } = prepared;
+    let waiting = Waiting {
+        file: &args.file,
+        quit: &quit,
+        supervision: supervision.as_ref(),
+        alone: plan.placement == Placement::all_here(&config),
+    };
+    let mut launched = Launched::start(&plan, devices, policy, args.film.is_some(), &waiting)?;
     let realtime = realtime_text(&config, &launched);
     if launched.realtime_denied.is_some() {
         eprintln!("sinew: no real-time scheduling: {realtime}");
@@ -74,9 +89,9 @@ pub fn run(prepared: Prepared, args: &LaunchArgs) -> Result<RunReport, Failure> 
             let scene = SceneRequest { seed, instruction, swap };
             let plan = EpisodePlan { scene, time_limit: args.time_limit };
             let tally = Tally::of(episodes.iter());
-            let Launched { robot, arm, .. } = &mut launched;
+            let robot = &mut launched.robot;
             let result = episode::play(robot, &plan, &quit, &mut |robot| {
-                watch.look(robot, tally, || arm.figures().commands);
+                watch.look(robot, tally, supervision.as_ref());
                 if args.film.is_some() && watch.film_due() {
                     film.add(assembly::frames(robot));
                 }
@@ -85,16 +100,27 @@ pub fn run(prepared: Prepared, args: &LaunchArgs) -> Result<RunReport, Failure> 
         }
     }
     // The arm is held before anything ends; on Ctrl-C it stays where it is.
-    if !quit.load(Ordering::Relaxed) {
+    if !quit.load(Ordering::Relaxed) && launched.robot.held.is_empty() {
         episode::go_home(&mut launched.robot, &quit, &mut |_| {})?;
     }
     launched.robot.drain();
-    let report = report(&launched, &config, &joints, realtime, episodes);
+    let report = report(&launched, &config, &plan, realtime, episodes, supervision.as_ref());
     drop(launched);
+    drop(supervision); // the arm's process, if it has one, saw the hold
     if let Some(file) = &args.film {
         film.save(file, FILM_ROWS).map_err(Failure::Result)?;
     }
     Ok(report)
+}
+
+/// A flag that Ctrl-C and SIGTERM set.
+fn on_interrupt() -> Result<Arc<AtomicBool>, Failure> {
+    let quit = Arc::new(AtomicBool::new(false));
+    let pressed = quit.clone();
+    ctrlc::set_handler(move || pressed.store(true, Ordering::Relaxed)).map_err(|e| {
+        Failure::Run(RunError::System { what: "catching Ctrl-C", reason: e.to_string() })
+    })?;
+    Ok(quit)
 }
 
 /// What a person sees while it runs.
@@ -102,26 +128,27 @@ struct Watch {
     headless: bool,
     set_rate_hz: f64,
     next: Instant,
-    commands: u64,
+    cycles: u64,
     film_next: Instant,
 }
 
 impl Watch {
     fn new(args: &LaunchArgs, set_rate_hz: f64) -> Self {
         let next = Instant::now();
-        Self { headless: args.headless, set_rate_hz, next, commands: 0, film_next: next }
+        Self { headless: args.headless, set_rate_hz, next, cycles: 0, film_next: next }
     }
 
-    fn look(&mut self, robot: &Robot, tally: Tally, commands: impl Fn() -> u64) {
+    fn look(&mut self, robot: &Robot, tally: Tally, supervision: Option<&Supervision>) {
         let now = Instant::now();
         if self.headless || now < self.next {
             return;
         }
         let seconds = 1.0 + now.duration_since(self.next).as_secs_f64();
         self.next = now + Duration::from_secs(1);
-        let before = std::mem::replace(&mut self.commands, commands());
+        let before = std::mem::replace(&mut self.cycles, robot.monitor.cycles);
         let rate_hz =
-            if before == 0 { self.set_rate_hz } else { (self.commands - before) as f64 / seconds };
+            if before == 0 { self.set_rate_hz } else { (self.cycles - before) as f64 / seconds };
+        let children = supervision.map(Supervision::figures).unwrap_or_default();
         let Monitor { authority, missed, chunk_latency, buffer_left, .. } = &robot.monitor;
         let status = StatusLine {
             instruction: &robot.instruction(),
@@ -131,6 +158,7 @@ impl Watch {
             chunk: chunk_latency.quantiles(),
             buffer_ms: buffer_left.as_millis(),
             successes: (tally.success, tally.episodes),
+            parts: &children,
         };
         eprintln!("{status}");
     }
@@ -161,12 +189,13 @@ fn realtime_text(config: &LaunchConfig, launched: &Launched) -> String {
 fn report(
     launched: &Launched,
     config: &LaunchConfig,
-    joints: &[String],
+    plan: &Plan,
     realtime: String,
     episodes: Vec<EpisodeResult>,
+    supervision: Option<&Supervision>,
 ) -> RunReport {
     let m = &launched.robot.monitor;
-    let name = |joint: usize| joints.get(joint).map_or("?", String::as_str);
+    let name = |joint: usize| plan.joints.get(joint).map_or("?", String::as_str);
     let by_name = |list: &BTreeMap<String, sinew_runtime::telemetry::Latencies>| {
         list.iter().map(|(k, v)| (k.clone(), v.quantiles())).collect()
     };
@@ -175,7 +204,10 @@ fn report(
         policy: config.policy.file.display().to_string(),
         arguments: config.arguments.iter().map(|a| (a.name.clone(), a.value.clone())).collect(),
         realtime,
-        simulation_skipped_ms: launched.simulation_skipped().map(|d| d.as_secs_f64() * 1e3),
+        simulation_skipped_ms: launched.simulation_skipped_ms(),
+        held: launched.robot.held.clone(),
+        parts: launched.robot.roster.all(),
+        children: supervision.map(Supervision::figures).unwrap_or_default(),
         episodes,
         set_rate_hz: config.control.rate_hz,
         stream: launched.figures(),
@@ -218,10 +250,6 @@ fn report(
             .iter()
             .map(|((joint, cause), n)| (format!("{}: {cause}", name(*joint)), *n))
             .collect(),
-        sensors: launched
-            .intakes()
-            .into_iter()
-            .map(|(k, i)| (k, SensorFigures { received: i.received, lost: i.lost }))
-            .collect(),
+        sensors: launched.sensors(),
     }
 }

@@ -30,6 +30,8 @@ pub(super) struct Monitor {
     pub bare_missed: u64,
     pub bare_lateness: Latencies,
     pub authority: Option<Authority>,
+    /// Times that authority was given to the policy.
+    pub grants: u64,
     /// An operator must agree before the policy moves again.
     pub awaits_consent: bool,
     /// Why authority changed last, and who brought it about.
@@ -112,6 +114,7 @@ impl Monitor {
                 self.stale_stops += u64::from(change.reason == Reason::StateStale);
                 let (from, to) = (change.from.name(), change.to.name());
                 tracing::debug!(from, to, reason = ?change.reason, by = %change.by, "authority");
+                self.grants += u64::from(change.to == Authority::Policy);
                 self.last_change = Some(change);
             }
             StreamReport::ChunkAccepted => self.accepted += 1,

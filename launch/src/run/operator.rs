@@ -19,10 +19,11 @@ const REJOIN_TOLERANCE: f64 = 0.5;
 /// The arm driver's name among the robot's parts: a stop must reach it.
 pub const ARM: Source = Source::literal("arm");
 
-/// The devices' session: it goes to the runtime, and listens so that a stop reaches the driver without it.
+/// The session of an arm's driver: it meets the others, and listens so that a stop reaches the driver without the
+/// runtime.
 pub(super) fn device_bus(plan: &Plan) -> Result<Bus, RunError> {
     let listen = std::slice::from_ref(&plan.authority.driver_endpoint);
-    Ok(Bus::join(listen, std::slice::from_ref(&plan.endpoint))?)
+    Ok(Bus::meet(&plan.endpoint, listen)?)
 }
 
 /// The arm's driver as the plan wants it.
@@ -89,23 +90,31 @@ pub(super) fn wait_for_people(
     let start = std::time::Instant::now();
     let mut told = None;
     while interrupted(robot) && !quit.load(Ordering::Relaxed) {
+        robot.held = reason(robot);
         let authority = robot.monitor.authority.unwrap_or(Authority::Hold);
         if told.replace(authority) != Some(authority) {
             eprintln!("sinew: {}", notice(robot, authority));
         }
         wait(robot, Duration::from_millis(20), quit, observe);
     }
+    if !quit.load(Ordering::Relaxed) {
+        robot.held.clear();
+    }
     start.elapsed()
+}
+
+/// The last change's serialised reason, in words.
+fn reason(robot: &Robot) -> String {
+    let reason = robot.monitor.last_change.and_then(|c| serde_json::to_value(c.reason).ok());
+    reason.and_then(|v| v.as_str().map(|s| s.replace('_', " "))).unwrap_or_default()
 }
 
 fn notice(robot: &Robot, authority: Authority) -> String {
     let name = robot.keys.robot();
-    let why = robot.monitor.last_change.map_or_else(String::new, |c| {
-        // The reason's serialised name, in words.
-        let reason = serde_json::to_value(c.reason).ok();
-        let reason = reason.and_then(|v| v.as_str().map(|s| s.replace('_', " ")));
-        format!(" ({}, by {})", reason.unwrap_or_default(), c.by)
-    });
+    let why = robot
+        .monitor
+        .last_change
+        .map_or_else(String::new, |c| format!(" ({}, by {})", reason(robot), c.by));
     match authority {
         Authority::Stop => format!(
             "{name} is stopped{why}; `sinew reset` unlatches it, then `sinew authority policy` lets it go on"

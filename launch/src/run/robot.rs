@@ -1,5 +1,6 @@
 //! The running robot as the run sees it: the threads' ends, the counters, the simulator's referee.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,11 +10,14 @@ use sinew_runtime::control::ControlEvent;
 use sinew_runtime::inference::InferenceReport;
 use sinew_runtime::ingest::Ingest;
 use sinew_runtime::stream::{BareCycle, StreamReport};
-use sinew_runtime::transport::{Bus, BusError, Keys};
-use sinew_runtime::{DeviceError, JointLimits, PolicyError};
+use sinew_runtime::transport::{Bus, BusError, Keys, Publisher};
+use sinew_runtime::{Clock, DeviceError, JointLimits, PolicyError};
 
 use super::episode::{Outcome, SceneReply, SceneRequest};
 use super::monitor::Monitor;
+use super::roster::Roster;
+use super::status::ControlStatus;
+use crate::supervise::Exit;
 
 /// Why a run did not start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +61,17 @@ pub enum RunError {
         "the control thread does not take requests any more; see the log above for why it ended"
     )]
     ControlGone,
+    /// A child process failed in a way that a restart does not mend.
+    #[error("the part `{part}` cannot run ({}); its own message is above", ended(exit))]
+    PartFailed {
+        /// The part.
+        part: String,
+        /// How it ended.
+        exit: Option<Exit>,
+    },
+    /// It was told to end before it had begun.
+    #[error("ended before everything was there")]
+    Ended,
     /// The operating system refused something.
     #[error("{what}: {reason}")]
     System {
@@ -66,6 +81,17 @@ pub enum RunError {
         reason: String,
     },
 }
+
+fn ended(exit: &Option<Exit>) -> String {
+    match exit {
+        Some(Exit::Code(code)) => format!("exit code {code}"),
+        Some(Exit::Signal(signal)) => format!("signal {signal}"),
+        Some(Exit::NotStarted) | None => "it could not be started".to_owned(),
+    }
+}
+
+/// Longest time between two statuses of the control process.
+const STATUS_PERIOD: Duration = Duration::from_millis(250);
 
 /// What the simulator's referee last said.
 #[derive(Default)]
@@ -82,6 +108,18 @@ pub(super) struct Robot {
     pub ready: Vec<f64>,
     /// Of the slowest camera.
     pub frame_period: Duration,
+    pub status: Publisher,
+    pub status_said: Option<(Instant, ControlStatus)>,
+    /// Parts in other processes that the run cannot do without, and how often each had been lost when authority was
+    /// last given to the policy.
+    pub needed: Vec<(String, u64)>,
+    pub roster: Roster,
+    /// Set when authority is given to the policy.
+    pub granted: Arc<AtomicBool>,
+    /// Why the run waits for people; empty while it does not.
+    pub held: String,
+    /// When the run last asked for authority after an interruption.
+    pub asked: Option<Instant>,
     pub ingest: Arc<Mutex<Ingest>>,
     pub instruction: Arc<Mutex<String>>,
     pub referee: Arc<Mutex<Referee>>,
@@ -96,9 +134,51 @@ pub(super) struct Robot {
 impl Robot {
     /// Reads what the threads reported.
     pub fn drain(&mut self) {
-        let joints = self.limits.len();
+        let (joints, grants) = (self.limits.len(), self.monitor.grants);
         let (stream, bare) = (&mut self.stream_reports, &mut self.bare_reports);
         self.monitor.drain(stream, bare, &self.inference_reports, joints);
+        if self.monitor.grants != grants {
+            self.granted.store(true, Ordering::Relaxed);
+            for (part, lost) in &mut self.needed {
+                *lost = self.roster.lost(part);
+            }
+        }
+        self.say_status();
+    }
+
+    /// Publishes the run's status when it has changed, and now and then all the same.
+    fn say_status(&mut self) {
+        let status = ControlStatus {
+            process: std::process::id(),
+            authority: self.monitor.authority.map_or("-", |a| a.name()).to_owned(),
+            mode: self.monitor.mode.map(|m| format!("{m:?}").to_lowercase()).unwrap_or_default(),
+            instruction: self.instruction(),
+            chunks: self.monitor.accepted,
+            held: self.held.clone(),
+        };
+        let due = |said: &(Instant, ControlStatus)| {
+            let calm = ControlStatus { chunks: said.1.chunks, ..status.clone() } == said.1;
+            !calm || said.0.elapsed() >= STATUS_PERIOD
+        };
+        if self.status_said.as_ref().is_none_or(due) {
+            // Plain numbers and names always have a JSON form.
+            if let Ok(text) = serde_json::to_vec(&status) {
+                self.status.put(text, Clock::now());
+            }
+            self.status_said = Some((Instant::now(), status));
+        }
+    }
+
+    /// A part in another process that was lost since authority was last given, if any, whether or not it has come
+    /// back.
+    pub fn lost_part(&self) -> Option<&str> {
+        let lost = |p: &&(String, u64)| self.roster.lost(&p.0) > p.1;
+        self.needed.iter().find(lost).map(|p| p.0.as_str())
+    }
+
+    /// Whether every part that the run cannot do without is there.
+    pub fn complete(&self) -> bool {
+        self.needed.iter().all(|p| self.roster.is_there(&p.0))
     }
 
     /// Hands `event` to the control thread.

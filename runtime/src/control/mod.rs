@@ -219,7 +219,12 @@ impl ControlCore {
     pub fn on_event(&mut self, event: ControlEvent, now: Stamp) -> Effect {
         let mut effect = Effect::default();
         match event {
-            ControlEvent::State(state) => self.on_state(state),
+            ControlEvent::State(state) => {
+                effect.change = self.on_state(state, now);
+                if let Some(change) = effect.change {
+                    effect.freed = self.begin(&change);
+                }
+            }
             ControlEvent::ChunkFailed(request) => self.scheduler.on_failure(request),
             ControlEvent::Chunk(chunk) => {
                 let command = self.policy_command();
@@ -374,16 +379,29 @@ impl ControlCore {
         self.teleop.on_sample(sample, self.guard.position(), self.guard.velocity())
     }
 
-    fn on_state(&mut self, state: JointState) {
+    fn on_state(&mut self, state: JointState, now: Stamp) -> Option<AuthorityChange> {
         if !state.position.is_finite() || state.position.len() != self.guard.position().len() {
-            return; // as if it had not come: it turns stale
+            return None; // as if it had not come: it turns stale
         }
-        if self.state.is_none() {
+        let Some(before) = self.state else {
+            self.guard.rebase(&state.position);
+            self.state = Some(state);
+            return None;
+        };
+        if state.stamp < before.stamp {
+            return None;
+        }
+        self.state = Some(state);
+        if state.stamp.since(before.stamp) <= self.state_timeout {
+            return None;
+        }
+        // A silence ends authority even when no cycle ran in it. The arm did not follow meanwhile, or is another one:
+        // it is held where it stands now, not pulled to where it was told to be.
+        let change = self.arbiter.on_state(false, now);
+        if !self.arbiter.authority().moves() {
             self.guard.rebase(&state.position);
         }
-        if self.state.is_none_or(|before| state.stamp >= before.stamp) {
-            self.state = Some(state);
-        }
+        change
     }
 
     /// A new holder of authority begins where the arm is commanded to be, or where it is when it stands elsewhere.

@@ -39,6 +39,21 @@ fn no_command_before_the_arm_was_seen() {
 }
 
 #[test]
+fn an_arm_that_was_silent_is_held_where_it_stands_then() {
+    let mut core = core();
+    core.on_event(state(Stamp(0), 0.0), Stamp(0));
+    core.tick(Stamp(0));
+    ask(&mut core, AuthorityRequest::Policy, Stamp(0));
+    // The whole process was stopped: no cycle ran in the silence.
+    let late = Stamp(0) + Duration::from_secs(1);
+    let change = core.on_event(state(late, 0.3), late).change.expect("authority is lost");
+    assert_eq!(change.to, Authority::Hold);
+    let cycle = core.tick(late);
+    assert_eq!(cycle.authority, Authority::Hold);
+    assert_eq!(cycle.command.expect("seen").position[0], 0.3);
+}
+
+#[test]
 fn losing_the_state_brakes_the_arm_and_takes_authority_away() {
     let mut core = core();
     core.on_event(state(Stamp(0), 0.0), Stamp(0));

@@ -28,7 +28,7 @@ const POLL: Duration = Duration::from_millis(1);
 const RETRY: Duration = Duration::from_millis(5);
 
 /// An order with the plan that its chunk has to join.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct InferenceOrder {
     /// The order.
     pub order: ChunkOrder,
@@ -37,7 +37,7 @@ pub struct InferenceOrder {
 }
 
 /// What the thread says of one inference.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub enum InferenceReport {
     /// A chunk was made.
     Chunk {

@@ -67,7 +67,7 @@ impl SchedulerConfig {
 }
 
 /// A demand for a chunk.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct ChunkOrder {
     /// Number of the request; the chunk carries it back.
     pub request: u64,

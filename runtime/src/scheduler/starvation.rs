@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::strategy::StrategyConfig;
 
 /// A policy's tail latency, in its parts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
 pub struct StepLatency {
     /// All that does not depend on the number of denoise steps.
     pub fixed: Duration,

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use zenoh::Wait;
 use zenoh::qos::CongestionControl;
 use zenoh::query::{ConsolidationMode, Query, QueryTarget};
+use zenoh::sample::SampleKind;
 
 use super::bus::{Bus, BusError, Subscription, refused};
 
@@ -138,6 +139,29 @@ impl Bus {
         let token = self.session.liveliness().declare_token(key.to_owned()).wait();
         let token = token.map_err(|e| refused(key, e))?;
         Ok(Subscription { _inner: Box::new((token, self.session.clone())) })
+    }
+
+    /// Calls `callback` with every key that is announced (true) or gone (false) and matches `pattern`; those
+    /// that are there already come first.
+    ///
+    /// # Errors
+    /// [`BusError::Refused`] for a key that is none.
+    pub fn watch(
+        &self,
+        pattern: &str,
+        callback: impl Fn(&str, bool) + Send + Sync + 'static,
+    ) -> Result<Subscription, BusError> {
+        let inner = self
+            .session
+            .liveliness()
+            .declare_subscriber(pattern.to_owned())
+            .history(true)
+            .callback(move |sample| {
+                callback(sample.key_expr().as_str(), sample.kind() == SampleKind::Put);
+            })
+            .wait()
+            .map_err(|e| refused(pattern, e))?;
+        Ok(Subscription { _inner: Box::new((inner, self.session.clone())) })
     }
 
     /// The keys that were announced and match `pattern`.

@@ -1,5 +1,6 @@
 //! A zenoh session: one process's or one device's place on the bus.
 
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _, UdpSocket};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use zenoh::Wait;
@@ -7,6 +8,9 @@ use zenoh::bytes::ZBytes;
 use zenoh::qos::CongestionControl;
 
 use crate::Stamp;
+
+/// How often a lost or absent peer is sought.
+const RETRY: &str = "{period_init_ms: 100, period_max_ms: 1000, period_increase_factor: 2}";
 
 /// Where a peer meets the others.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,7 +113,7 @@ pub struct Publisher {
 /// A running subscription or answering service; dropping it ends it.
 #[must_use = "a dropped subscription receives nothing"]
 pub struct Subscription {
-    pub(super) _inner: Box<dyn std::any::Any + Send>,
+    pub(super) _inner: Box<dyn std::any::Any + Send + Sync>,
 }
 
 impl Bus {
@@ -138,10 +142,7 @@ impl Bus {
             [] => lost(reason),
             _ => BusError::Listen { endpoint: listen.join("`, `"), reason },
         };
-        let mut config = zenoh::Config::default();
         let settings = [
-            ("mode", "\"peer\"".to_owned()),
-            ("scouting/multicast/enabled", "false".to_owned()),
             // Empty for a session that only connects: it must not open a port of its own.
             ("listen/endpoints", serde_json::json!(listen).to_string()),
             ("listen/exit_on_failure", "true".to_owned()),
@@ -150,11 +151,7 @@ impl Bus {
             ("connect/exit_on_failure", (connect.len() == 1).to_string()),
             ("connect/timeout_ms", "3000".to_owned()),
         ];
-        for (key, value) in settings {
-            config.insert_json5(key, &value).map_err(|e| fail(e.to_string()))?;
-        }
-        let session = zenoh::open(config).wait().map_err(|e| fail(e.to_string()))?;
-        let bus = Self { session };
+        let bus = Self::with(&settings).map_err(fail)?;
         let end = std::time::Instant::now() + std::time::Duration::from_secs(3);
         while connect.len() > 1 && bus.session.info().peers_zid().wait().next().is_none() {
             if std::time::Instant::now() > end {
@@ -163,6 +160,48 @@ impl Bus {
             std::thread::sleep(std::time::Duration::from_millis(2));
         }
         Ok(bus)
+    }
+
+    /// Opens a session that meets the others through the peer that listens at `address`, now or whenever it is there;
+    /// a lost link is sought again for as long as the session lasts.
+    ///
+    /// Peers do not relay for each other, so each of those who meet has an address of its own and they connect to each
+    /// other directly. It also listens at `listen`.
+    ///
+    /// # Errors
+    /// [`BusError::Connect`] for an address that cannot be one, [`BusError::Listen`] for a taken one.
+    pub fn meet(address: &str, listen: &[String]) -> Result<Self, BusError> {
+        let endpoint = address.to_owned();
+        let own = own_address(address).map_err(|reason| BusError::Connect { endpoint, reason })?;
+        let others = listen.iter().filter(|l| **l != own);
+        let all: Vec<&String> = std::iter::once(&own).chain(others).collect();
+        let settings = [
+            ("listen/endpoints", serde_json::json!(all).to_string()),
+            ("listen/exit_on_failure", "true".to_owned()),
+            ("listen/timeout_ms", "3000".to_owned()),
+            ("connect/endpoints", serde_json::json!([address]).to_string()),
+            ("connect/exit_on_failure", "false".to_owned()),
+            ("connect/timeout_ms", "-1".to_owned()),
+            ("connect/retry", RETRY.to_owned()),
+            ("open/return_conditions/connect_scouted", "false".to_owned()),
+        ];
+        let endpoint = all.iter().map(|l| l.as_str()).collect::<Vec<_>>().join("`, `");
+        Self::with(&settings).map_err(|reason| BusError::Listen { endpoint, reason })
+    }
+
+    fn with(settings: &[(&str, String)]) -> Result<Self, String> {
+        let mut config = zenoh::Config::default();
+        let common = [
+            ("mode", "\"peer\"".to_owned()),
+            ("scouting/multicast/enabled", "false".to_owned()),
+            // What a slow or stopped peer cannot take is dropped at once: it must not hold up the others.
+            ("transport/link/tx/queue/congestion_control/drop/wait_before_drop", "0".to_owned()),
+        ];
+        for (key, value) in common.iter().chain(settings) {
+            config.insert_json5(key, value).map_err(|e| e.to_string())?;
+        }
+        let session = zenoh::open(config).wait().map_err(|e| e.to_string())?;
+        Ok(Self { session })
     }
 
     /// Opens a session as [`Bus::open`] does, with zenoh's own threads under `SCHED_FIFO` at `priority` where that
@@ -261,6 +300,29 @@ impl Publisher {
         }
         sequence
     }
+}
+
+/// Where a session that connects to `address` is reached by the others that do: a free port of the interface
+/// that leads there, or a socket beside that one.
+fn own_address(address: &str) -> Result<String, String> {
+    if let Some(path) = address.strip_prefix("unixsock-stream/") {
+        static SESSIONS: AtomicU64 = AtomicU64::new(0);
+        let session = SESSIONS.fetch_add(1, Ordering::Relaxed);
+        return Ok(format!("unixsock-stream/{path}.{}-{session}", std::process::id()));
+    }
+    let host =
+        address.strip_prefix("tcp/").ok_or("an endpoint begins with tcp/ or unixsock-stream/")?;
+    let fail = |e: std::io::Error| format!("`{host}` is not reachable from here: {e}");
+    let target = host.to_socket_addrs().map_err(fail)?.next().ok_or("no address of that name")?;
+    let any: SocketAddr = match target {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    // Connecting a datagram socket sends nothing; it only asks the routing table.
+    let socket = UdpSocket::bind(any).map_err(fail)?;
+    socket.connect(target).map_err(fail)?;
+    let own = socket.local_addr().map_err(fail)?.ip();
+    Ok(format!("tcp/{}", SocketAddr::new(own, 0)))
 }
 
 pub(super) fn refused(key: &str, reason: impl ToString) -> BusError {

@@ -19,6 +19,12 @@ pub struct DecodeError {
     reason: String,
 }
 
+impl DecodeError {
+    pub(super) fn new(message: &'static str, reason: String) -> Self {
+        Self { message, reason }
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 struct Time {
     sec: i32,
@@ -264,7 +270,7 @@ fn ordered(
 }
 
 fn wrong(message: &'static str, reason: String) -> DecodeError {
-    DecodeError { message, reason }
+    DecodeError::new(message, reason)
 }
 
 #[cfg(test)]

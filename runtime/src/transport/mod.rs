@@ -1,22 +1,29 @@
 //! The wire: zenoh peers, ROS 2 standard messages in CDR, keys and schemas in one place.
 //!
-//! Keys are `sinew/<robot>/{state,command,camera/<name>,teleop,authority,stop,reset,status,alive/<part>}` and, in
+//! Keys are `sinew/<robot>/{state,command,camera/<name>,teleop,authority,stop,reset,status,alive/<part>,
+//! order,chunk,policy,report/<part>,part/<part>/<process>}` and, in
 //! simulation, `sim/ground_truth` and `sim/reset`. Every message carries a sequence number and a source stamp in its attachment, laid out as ROS 2's
 //! zenoh middleware does (`rmw_zenoh`: i64 sequence, i64 ns, 16-byte publisher id).
 
 mod ask;
 mod authority;
 mod bus;
+mod gate;
 mod messages;
+mod policy;
 
 pub use ask::{Question, Reply};
 pub use authority::{
     AuthorityAsk, AuthorityMessage, AuthorityStatus, RUNTIME, StopAck, StopMessage,
 };
 pub use bus::{Attachment, Bus, BusError, Endpoint, Priority, Publisher, Subscription};
+pub use gate::{Gate, Rejected};
 pub use messages::{
     DecodeError, decode_command, decode_frame, decode_state, decode_teleop, encode_command,
     encode_frame, encode_state, encode_teleop,
+};
+pub use policy::{
+    AnswerMessage, OrderMessage, POLICY_PROTOCOL, PolicyIntroduction, decode_policy, encode_policy,
 };
 
 /// Keys of one robot.
@@ -85,6 +92,43 @@ impl Keys {
     /// Liveliness token of [`RUNTIME`] or of a driver.
     pub fn alive(&self, part: &str) -> String {
         format!("sinew/{}/alive/{part}", self.robot)
+    }
+
+    /// Demands for chunks, to a policy in another process (CBOR).
+    pub fn order(&self) -> String {
+        format!("sinew/{}/order", self.robot)
+    }
+
+    /// Chunks of a policy in another process (CBOR).
+    pub fn chunk(&self) -> String {
+        format!("sinew/{}/chunk", self.robot)
+    }
+
+    /// Asks a policy in another process what it is (CBOR query).
+    pub fn policy(&self) -> String {
+        format!("sinew/{}/policy", self.robot)
+    }
+
+    /// What `part` of a launch says of itself, several times a second (JSON).
+    pub fn report(&self, part: &str) -> String {
+        format!("sinew/{}/report/{part}", self.robot)
+    }
+
+    /// Liveliness token of `part` of a launch as it runs in `process`.
+    pub fn part(&self, part: &str, process: u32) -> String {
+        format!("sinew/{}/part/{part}/{process}", self.robot)
+    }
+
+    /// Liveliness tokens of all parts.
+    pub fn all_parts(&self) -> String {
+        format!("sinew/{}/part/**", self.robot)
+    }
+
+    /// The part and the process of a liveliness token; `None` for another key.
+    pub fn part_of(&self, token: &str) -> Option<(String, u32)> {
+        let rest = token.strip_prefix(&format!("sinew/{}/part/", self.robot))?;
+        let (part, process) = rest.rsplit_once('/')?;
+        Some((part.to_owned(), process.parse().ok()?))
     }
 
     /// What the simulator knows and the policy must not see (JSON).

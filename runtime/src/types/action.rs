@@ -19,7 +19,7 @@ pub struct ChunkRequest {
 }
 
 /// Time one stage of an inference took.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct StageTime {
     /// Stage name: `preprocess`, `vision`, `prefix`, `denoise`.
     pub stage: &'static str,
@@ -39,7 +39,7 @@ pub struct CacheUse {
 }
 
 /// How a chunk came to be.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, serde::Serialize)]
 pub struct ChunkReport {
     /// What each stage took, in order.
     pub stages: Vec<StageTime>,
@@ -52,7 +52,8 @@ pub struct ChunkReport {
 /// Actions predicted at once: `horizon` actions of `dim` values, `dt` apart.
 ///
 /// Action `k` belongs to `instant + k·dt`.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "super::wire::RawChunk")]
 pub struct ActionChunk {
     /// The request that it answers.
     pub request: u64,

@@ -4,6 +4,7 @@ mod action;
 mod joint;
 mod observation;
 mod plan;
+mod wire;
 
 pub use action::{
     ActionChunk, CacheUse, ChunkReport, ChunkRequest, ChunkShapeError, Command, StageTime,

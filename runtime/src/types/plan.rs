@@ -35,7 +35,8 @@ impl ActionKind {
 /// The plan from an instant on: what was and will be executed if no other chunk comes.
 ///
 /// Rows are `dt` apart; stored in place, so that the control thread can hand it over without a heap.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(into = "Rows", try_from = "Rows")]
 pub struct PlannedBlock {
     /// Instant of row 0.
     pub instant: Stamp,
@@ -44,6 +45,38 @@ pub struct PlannedBlock {
     dim: usize,
     rows: usize,
     values: [f64; MAX_PLAN * MAX_JOINTS],
+}
+
+/// A block as it is written down: only the rows that it has.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Rows {
+    instant: Stamp,
+    dt: Duration,
+    dim: usize,
+    values: Vec<f64>,
+}
+
+impl From<PlannedBlock> for Rows {
+    fn from(block: PlannedBlock) -> Self {
+        let PlannedBlock { instant, dt, dim, rows, values } = block;
+        Self { instant, dt, dim, values: values[..rows * dim].to_vec() }
+    }
+}
+
+impl TryFrom<Rows> for PlannedBlock {
+    type Error = String;
+
+    fn try_from(Rows { instant, dt, dim, values }: Rows) -> Result<Self, String> {
+        let fail = || format!("a plan of {} values by {dim}", values.len());
+        if !(1..=MAX_JOINTS).contains(&dim) || !values.len().is_multiple_of(dim) {
+            return Err(fail());
+        }
+        let mut block = Self::empty(instant, dt, dim);
+        let whole = values
+            .chunks_exact(dim)
+            .all(|row| JointVec::from_slice(row).is_some_and(|row| block.push(&row)));
+        if whole { Ok(block) } else { Err(fail()) }
+    }
 }
 
 impl PlannedBlock {

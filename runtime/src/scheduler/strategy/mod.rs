@@ -97,7 +97,8 @@ impl StrategyConfig {
 }
 
 /// What the next chunk has to know of the plan.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Guide {
     /// Nothing: a chunk of its own.
     Free,

@@ -1,0 +1,221 @@
+//! The policy as a part: ingest, the inference thread and, in a process of its own, the link to the control side.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rtrb::RingBuffer;
+use sinew_runtime::inference::{
+    self, Anytime, AnytimeConfig, InferenceConfig, InferenceInputs, InferenceThread,
+};
+use sinew_runtime::ingest::Ingest;
+use sinew_runtime::scheduler::starvation::StepLatency;
+use sinew_runtime::transport::{Bus, Keys, PolicyIntroduction, Subscription, encode_policy};
+use sinew_runtime::{ChunkRequest, Clock, Policy};
+
+use super::assembly::{PATIENCE, Plan};
+use super::intake;
+use super::parts::Part;
+use super::remote::{InferenceEnds, PolicySide, policy_side};
+use super::robot::RunError;
+use super::status::{PartStatus, StatusPeer};
+use crate::report::SensorFigures;
+
+/// Inferences that are timed before the start, and how long that may take.
+const MEASURED_RUNS: u32 = 8;
+const MEASURED_TIME: Duration = Duration::from_secs(3);
+
+/// The policy, seeing the robot's cameras under the names that it was trained with.
+struct Renamed {
+    policy: Box<dyn Policy>,
+    views: Vec<(String, String)>,
+}
+
+impl Policy for Renamed {
+    fn spec(&self) -> &sinew_runtime::PolicySpec {
+        self.policy.spec()
+    }
+
+    fn begin(
+        &mut self,
+        observation: &sinew_runtime::Observation,
+        request: &ChunkRequest,
+    ) -> Result<(), sinew_runtime::PolicyError> {
+        let mut seen = observation.clone();
+        for image in &mut seen.images {
+            if let Some((name, _)) = self.views.iter().find(|v| v.1 == image.camera) {
+                image.camera.clone_from(name);
+            }
+        }
+        self.policy.begin(&seen, request)
+    }
+
+    fn advance(&mut self) -> Result<sinew_runtime::Progress, sinew_runtime::PolicyError> {
+        self.policy.advance()
+    }
+
+    fn take_chunk(&mut self) -> Result<sinew_runtime::ActionChunk, sinew_runtime::PolicyError> {
+        self.policy.take_chunk()
+    }
+
+    fn set_denoise_steps(&mut self, steps: usize) -> Result<bool, sinew_runtime::PolicyError> {
+        self.policy.set_denoise_steps(steps)
+    }
+
+    fn finish_early(&mut self) -> Result<bool, sinew_runtime::PolicyError> {
+        self.policy.finish_early()
+    }
+}
+
+/// `policy` with the robot's cameras under its own names.
+pub(super) fn renamed(policy: Box<dyn Policy>, plan: &Plan) -> Box<dyn Policy> {
+    Box::new(Renamed { policy, views: plan.views.clone() })
+}
+
+/// Settings of the inference thread.
+pub(super) fn inference_config(plan: &Plan) -> InferenceConfig {
+    InferenceConfig {
+        denoise_steps: plan.denoise_steps,
+        seed: plan.seed,
+        kinds: plan.kinds.clone(),
+        anytime: AnytimeConfig {
+            least_steps: plan.least_denoise_steps.unwrap_or(usize::MAX),
+            margin: plan.period * 2,
+        },
+    }
+}
+
+/// What a thread's refusal to start means for the run.
+pub(super) fn started(
+    thread: std::io::Result<InferenceThread>,
+) -> Result<InferenceThread, RunError> {
+    thread.map_err(|e| RunError::System {
+        what: "starting the inference thread",
+        reason: e.to_string(),
+    })
+}
+
+/// Waits for the first whole observation and runs the policy on it, for nobody: how long it takes.
+///
+/// The first run pays the first-use costs and is not counted. When something is missing for long, that is said and, where `patient`, waited for on.
+pub(super) fn measure(
+    policy: &mut dyn Policy,
+    plan: &Plan,
+    ingest: &Mutex<Ingest>,
+    patient: bool,
+    quit: &AtomicBool,
+) -> Result<StepLatency, RunError> {
+    let mut end = Instant::now() + PATIENCE;
+    let seen = loop {
+        let tried =
+            ingest.lock().unwrap_or_else(PoisonError::into_inner).observe("warm up", Clock::now());
+        match tried {
+            Ok(seen) => break seen,
+            Err(_) if quit.load(Ordering::Relaxed) => return Err(RunError::Ended),
+            Err(why) if Instant::now() > end => {
+                if !patient {
+                    let what = format!("a whole observation ({why})");
+                    let (seconds, remedy) = (PATIENCE.as_secs(), "check the named sensor");
+                    return Err(RunError::Silent { what, seconds, remedy });
+                }
+                end = Instant::now() + PATIENCE;
+                eprintln!("sinew: the policy waits for a whole observation: {why}");
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(10)),
+        }
+    };
+    let steps = plan.denoise_steps.unwrap_or(policy.spec().denoise_steps);
+    let request = ChunkRequest { denoise_steps: Some(steps), ..ChunkRequest::default() };
+    inference::run(policy, &seen, &request)?;
+    let mut anytime =
+        Anytime::new(AnytimeConfig { least_steps: usize::MAX, margin: Duration::ZERO });
+    let begun = Instant::now();
+    let mut runs = 0;
+    while runs == 0 || (runs < MEASURED_RUNS && begun.elapsed() < MEASURED_TIME) {
+        inference::timed(policy, &seen, &request, &mut anytime)?;
+        runs += 1;
+    }
+    // A run was just timed, so there is something to tell.
+    Ok(anytime.latency(steps).unwrap_or(StepLatency {
+        fixed: begun.elapsed() / runs,
+        step: Duration::ZERO,
+        steps,
+    }))
+}
+
+/// What came in from each sensor.
+pub(super) fn sensors(ingest: &Mutex<Ingest>) -> BTreeMap<String, SensorFigures> {
+    let intakes = ingest.lock().unwrap_or_else(PoisonError::into_inner).intakes();
+    intakes
+        .into_iter()
+        .map(|(name, i)| (name, SensorFigures { received: i.received, lost: i.lost }))
+        .collect()
+}
+
+/// A policy that answers orders from the bus; dropping it ends its threads.
+pub(super) struct RunningPolicy {
+    _token: Subscription,
+    _introduction: Subscription,
+    _status: StatusPeer,
+    link: Option<PolicySide>,
+    inference: Option<JoinHandle<Box<dyn Policy>>>,
+    _sensors: Vec<Subscription>,
+}
+
+impl RunningPolicy {
+    /// Starts `policy`; it is announced once it has made its first chunk.
+    pub fn start(
+        policy: Box<dyn Policy>,
+        plan: &Plan,
+        keys: &Keys,
+        bus: &Bus,
+        quit: &AtomicBool,
+    ) -> Result<Self, RunError> {
+        let cameras: Vec<String> = plan.views.iter().map(|v| v.1.clone()).collect();
+        let ingest = Arc::new(Mutex::new(Ingest::new(&cameras, plan.max_observation_age)));
+        let age = plan.max_observation_age;
+        let mut subscriptions = intake::frames(bus, keys, &cameras, age, &ingest)?;
+        subscriptions.push(intake::states(bus, keys, &plan.joints, age, &ingest)?.subscription);
+        let spec = policy.spec().clone();
+        let mut policy = renamed(policy, plan);
+        let latency = measure(policy.as_mut(), plan, &ingest, true, quit)?;
+
+        let instruction = Arc::new(Mutex::new(String::new()));
+        let inputs = InferenceInputs { ingest: ingest.clone(), instruction: instruction.clone() };
+        let (orders, orders_in) = RingBuffer::new(4);
+        let (chunks_out, chunks) = RingBuffer::new(4);
+        // Chunks leave this process as bytes; none comes back to be freed.
+        let (_, freed) = RingBuffer::new(1);
+        let config = inference_config(plan);
+        let (inference, reports) =
+            started(inference::spawn(policy, config, inputs, orders_in, chunks_out, freed))?;
+        let link = policy_side(bus, keys, InferenceEnds { orders, chunks, reports, instruction })?;
+
+        let introduction =
+            encode_policy(&PolicyIntroduction { file: plan.policy_file.clone(), spec, latency });
+        let process = std::process::id();
+        let look =
+            move || PartStatus { process, sensors: sensors(&ingest), ..PartStatus::default() };
+        let part = Part::Policy.to_string();
+        Ok(Self {
+            _introduction: bus.serve(&keys.policy(), move |_| Ok(introduction.clone()))?,
+            _status: StatusPeer::spawn(bus, keys, &part, look)?,
+            link: Some(link),
+            inference: Some(inference),
+            _sensors: subscriptions,
+            _token: bus.announce(&keys.part(&part, process))?,
+        })
+    }
+}
+
+impl Drop for RunningPolicy {
+    fn drop(&mut self) {
+        drop(self.link.take());
+        if let Some(thread) = self.inference.take() {
+            // A panic in it has been printed; the others still have to end.
+            let _ = thread.join();
+        }
+    }
+}
