@@ -279,6 +279,24 @@ pub enum BenchVerb {
         #[arg(long)]
         json: bool,
     },
+    /// Time of a confirmed stop and of a take-over by a person, on loopback with real sessions and probe arms.
+    Authority {
+        /// Commands a second.
+        #[arg(long, value_name = "FREQUENCY", default_value = "100 Hz", value_parser = frequency)]
+        rate: f64,
+        /// Drivers that must confirm.
+        #[arg(long, default_value_t = 2)]
+        drivers: usize,
+        /// Stops.
+        #[arg(long, default_value_t = 1000)]
+        stops: usize,
+        /// Take-overs.
+        #[arg(long, default_value_t = 1000)]
+        takeovers: usize,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Time of one control cycle: scheduler, arbiter and guard.
     Control {
         /// Joints.
@@ -391,6 +409,10 @@ fn strategy(text: &str) -> Result<StrategyConfig, String> {
         let known = StrategyConfig::ALL.map(StrategyConfig::name).join(", ");
         format!("there is no strategy of that name; it is one of: {known}")
     })
+}
+
+fn frequency(text: &str) -> Result<f64, String> {
+    sinew_runtime::units::parse_frequency(text).map_err(|e| e.to_string())
 }
 
 fn source(text: &str) -> Result<Source, String> {
