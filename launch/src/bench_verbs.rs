@@ -1,5 +1,6 @@
 //! `sinew bench …`: measures and prints.
 
+use sinew_benches::authority::{self, AuthorityCase, AuthorityProfile, RigConfig};
 use sinew_benches::policy::PolicyCase;
 use sinew_benches::seams::{self, SeamPlan, SeamRow};
 use sinew_benches::{Spread, control, policy};
@@ -102,6 +103,18 @@ pub fn run(verb: BenchVerb) -> Result<(), Failure> {
             let period = std::time::Duration::from_nanos(period_ns);
             return bench_stream::subscribe(&endpoint, period, priority);
         }
+        BenchVerb::Authority { rate, drivers, stops, takeovers, json } => {
+            let period = std::time::Duration::from_secs_f64(1.0 / rate.clamp(10.0, 1000.0));
+            let rig = RigConfig { period, drivers: drivers.max(1), ..RigConfig::default() };
+            let case = AuthorityCase { rig, stops: stops.max(1), takeovers: takeovers.max(1) };
+            let profile = authority::measure(&case)
+                .map_err(|e| Failure::Result(format!("the bench's robot does not run: {e}")))?;
+            if json {
+                return print_json(&profile);
+            }
+            print_machine();
+            print_authority(&profile);
+        }
         BenchVerb::Control { joints, cycles, json } => {
             let q = control::profile(joints, cycles).map_err(RunError::Guard)?;
             if json {
@@ -154,6 +167,33 @@ fn print_seams(plan: &SeamPlan, rows: &[SeamRow]) {
             100.0 * row.starved
         );
     }
+}
+
+fn print_authority(p: &AuthorityProfile) {
+    say!(
+        "{:.2} ms control period, {} drivers, each part in a session of its own on loopback",
+        p.period_ms,
+        p.drivers
+    );
+    let row = |name: &str, s: &Spread| {
+        say!("  {name:<44} {:>9.3} {:>9.3} {:>9.3} {:>9.3}", s.min, s.p50, s.p99, s.max);
+    };
+    say!("  {:<44} {:>9} {:>9} {:>9} {:>9}", "", "min", "p50", "p99", "max");
+    row("stop confirmed by all (ms)", &p.stop_ms);
+    row("  by every driver (ms)", &p.stop_drivers_ms);
+    row("round trip to all (ms)", &p.round_trip_ms);
+    row("take-over, sample's arrival (control periods)", &p.takeover_periods);
+    row("take-over, device to arm (ms)", &p.takeover_end_to_end_ms);
+    row("control thread late to wake (ms)", &p.lateness_ms);
+    say!(
+        "{} stops, {} unconfirmed; p99 {:.3} ms, one control period and the round trip's p99 are {:.3} ms: {}",
+        p.stops,
+        p.unconfirmed,
+        p.stop_ms.p99,
+        p.stop_bound_ms,
+        if p.stops_in_time() { "within" } else { "beyond" }
+    );
+    say!("{} take-overs", p.takeovers);
 }
 
 fn print_machine() {
