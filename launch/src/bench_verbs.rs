@@ -58,11 +58,13 @@ pub fn run(verb: BenchVerb) -> Result<(), Failure> {
             episodes,
             seed,
             execution_horizon,
+            guidance_horizon,
+            guidance_weight,
             json,
         } => {
             let load = || sinew_models::load_policy(&path, &LoadOptions::default());
             let spec = load()?.spec().clone();
-            let strategies = match strategies.is_empty() {
+            let mut strategies: Vec<StrategyConfig> = match strategies.is_empty() {
                 true => StrategyConfig::ALL.into_iter().filter(|s| spec.supports(*s)).collect(),
                 false => strategies,
             };
@@ -72,6 +74,11 @@ pub fn run(verb: BenchVerb) -> Result<(), Failure> {
                     path.display(),
                     foreign.name()
                 )));
+            }
+            for strategy in &mut strategies {
+                if let StrategyConfig::RtcGuided { max_weight, horizon, .. } = strategy {
+                    (*max_weight, *horizon) = (guidance_weight, guidance_horizon);
+                }
             }
             let threads = std::thread::available_parallelism().map_or(1, Into::into);
             let plan = SeamPlan {

@@ -286,6 +286,12 @@ pub enum BenchVerb {
         /// Actions executed before the next chunk takes over.
         #[arg(long, default_value_t = 8)]
         execution_horizon: usize,
+        /// rtc-guided: planned actions from here on are free; without it none are.
+        #[arg(long)]
+        guidance_horizon: Option<usize>,
+        /// rtc-guided: largest guidance weight.
+        #[arg(long, default_value_t = 10.0)]
+        guidance_weight: f64,
         /// Print JSON.
         #[arg(long)]
         json: bool,

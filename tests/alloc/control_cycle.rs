@@ -1,15 +1,21 @@
-//! The control cycle neither allocates nor frees: counted by this test's own global allocator.
+//! The control cycle neither allocates nor frees, counted by this test's own global allocator, and makes no
+//! system call, which the kernel itself watches.
 //!
-//! The only unsafe code here is the allocator's pass-through to the system's.
+//! The unsafe code here: the allocator's pass-through to the system's, and three system calls.
 #![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use sinew_runtime::arbiter::AuthorityRequest;
-use sinew_runtime::control::{ControlConfig, ControlCore, ControlEvent};
+use sinew_runtime::arbiter::{Authority, AuthorityRequest, Claim, LeaseMode, Source};
+use sinew_runtime::control::{
+    ControlConfig, ControlCore, ControlEvent, OperatorRequest, TeleopSample, TeleopTarget,
+};
 use sinew_runtime::scheduler::SchedulerConfig;
+use sinew_runtime::scheduler::strategy::StrategyConfig;
 use sinew_runtime::{ActionChunk, JointLimits, JointState, JointVec, Stamp};
 
 thread_local! {
@@ -46,6 +52,121 @@ fn calls() -> u64 {
 
 const PERIOD: Duration = Duration::from_millis(1);
 const JOINTS: usize = 7;
+/// Control periods of one run: four seconds.
+const CYCLES: u32 = 4_000;
+
+/// A core and everything that comes to it from other threads, made beforehand.
+struct Run {
+    core: ControlCore,
+    chunks: Vec<ActionChunk>,
+    kept: Vec<ActionChunk>,
+}
+
+/// What happened in a run.
+#[derive(Debug, Default)]
+struct Counts {
+    commands: u64,
+    accepted: u64,
+    teleop: u64,
+}
+
+impl Run {
+    fn new(strategy: StrategyConfig) -> Self {
+        let limit = JointLimits {
+            lower: -2.0,
+            upper: 2.0,
+            velocity: 3.0,
+            acceleration: 40.0,
+            jerk: 1000.0,
+        };
+        let mut scheduler = SchedulerConfig::new(&[limit; JOINTS], PERIOD, 8);
+        scheduler.strategy = strategy;
+        let config = ControlConfig {
+            limits: vec![limit; JOINTS],
+            period: PERIOD,
+            state_timeout: Duration::from_millis(250),
+            scheduler,
+        };
+        let core = ControlCore::new(&config).expect("the limits are sound");
+        let chunk = |request: u64| {
+            let mut values: Vec<f64> =
+                (0..16 * JOINTS).map(|i| ((request * 31 + i as u64) % 17) as f64 * 0.05).collect();
+            if request % 7 == 0 {
+                values[3] = f64::NAN;
+            }
+            ActionChunk::new(request, Stamp(0), Duration::from_millis(100), JOINTS, values)
+                .expect("seven values an action")
+        };
+        Self { core, chunks: (1..=40).map(chunk).rev().collect(), kept: Vec::with_capacity(64) }
+    }
+
+    /// As on the robot: a chunk that is done with goes to another place to be freed.
+    fn event(&mut self, event: ControlEvent, now: Stamp) -> bool {
+        let effect = self.core.on_event(event, now);
+        self.kept.extend(effect.freed);
+        while let Some(chunk) = self.core.take_spent() {
+            self.kept.push(chunk);
+        }
+        effect.accepted
+    }
+
+    fn play(&mut self) -> Counts {
+        let mut counts = Counts::default();
+        let mut answer: Option<(u32, u64)> = None;
+        let someone = Source::literal("leader");
+        for k in 0..CYCLES {
+            let now = Stamp(0) + PERIOD * k;
+            let position = JointVec::zeros(JOINTS);
+            if k % 10 == 0 {
+                let sequence = u64::from(k) + 1;
+                let state = JointState { stamp: now, sequence, position, velocity: position };
+                self.event(ControlEvent::State(state), now);
+            }
+            let asked = match k {
+                5 => Some(AuthorityRequest::Policy),
+                2_500 => Some(AuthorityRequest::Hold),
+                2_700 => Some(AuthorityRequest::Policy),
+                _ => None,
+            };
+            if let Some(request) = asked {
+                self.event(ControlEvent::Authority(request), now);
+            }
+            if (3_000..3_400).contains(&k) {
+                if k == 3_000 {
+                    let (mode, duration) = (LeaseMode::Teleop, Duration::from_millis(200));
+                    let request = AuthorityRequest::Take(Claim { mode, priority: 1, duration });
+                    let taken = OperatorRequest { ticket: 1, by: someone, request };
+                    self.event(ControlEvent::Operator(taken), now);
+                }
+                let target = TeleopTarget::Position(position);
+                let sequence = u64::from(k);
+                let (stamp, arrived) = (now, now);
+                let sample = TeleopSample { source: someone, stamp, sequence, arrived, target };
+                self.event(ControlEvent::Teleop(sample), now);
+            }
+            if let Some((due, request)) = answer
+                && k >= due
+                && let Some(mut chunk) = self.chunks.pop()
+            {
+                chunk.request = request;
+                chunk.instant = now - Duration::from_millis(150);
+                counts.accepted += u64::from(self.event(ControlEvent::Chunk(chunk), now));
+                answer = None;
+            }
+            let cycle = self.core.tick(now);
+            while let Some(chunk) = self.core.take_spent() {
+                self.kept.push(chunk);
+            }
+            counts.commands += u64::from(cycle.command.is_some());
+            counts.teleop += u64::from(cycle.authority == Authority::Teleop);
+            if let Some(order) = cycle.order {
+                std::hint::black_box(self.core.plan().copied());
+                answer = Some((k + 150, order.request));
+            }
+        }
+        counts
+    }
+}
 
 #[test]
 fn the_counter_counts() {
@@ -55,72 +176,58 @@ fn the_counter_counts() {
 }
 
 #[test]
-fn ten_seconds_of_control_cycles_do_not_allocate() {
-    let limit =
-        JointLimits { lower: -2.0, upper: 2.0, velocity: 3.0, acceleration: 40.0, jerk: 1000.0 };
-    let config = ControlConfig {
-        limits: vec![limit; JOINTS],
-        period: PERIOD,
-        state_timeout: Duration::from_millis(250),
-        scheduler: SchedulerConfig::new(&[limit; JOINTS], PERIOD, 8),
-    };
-    let mut core = ControlCore::new(&config).expect("the limits are sound");
-    // Everything that comes in from other threads is made beforehand.
-    let mut chunks: Vec<ActionChunk> = (1..=40)
-        .map(|request| {
-            let mut values: Vec<f64> =
-                (0..16 * JOINTS).map(|i| ((request * 31 + i as u64) % 17) as f64 * 0.05).collect();
-            if request % 7 == 0 {
-                values[3] = f64::NAN;
-            }
-            ActionChunk::new(request, Stamp(0), Duration::from_millis(100), JOINTS, values)
-                .expect("seven values an action")
-        })
-        .rev()
-        .collect();
-    let mut kept = Vec::with_capacity(64);
-    let mut commands = 0u64;
-    let mut accepted = 0u64;
-
-    let before = calls();
-    let mut answer: Option<(u32, u64)> = None;
-    for k in 0..10_000u32 {
-        let now = Stamp(0) + PERIOD * k;
-        if k % 10 == 0 {
-            let position = JointVec::zeros(JOINTS);
-            let state =
-                JointState { stamp: now, sequence: u64::from(k) + 1, position, velocity: position };
-            core.on_event(ControlEvent::State(state), now);
-        }
-        match k {
-            5 => drop(core.on_event(ControlEvent::Authority(AuthorityRequest::Policy), now)),
-            6_000 => drop(core.on_event(ControlEvent::Authority(AuthorityRequest::Hold), now)),
-            6_500 => drop(core.on_event(ControlEvent::Authority(AuthorityRequest::Policy), now)),
-            _ => {}
-        }
-        if let Some((due, request)) = answer
-            && k >= due
-            && let Some(mut chunk) = chunks.pop()
-        {
-            chunk.request = request;
-            chunk.instant = now - Duration::from_millis(150);
-            let effect = core.on_event(ControlEvent::Chunk(chunk), now);
-            accepted += u64::from(effect.accepted);
-            // As on the robot: a chunk that is done with goes to another place to be freed.
-            if let Some(chunk) = effect.freed {
-                kept.push(chunk);
-            }
-            answer = None;
-        }
-        let cycle = core.tick(now);
-        commands += u64::from(cycle.command.is_some());
-        if let Some(order) = cycle.order {
-            answer = Some((k + 150, order.request));
-        }
+fn control_cycles_do_not_allocate_whatever_the_strategy() {
+    for strategy in StrategyConfig::ALL {
+        let mut run = Run::new(strategy);
+        let before = calls();
+        let counts = run.play();
+        let during = calls() - before;
+        let name = strategy.name();
+        assert!(counts.commands > 3_990 && counts.accepted >= 3, "{name}: {counts:?}");
+        assert!(counts.teleop > 300, "{name}: {counts:?}");
+        assert!(run.kept.len() >= 3, "{name}: used chunks are handed back: {}", run.kept.len());
+        assert_eq!(during, 0, "{name}: calls of the allocator in {CYCLES} control cycles");
     }
-    let during = calls() - before;
-    assert!(commands > 9_990 && accepted >= 8, "{commands} commands, {accepted} chunks");
-    assert!(kept.len() >= 8, "used and refused chunks are handed back: {}", kept.len());
-    // The hold at cycle 6,000 hands its chunk back in an effect that this test drops: one chunk, one free.
-    assert!(during <= 2, "{during} calls of the allocator in 10,000 control cycles");
+}
+
+/// Runs `body` on a thread that the kernel ends at its first system call (read, write and exit apart): true when
+/// it came to its end.
+fn without_system_calls(body: impl FnOnce() + Send + 'static) -> bool {
+    let ended = Arc::new(AtomicBool::new(false));
+    let flag = ended.clone();
+    std::thread::spawn(move || {
+        // SAFETY: the call takes integers only, and binds this thread alone.
+        let strict = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_STRICT) };
+        if strict == 0 {
+            body();
+            flag.store(true, Ordering::SeqCst);
+        }
+        // SAFETY: ends this thread without the clean-up that would need other system calls; what it owns leaks.
+        unsafe { libc::syscall(libc::SYS_exit, 0) };
+    });
+    // Far longer than the body takes; a thread that was ended never sets the flag.
+    for _ in 0..200 {
+        if ended.load(Ordering::SeqCst) {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    false
+}
+
+#[test]
+fn control_cycles_make_no_system_call() {
+    // The test of the test: another system call does end the thread.
+    // SAFETY: getppid has no preconditions.
+    assert!(!without_system_calls(|| drop(unsafe { libc::syscall(libc::SYS_getppid) })));
+    for strategy in StrategyConfig::ALL {
+        let mut run = Run::new(strategy);
+        let name = strategy.name();
+        let ended = without_system_calls(move || {
+            std::hint::black_box(run.play());
+            // Freeing is for another thread.
+            std::mem::forget(run);
+        });
+        assert!(ended, "{name}: a control cycle made a system call");
+    }
 }
