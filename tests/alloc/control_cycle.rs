@@ -7,8 +7,10 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::time::Duration;
 
+use sinew_drivers::sim::ArmDescription;
 use sinew_runtime::arbiter::AuthorityRequest;
 use sinew_runtime::control::{ControlConfig, ControlCore, ControlEvent};
+use sinew_runtime::guard::{Cause, Guard};
 use sinew_runtime::scheduler::SchedulerConfig;
 use sinew_runtime::{ActionChunk, JointLimits, JointState, JointVec, Stamp};
 
@@ -64,7 +66,9 @@ fn ten_seconds_of_control_cycles_do_not_allocate() {
         state_timeout: Duration::from_millis(250),
         scheduler: SchedulerConfig::new(&[limit; JOINTS], PERIOD, 8),
     };
-    let mut core = ControlCore::new(&config).expect("the limits are sound");
+    let core = ControlCore::new(&config).expect("the limits are sound");
+    let mut core =
+        core.with_space(ArmDescription::desk_arm().space()).expect("the body fits its chain");
     // Everything that comes in from other threads is made beforehand.
     let mut chunks: Vec<ActionChunk> = (1..=40)
         .map(|request| {
@@ -123,4 +127,43 @@ fn ten_seconds_of_control_cycles_do_not_allocate() {
     assert!(kept.len() >= 8, "used and refused chunks are handed back: {}", kept.len());
     // The hold at cycle 6,000 hands its chunk back in an effect that this test drops: one chunk, one free.
     assert!(during <= 2, "{during} calls of the allocator in 10,000 control cycles");
+}
+
+#[test]
+fn the_guard_does_not_allocate_whatever_it_has_to_change() {
+    let arm = ArmDescription::desk_arm();
+    let joints = arm.joints.len();
+    let mut guard = Guard::new(&arm.limits(), PERIOD)
+        .expect("the limits are sound")
+        .with_space(arm.space())
+        .expect("the body fits its chain");
+    let mut met = [0u32; Cause::ALL.len()];
+    let mut wish = JointVec::zeros(joints);
+    let mut feed = JointVec::zeros(joints);
+    let before = calls();
+    for k in 0..60_000u32 {
+        // Every joint wanders over more than its range at its own pace; now and then wishes jump or are none.
+        for joint in 0..joints {
+            let phase = f64::from(k) * 1e-3 * (0.9 + 0.37 * joint as f64);
+            let jump = if k % 4_000 < 500 { 0.3 } else { 0.0 };
+            wish[joint] = 2.4 * phase.sin() + jump;
+            feed[joint] = if k % 3_000 < 1_500 { 0.0 } else { 2.4 * phase.cos() };
+        }
+        if k % 5_000 < 60 {
+            wish[2] = f64::NAN;
+        }
+        if k % 7_000 < 200 {
+            guard.brake();
+            continue;
+        }
+        if k == 30_000 {
+            guard.rebase(&JointVec::zeros(joints));
+        }
+        let changed = guard.filter(&wish, &feed);
+        for (count, cause) in met.iter_mut().zip(Cause::ALL) {
+            *count += u32::from((0..joints).any(|joint| changed.contains(joint, cause)));
+        }
+    }
+    assert_eq!(calls() - before, 0);
+    assert!(met.iter().all(|n| *n > 10), "every cause was met: {met:?} of {:?}", Cause::ALL);
 }

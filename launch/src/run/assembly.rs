@@ -131,7 +131,9 @@ impl Launched {
         let names = devices.arm.joint_names().to_vec();
 
         let camera_names: Vec<String> = plan.views.iter().map(|v| v.1.clone()).collect();
-        let ingest = Arc::new(Mutex::new(Ingest::new(&camera_names, plan.max_observation_age)));
+        let ingest = Arc::new(Mutex::new(
+            Ingest::new(&camera_names, plan.max_observation_age).with_limits(&plan.limits),
+        ));
         let mut subscriptions = Vec::new();
         for (index, camera) in camera_names.iter().enumerate() {
             let (ingest, camera_key) = (ingest.clone(), keys.camera(camera));
@@ -335,7 +337,11 @@ fn subscribe_states(
         let sequence = attachment.map_or(0, |a| a.sequence);
         match decode_state(&names, payload, sequence) {
             Ok(state) => {
-                ingest.lock().unwrap_or_else(PoisonError::into_inner).on_state(state);
+                let taken = ingest.lock().unwrap_or_else(PoisonError::into_inner).on_state(state);
+                if let Err(why) = taken {
+                    tracing::debug!(%why, "a joint state was left out");
+                    return; // counted there; the control thread must not see it either
+                }
                 if let Some(ring) = &mut *control.lock().unwrap_or_else(PoisonError::into_inner) {
                     // A full ring means that the control thread has newer ones to read first.
                     let _ = ring.push(state);

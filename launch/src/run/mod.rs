@@ -218,10 +218,6 @@ fn report(
             .iter()
             .map(|((joint, cause), n)| (format!("{}: {cause}", name(*joint)), *n))
             .collect(),
-        sensors: launched
-            .intakes()
-            .into_iter()
-            .map(|(k, i)| (k, SensorFigures { received: i.received, lost: i.lost }))
-            .collect(),
+        sensors: launched.intakes().into_iter().map(|(k, i)| (k, SensorFigures::from(i))).collect(),
     }
 }
