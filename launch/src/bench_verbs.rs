@@ -123,19 +123,22 @@ pub fn run(verb: BenchVerb) -> Result<(), Failure> {
             print_authority(&profile);
         }
         BenchVerb::Control { joints, cycles, json } => {
-            let q = control::profile(joints, cycles).map_err(RunError::Guard)?;
+            let cases = control::profile(joints, cycles).map_err(RunError::Guard)?;
             if json {
-                return print_json(&q);
+                return print_json(&cases);
             }
             print_machine();
-            say!(
-                "control/cycle/joints-{joints}: n {}  p50 {:.2} us  p99 {:.2} us  p99.9 {:.2} us  max {:.2} us",
-                q.count,
-                q.p50,
-                q.p99,
-                q.p999,
-                q.max
-            );
+            let head = format!("us, {joints} joints, {cycles} cycles of 1 ms");
+            say!("  {head:<34} {:>8} {:>8} {:>8} {:>8}", "p50", "p99", "p99.9", "max");
+            for control::ControlCase { case, what, times_us: q } in cases {
+                say!(
+                    "  control/{case:<26} {:>8.2} {:>8.2} {:>8.2} {:>8.2}  {what}",
+                    q.p50,
+                    q.p99,
+                    q.p999,
+                    q.max
+                );
+            }
         }
     }
     Ok(())

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 use sinew_drivers::peer::StreamFigures;
+use sinew_runtime::ingest::Intake;
 use sinew_runtime::scheduler::starvation::{Holds, StepLatency};
 use sinew_runtime::telemetry::Quantiles;
 
@@ -131,6 +132,36 @@ pub struct SensorFigures {
     pub received: u64,
     /// Never came.
     pub lost: u64,
+    /// Came after a newer one; left out.
+    pub reordered: u64,
+    /// Joint states that were no numbers; left out.
+    pub not_finite: u64,
+    /// Joint states farther away than the arm can move; left out.
+    pub jumps: u64,
+    /// Frames of a camera that repeated its picture while the arm moved.
+    pub frozen: u64,
+}
+
+impl From<Intake> for SensorFigures {
+    fn from(intake: Intake) -> Self {
+        let Intake { received, lost, reordered, not_finite, jumps, frozen, .. } = intake;
+        Self { received, lost, reordered, not_finite, jumps, frozen }
+    }
+}
+
+impl SensorFigures {
+    /// What was wrong with `name`'s messages, as counts for the text.
+    fn faults(&self, name: &str) -> impl Iterator<Item = (String, u64)> {
+        let counts = [
+            ("lost", self.lost),
+            ("out of order", self.reordered),
+            ("not finite", self.not_finite),
+            ("jumped", self.jumps),
+            ("frozen", self.frozen),
+        ];
+        let name = name.to_owned();
+        counts.into_iter().filter(|c| c.1 > 0).map(move |(what, n)| (format!("{name}: {what}"), n))
+    }
 }
 
 impl Machine {
@@ -363,7 +394,9 @@ impl RunReport {
         write_counts(out, "Guard      changed (control periods)", &self.interventions)?;
         let lost: u64 = self.sensors.values().map(|s| s.lost).sum();
         let received: u64 = self.sensors.values().map(|s| s.received).sum();
-        writeln!(out, "Sensors    {received} messages, {lost} lost")
+        writeln!(out, "Sensors    {received} messages, {lost} lost")?;
+        let faults = self.sensors.iter().flat_map(|(name, s)| s.faults(name)).collect();
+        write_counts(out, "  faults", &faults)
     }
 
     fn write_episodes(&self, out: &mut String) -> std::fmt::Result {

@@ -145,7 +145,8 @@ impl Launched {
             camera_names.clear();
         }
         let age = plan.max_observation_age;
-        let ingest = Arc::new(Mutex::new(Ingest::new(&camera_names, age)));
+        let ingest =
+            Arc::new(Mutex::new(Ingest::new(&camera_names, age).with_limits(&plan.limits)));
         subscriptions.extend(intake::frames(&bus, &keys, &camera_names, age, &ingest)?);
         let states = intake::states(&bus, &keys, &plan.joints, plan.state_timeout, &ingest)?;
         subscriptions.push(states.subscription);

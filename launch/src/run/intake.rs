@@ -104,7 +104,11 @@ pub(super) fn states(
             Ok(mut state) => {
                 let Some(sequence) = door.admit(attachment, state.stamp) else { return };
                 state.sequence = sequence;
-                ingest.lock().unwrap_or_else(PoisonError::into_inner).on_state(state);
+                let taken = ingest.lock().unwrap_or_else(PoisonError::into_inner).on_state(state);
+                if let Err(why) = taken {
+                    tracing::debug!(%why, "a joint state was left out");
+                    return; // counted there; the control thread must not see it either
+                }
                 if let Some(ring) = &mut *control.lock().unwrap_or_else(PoisonError::into_inner) {
                     // A full ring means that the control thread has newer ones to read first.
                     let _ = ring.push(state);

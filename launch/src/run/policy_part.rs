@@ -148,10 +148,7 @@ pub(super) fn measure(
 /// What came in from each sensor.
 pub(super) fn sensors(ingest: &Mutex<Ingest>) -> BTreeMap<String, SensorFigures> {
     let intakes = ingest.lock().unwrap_or_else(PoisonError::into_inner).intakes();
-    intakes
-        .into_iter()
-        .map(|(name, i)| (name, SensorFigures { received: i.received, lost: i.lost }))
-        .collect()
+    intakes.into_iter().map(|(name, i)| (name, SensorFigures::from(i))).collect()
 }
 
 /// A policy that answers orders from the bus; dropping it ends its threads.
@@ -174,7 +171,9 @@ impl RunningPolicy {
         quit: &AtomicBool,
     ) -> Result<Self, RunError> {
         let cameras: Vec<String> = plan.views.iter().map(|v| v.1.clone()).collect();
-        let ingest = Arc::new(Mutex::new(Ingest::new(&cameras, plan.max_observation_age)));
+        let ingest = Arc::new(Mutex::new(
+            Ingest::new(&cameras, plan.max_observation_age).with_limits(&plan.limits),
+        ));
         let age = plan.max_observation_age;
         let mut subscriptions = intake::frames(bus, keys, &cameras, age, &ingest)?;
         subscriptions.push(intake::states(bus, keys, &plan.joints, age, &ingest)?.subscription);
