@@ -3,6 +3,7 @@
 //!
 //! Every profile says what is inside the interval and gives medians and tails; none of them judges.
 
+pub mod authority;
 pub mod closed_loop;
 pub mod control;
 pub mod policy;

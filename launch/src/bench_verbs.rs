@@ -6,7 +6,7 @@ use sinew_benches::{Spread, control, policy};
 use sinew_models::LoadOptions;
 use sinew_runtime::scheduler::strategy::StrategyConfig;
 
-use crate::bench_stream;
+use crate::{bench_authority, bench_stream};
 use crate::cli::{BenchVerb, Failure, print_json, say};
 use crate::report::Machine;
 use crate::run::RunError;
@@ -102,6 +102,9 @@ pub fn run(verb: BenchVerb) -> Result<(), Failure> {
             let period = std::time::Duration::from_nanos(period_ns);
             return bench_stream::subscribe(&endpoint, period, priority);
         }
+        BenchVerb::Authority { rate, drivers, stops, takeovers, json } => {
+            return bench_authority::run(rate, drivers, stops, takeovers, json);
+        }
         BenchVerb::Control { joints, cycles, json } => {
             let q = control::profile(joints, cycles).map_err(RunError::Guard)?;
             if json {
@@ -156,7 +159,7 @@ fn print_seams(plan: &SeamPlan, rows: &[SeamRow]) {
     }
 }
 
-fn print_machine() {
+pub(crate) fn print_machine() {
     let Machine { cpu, cores, kernel } = Machine::this();
     say!("{cpu}, {cores} cores, Linux {kernel}");
 }

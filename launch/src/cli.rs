@@ -314,6 +314,24 @@ pub enum BenchVerb {
         #[arg(long)]
         json: bool,
     },
+    /// Time of a confirmed stop and of a take-over by a person, on loopback with real sessions and probe arms.
+    Authority {
+        /// Commands a second.
+        #[arg(long, value_name = "FREQUENCY", default_value = "100 Hz", value_parser = frequency)]
+        rate: f64,
+        /// Drivers that must confirm.
+        #[arg(long, default_value_t = 2)]
+        drivers: usize,
+        /// Stops.
+        #[arg(long, default_value_t = 1000)]
+        stops: usize,
+        /// Take-overs.
+        #[arg(long, default_value_t = 1000)]
+        takeovers: usize,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// The other end of `sinew bench stream`, in a process of its own.
     #[command(hide = true)]
     StreamSubscriber {
