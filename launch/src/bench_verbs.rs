@@ -6,10 +6,10 @@ use sinew_benches::{Spread, control, policy};
 use sinew_models::LoadOptions;
 use sinew_runtime::scheduler::strategy::StrategyConfig;
 
-use crate::{bench_authority, bench_stream};
 use crate::cli::{BenchVerb, Failure, print_json, say};
 use crate::report::Machine;
 use crate::run::RunError;
+use crate::{bench_authority, bench_stream};
 
 /// Does what `verb` says.
 ///
