@@ -1,16 +1,15 @@
 //! `sinew bench …`: measures and prints.
 
-use sinew_benches::authority::{self, AuthorityCase, AuthorityProfile, RigConfig};
 use sinew_benches::policy::PolicyCase;
 use sinew_benches::seams::{self, SeamPlan, SeamRow};
 use sinew_benches::{Spread, control, policy};
 use sinew_models::LoadOptions;
 use sinew_runtime::scheduler::strategy::StrategyConfig;
 
-use crate::bench_stream;
 use crate::cli::{BenchVerb, Failure, print_json, say};
 use crate::report::Machine;
 use crate::run::RunError;
+use crate::{bench_authority, bench_stream};
 
 /// Does what `verb` says.
 ///
@@ -111,16 +110,7 @@ pub fn run(verb: BenchVerb) -> Result<(), Failure> {
             return bench_stream::subscribe(&endpoint, period, priority);
         }
         BenchVerb::Authority { rate, drivers, stops, takeovers, json } => {
-            let period = std::time::Duration::from_secs_f64(1.0 / rate.clamp(10.0, 1000.0));
-            let rig = RigConfig { period, drivers: drivers.max(1), ..RigConfig::default() };
-            let case = AuthorityCase { rig, stops: stops.max(1), takeovers: takeovers.max(1) };
-            let profile = authority::measure(&case)
-                .map_err(|e| Failure::Result(format!("the bench's robot does not run: {e}")))?;
-            if json {
-                return print_json(&profile);
-            }
-            print_machine();
-            print_authority(&profile);
+            return bench_authority::run(rate, drivers, stops, takeovers, json);
         }
         BenchVerb::Control { joints, cycles, json } => {
             let cases = control::profile(joints, cycles).map_err(RunError::Guard)?;
@@ -179,34 +169,7 @@ fn print_seams(plan: &SeamPlan, rows: &[SeamRow]) {
     }
 }
 
-fn print_authority(p: &AuthorityProfile) {
-    say!(
-        "{:.2} ms control period, {} drivers, each part in a session of its own on loopback",
-        p.period_ms,
-        p.drivers
-    );
-    let row = |name: &str, s: &Spread| {
-        say!("  {name:<44} {:>9.3} {:>9.3} {:>9.3} {:>9.3}", s.min, s.p50, s.p99, s.max);
-    };
-    say!("  {:<44} {:>9} {:>9} {:>9} {:>9}", "", "min", "p50", "p99", "max");
-    row("stop confirmed by all (ms)", &p.stop_ms);
-    row("  by every driver (ms)", &p.stop_drivers_ms);
-    row("round trip to all (ms)", &p.round_trip_ms);
-    row("take-over, sample's arrival (control periods)", &p.takeover_periods);
-    row("take-over, device to arm (ms)", &p.takeover_end_to_end_ms);
-    row("control thread late to wake (ms)", &p.lateness_ms);
-    say!(
-        "{} stops, {} unconfirmed; p99 {:.3} ms, one control period and the round trip's p99 are {:.3} ms: {}",
-        p.stops,
-        p.unconfirmed,
-        p.stop_ms.p99,
-        p.stop_bound_ms,
-        if p.stops_in_time() { "within" } else { "beyond" }
-    );
-    say!("{} take-overs", p.takeovers);
-}
-
-fn print_machine() {
+pub(crate) fn print_machine() {
     let Machine { cpu, cores, kernel } = Machine::this();
     say!("{cpu}, {cores} cores, Linux {kernel}");
 }

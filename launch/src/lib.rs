@@ -1,5 +1,6 @@
 //! Sinew's launch: the launch-file language, the assembly of the parts, and the `sinew` command line.
 
+mod bench_authority;
 mod bench_stream;
 pub mod bench_verbs;
 pub mod cli;

@@ -85,6 +85,7 @@ fn commands_cross_the_bus_in_order_and_silence_brings_a_hold() {
         },
         name: Source::literal("arm"),
         operators: Operators::default(),
+        priority: None,
     };
     let peer = ArmPeer::spawn(Box::new(arm.clone()), config, &keys, &device).expect("declared");
 

@@ -22,6 +22,8 @@ use sinew_runtime::{
 /// How long the parts may take to find each other.
 const PATIENCE: Duration = Duration::from_secs(10);
 const STATE_PERIOD: Duration = Duration::from_millis(10);
+/// `SCHED_FIFO` priority of the control thread; the publisher has one less, desk and drivers two.
+const PRIORITY: i32 = 50;
 
 /// Why a rig does not run.
 #[derive(Debug, thiserror::Error)]
@@ -236,6 +238,11 @@ impl Rig {
         Ok(())
     }
 
+    /// Priority of desk and drivers, as a launch gives it.
+    fn beside(&self) -> Option<i32> {
+        (self.config.realtime != RealtimeMode::Off).then_some(PRIORITY - 2)
+    }
+
     fn driver(&self, k: usize) -> Result<Driver, RigError> {
         let endpoint = free_endpoint()?;
         let here = std::slice::from_ref(&endpoint);
@@ -254,6 +261,7 @@ impl Rig {
                 on_stop: self.config.on_stop,
             },
             operators: self.config.authority.arbiter.operators,
+            priority: self.beside(),
         };
         let peer = ArmPeer::spawn(Box::new(arm), config, &self.keys, &bus)?;
         Ok(Driver { name, endpoint, told, bus, _peer: peer })
@@ -282,7 +290,7 @@ impl Rig {
         let stream = StreamConfig {
             period,
             realtime: self.config.realtime,
-            priority: 50,
+            priority: PRIORITY,
             cpu: None,
             bare_clock: false,
         };
@@ -301,7 +309,8 @@ impl Rig {
         })?;
         let drivers = self.drivers.iter().map(|d| d.name.name().to_owned()).collect();
         let robot = self.keys.robot().to_owned();
-        let config = DeskConfig { robot, joints: self.joints.clone(), drivers };
+        let config =
+            DeskConfig { robot, joints: self.joints.clone(), drivers, priority: self.beside() };
         let desk = Desk::open(&bus, &self.keys, config, operator)?;
         Ok(Runtime { _desk: desk, _stream: threads, _states: heard, requests, reports, bus })
     }

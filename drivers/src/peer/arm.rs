@@ -12,7 +12,7 @@ use sinew_runtime::transport::{
     Bus, BusError, Gate, Keys, Priority, Publisher, Rejected, StopAck, Subscription,
     decode_command, encode_state,
 };
-use sinew_runtime::{ArmDriver, Clock, Command, DeviceError, JointState, Stamp};
+use sinew_runtime::{ArmDriver, Clock, Command, DeviceError, JointState, Stamp, rt};
 
 use super::stats::{CommandStats, StreamFigures};
 use super::stop_line::{Order, StopLine};
@@ -36,6 +36,8 @@ pub struct ArmPeerConfig {
     pub watchdog: WatchdogConfig,
     /// Who may unlatch a stop.
     pub operators: Operators,
+    /// `SCHED_FIFO` priority of the driver's thread where permitted; `None`: ordinary.
+    pub priority: Option<i32>,
 }
 
 /// An arm on the bus; dropping it brings the arm to a hold and ends its thread.
@@ -111,6 +113,9 @@ impl ArmPeer {
             told: (String::new(), Stamp::default()),
         };
         let worker = Worker::spawn("arm", move |quit| {
+            rt::set_timer_slack();
+            // Without the right to it the driver only acts a little later.
+            let _ = config.priority.map(rt::set_fifo);
             let mut next = Clock::now();
             while !quit.load(Ordering::Relaxed) {
                 follower.turn(&line, &received, &mut next);

@@ -7,6 +7,7 @@ use sinew_drivers::peer::{ArmPeerConfig, WatchdogConfig};
 use sinew_runtime::arbiter::{ArbiterConfig, Authority, Operators, Source};
 use sinew_runtime::control::{AuthorityConfig, TeleopConfig};
 use sinew_runtime::operator::{Desk, DeskConfig};
+use sinew_runtime::rt::RealtimeMode;
 use sinew_runtime::stream::OperatorPort;
 use sinew_runtime::transport::{Bus, Keys};
 
@@ -39,6 +40,7 @@ pub(super) fn arm(plan: &Plan) -> ArmPeerConfig {
             on_stop: plan.authority.on_stop,
         },
         operators: operators(plan),
+        priority: priority(plan),
     }
 }
 
@@ -68,7 +70,8 @@ pub(super) fn desk(
     port: OperatorPort,
 ) -> Result<Desk, RunError> {
     let drivers = vec![ARM.name().to_owned()];
-    let config = DeskConfig { robot: plan.robot.clone(), joints, drivers };
+    let config =
+        DeskConfig { robot: plan.robot.clone(), joints, drivers, priority: priority(plan) };
     Ok(Desk::open(bus, keys, config, port)?)
 }
 
@@ -124,6 +127,11 @@ fn notice(robot: &Robot, authority: Authority) -> String {
         }
         _ => format!("{name} is held{why}; `sinew authority policy` lets it go on"),
     }
+}
+
+/// Desk and driver come right after the control thread and its publisher.
+fn priority(plan: &Plan) -> Option<i32> {
+    (plan.realtime != RealtimeMode::Off).then_some((plan.priority - 2).max(1))
 }
 
 fn operators(plan: &Plan) -> Operators {

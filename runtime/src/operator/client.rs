@@ -149,7 +149,7 @@ impl Confirmation {
 /// Asks the runtime for authority, or with [`AuthorityAsk::Status`] who holds it.
 ///
 /// # Errors
-/// [`BusError::Refused`] with the arbiter's reason, or when nobody answers.
+/// [`BusError::Denied`] with the arbiter's reason; [`BusError::Refused`] when nobody answers.
 pub fn ask(
     bus: &Bus,
     keys: &Keys,

@@ -19,7 +19,7 @@ use crate::transport::{
     AuthorityAsk, AuthorityMessage, AuthorityStatus, Bus, BusError, Keys, Priority, Publisher,
     Question, RUNTIME, StopAck, StopMessage, Subscription, decode_teleop,
 };
-use crate::{Clock, Stamp};
+use crate::{Clock, Stamp, rt};
 
 /// How often an open question's answer is looked for: well under a control period.
 const POLL: Duration = Duration::from_micros(100);
@@ -41,6 +41,8 @@ pub struct DeskConfig {
     pub joints: Vec<String>,
     /// The drivers that a stop must reach.
     pub drivers: Vec<String>,
+    /// `SCHED_FIFO` priority of the desk's thread where permitted, below the control thread's; `None`: ordinary.
+    pub priority: Option<i32>,
 }
 
 /// What a driver says of itself on its status key.
@@ -116,7 +118,12 @@ impl Desk {
         };
         let thread = std::thread::Builder::new()
             .name("sinew-desk".into())
-            .spawn(move || clerk.work(&seen, &way, &asked, answers, changes))
+            .spawn(move || {
+                rt::set_timer_slack();
+                // Without the right to it the desk answers a little later.
+                let _ = clerk.config.priority.map(rt::set_fifo);
+                clerk.work(&seen, &way, &asked, answers, changes);
+            })
             .map_err(|e| BusError::Refused { key: keys.authority(), reason: e.to_string() })?;
         let mut desk = Self { inlet, subscriptions: Vec::new(), quit, thread: Some(thread) };
         desk.listen(bus, keys, names)?;

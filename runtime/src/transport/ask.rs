@@ -16,6 +16,9 @@ pub struct Question {
     query: Query,
 }
 
+/// Answers that may wait for whoever asked.
+const ANSWERS: usize = 256;
+
 /// One peer's answer, or its reason for none.
 pub type Reply = Result<Vec<u8>, String>;
 
@@ -75,7 +78,7 @@ impl Bus {
     /// Asks `key` and waits for the first answer, at most `timeout`.
     ///
     /// # Errors
-    /// [`BusError::Refused`] when nobody answers, or with the answering side's reason.
+    /// [`BusError::Refused`] when nobody answers, [`BusError::Denied`] with the answering side's reason.
     pub fn query(
         &self,
         key: &str,
@@ -88,7 +91,7 @@ impl Bus {
             ControlFlow::Break(())
         })?;
         match first {
-            Some(reply) => reply.map_err(|reason| refused(key, reason)),
+            Some(reply) => reply.map_err(|reason| BusError::Denied { key: key.to_owned(), reason }),
             None => Err(refused(key, "nobody answered; is its driver running?")),
         }
     }
@@ -107,8 +110,9 @@ impl Bus {
         mut each: impl FnMut(Reply) -> ControlFlow<()>,
     ) -> Result<(), BusError> {
         let end = Instant::now() + timeout;
-        let replies = self
-            .session
+        // Answers that come after `each` had enough are dropped.
+        let (heard, replies) = crossbeam_channel::bounded(ANSWERS);
+        self.session
             .get(key)
             .payload(payload)
             .target(QueryTarget::All)
@@ -117,9 +121,12 @@ impl Bus {
             .priority(zenoh::qos::Priority::RealTime)
             .express(true)
             .timeout(timeout)
+            .callback(move |reply| {
+                let _ = heard.try_send(reply);
+            })
             .wait()
             .map_err(|e| refused(key, e))?;
-        while let Ok(Some(reply)) = replies.recv_deadline(end) {
+        while let Ok(reply) = replies.recv_deadline(end) {
             let reply = match reply.into_result() {
                 Ok(sample) => Ok(sample.payload().to_bytes().to_vec()),
                 Err(error) => Err(String::from_utf8_lossy(&error.payload().to_bytes()).into()),

@@ -43,6 +43,14 @@ pub enum BusError {
         /// The network's word.
         reason: String,
     },
+    /// A peer was reached and refused.
+    #[error("{reason}")]
+    Denied {
+        /// The key.
+        key: String,
+        /// The peer's word.
+        reason: String,
+    },
     /// A declaration or a query failed.
     #[error("zenoh refused `{key}`: {reason}")]
     Refused {
