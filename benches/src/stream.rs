@@ -13,7 +13,7 @@ use sinew_drivers::sim::{ArmDescription, CameraKind, JOINTS, Renderer, Scene, Wo
 use sinew_runtime::arbiter::AuthorityRequest;
 use sinew_runtime::control::{ControlConfig, ControlCore, ControlEvent};
 use sinew_runtime::inference;
-use sinew_runtime::rt::RealtimeMode;
+use sinew_runtime::rt::{self, RealtimeMode};
 use sinew_runtime::scheduler::SchedulerConfig;
 use sinew_runtime::stream::{self, StreamConfig, StreamPorts, StreamReport};
 use sinew_runtime::telemetry::{Latencies, Quantiles};
@@ -108,10 +108,8 @@ pub fn measure(
     join: impl FnOnce(),
 ) -> Result<StreamRow, StreamError> {
     let endpoint = Endpoint::Listen(plan.endpoint.clone());
-    let bus = match plan.realtime {
-        RealtimeMode::Off => Bus::open(&endpoint)?,
-        _ => Bus::open_realtime(&endpoint, plan.priority - 2)?,
-    };
+    let beside = (plan.realtime != RealtimeMode::Off).then_some(plan.priority - 2);
+    let bus = rt::with_fifo_threads(beside, || Bus::open(&endpoint))?;
     let keys = Keys::new(ROBOT);
     let publisher = bus.publisher(&keys.command(), Priority::RealTime)?;
     join();

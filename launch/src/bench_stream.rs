@@ -143,11 +143,7 @@ fn finish(mut child: Child) -> Result<StreamFigures, Failure> {
 /// [`Failure`] of joining the bus.
 pub fn subscribe(endpoint: &str, period: Duration, priority: Option<i32>) -> Result<(), Failure> {
     let endpoint = Endpoint::Connect(endpoint.to_owned());
-    let bus = match priority {
-        Some(priority) => Bus::open_realtime(&endpoint, priority),
-        None => Bus::open(&endpoint),
-    };
-    let bus = bus.map_err(RunError::Bus)?;
+    let bus = rt::with_fifo_threads(priority, || Bus::open(&endpoint)).map_err(RunError::Bus)?;
     let arm = ArmDescription::desk_arm();
     let names: Vec<String> = arm.joints.iter().map(|j| j.name.clone()).collect();
     let stats = Arc::new(Mutex::new(CommandStats::new(period)));

@@ -41,6 +41,24 @@ pub fn set_fifo(priority: i32) -> Result<(), RealtimeDenied> {
     }
 }
 
+/// What `start` gives, run on a thread under `SCHED_FIFO` at `priority` where that is permitted: the threads that it
+/// starts inherit the scheduling. `None` runs it here.
+///
+/// A bus session opened so does not let a command wait behind ordinary threads on its way; the first session of a
+/// process decides for all of them, because they share zenoh's threads.
+pub fn with_fifo_threads<T: Send>(priority: Option<i32>, start: impl FnOnce() -> T + Send) -> T {
+    let Some(priority) = priority else { return start() };
+    let run = || {
+        // Without the permission its threads are ordinary ones.
+        let _ = set_fifo(priority.max(1));
+        start()
+    };
+    match std::thread::scope(|scope| scope.spawn(run).join()) {
+        Ok(result) => result,
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
 /// Number of processors that this process may use.
 pub fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)

@@ -117,6 +117,13 @@ enum Inference {
     Elsewhere(JoinHandle<()>),
 }
 
+impl Plan {
+    /// `SCHED_FIFO` priority of what a command passes on its way; right after the control thread and its publisher.
+    pub(super) fn beside(&self) -> Option<i32> {
+        (self.realtime != RealtimeMode::Off).then_some((self.priority - 2).max(1))
+    }
+}
+
 impl Launched {
     /// Starts what runs here and waits for the rest; the arm is held until authority is given.
     ///
@@ -132,7 +139,8 @@ impl Launched {
         waiting: &Waiting,
     ) -> Result<Self, RunError> {
         let keys = Keys::new(&plan.robot);
-        let bus = Bus::open(&Endpoint::Listen(plan.endpoint.clone()))?;
+        let listen = Endpoint::Listen(plan.endpoint.clone());
+        let bus = rt::with_fifo_threads(plan.beside(), || Bus::open(&listen))?;
         // A session of their own: within one, a subscriber's callback runs inside the publisher's call.
         let device_bus = operator::device_bus(plan)?;
         let (roster, tokens) = Roster::follow(&bus, &keys)?;

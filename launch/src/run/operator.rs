@@ -7,7 +7,7 @@ use sinew_drivers::peer::{ArmPeerConfig, WatchdogConfig};
 use sinew_runtime::arbiter::{ArbiterConfig, Authority, Operators, Source};
 use sinew_runtime::control::{AuthorityConfig, TeleopConfig};
 use sinew_runtime::operator::{Desk, DeskConfig};
-use sinew_runtime::rt::RealtimeMode;
+use sinew_runtime::rt;
 use sinew_runtime::stream::OperatorPort;
 use sinew_runtime::transport::{Bus, Keys};
 
@@ -24,7 +24,7 @@ pub const ARM: Source = Source::literal("arm");
 /// runtime.
 pub(super) fn device_bus(plan: &Plan) -> Result<Bus, RunError> {
     let listen = std::slice::from_ref(&plan.authority.driver_endpoint);
-    Ok(Bus::meet(&plan.endpoint, listen)?)
+    Ok(rt::with_fifo_threads(plan.beside(), || Bus::meet(&plan.endpoint, listen))?)
 }
 
 /// The arm's driver as the plan wants it.
@@ -40,7 +40,7 @@ pub(super) fn arm(plan: &Plan) -> ArmPeerConfig {
             on_stop: plan.authority.on_stop,
         },
         operators: operators(plan),
-        priority: priority(plan),
+        priority: plan.beside(),
     }
 }
 
@@ -70,8 +70,7 @@ pub(super) fn desk(
     port: OperatorPort,
 ) -> Result<Desk, RunError> {
     let drivers = vec![ARM.name().to_owned()];
-    let config =
-        DeskConfig { robot: plan.robot.clone(), joints, drivers, priority: priority(plan) };
+    let config = DeskConfig { robot: plan.robot.clone(), joints, drivers, priority: plan.beside() };
     Ok(Desk::open(bus, keys, config, port)?)
 }
 
@@ -127,11 +126,6 @@ fn notice(robot: &Robot, authority: Authority) -> String {
         }
         _ => format!("{name} is held{why}; `sinew authority policy` lets it go on"),
     }
-}
-
-/// Desk and driver come right after the control thread and its publisher.
-fn priority(plan: &Plan) -> Option<i32> {
-    (plan.realtime != RealtimeMode::Off).then_some((plan.priority - 2).max(1))
 }
 
 fn operators(plan: &Plan) -> Operators {

@@ -212,29 +212,6 @@ impl Bus {
         Ok(Self { session })
     }
 
-    /// Opens a session as [`Bus::open`] does, with zenoh's own threads under `SCHED_FIFO` at `priority` where that
-    /// is permitted: a command then does not wait behind ordinary threads on its way.
-    ///
-    /// The first session of a process decides for all: they share zenoh's threads.
-    ///
-    /// # Errors
-    /// As [`Bus::open`].
-    pub fn open_realtime(endpoint: &Endpoint, priority: i32) -> Result<Self, BusError> {
-        // Threads inherit the scheduling of the thread that starts them.
-        let opened = std::thread::scope(|scope| {
-            let open = || {
-                // Without the permission the session is an ordinary one.
-                let _ = crate::rt::set_fifo(priority.max(1));
-                Self::open(endpoint)
-            };
-            scope.spawn(open).join()
-        });
-        match opened {
-            Ok(result) => result,
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
-    }
-
     /// A publisher on `key`.
     ///
     /// # Errors
