@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use sinew_drivers::sim::ArmDescription;
 use sinew_runtime::arbiter::{Authority, Source};
-use sinew_runtime::operator;
+use sinew_runtime::operator::{self, Confirmation};
 use sinew_runtime::transport::{
     AuthorityAsk, Bus, Keys, Subscription, decode_command, decode_state,
 };
@@ -158,6 +158,14 @@ impl Watch {
         let status = operator::ask(&self.bus, &self.keys, Source::literal("test"), ask, PATIENCE);
         let status = status.expect("the runtime answers");
         assert_eq!(status.authority, Authority::Policy);
+    }
+
+    /// Presses stop; who confirmed it.
+    pub fn stop(&self) -> Confirmation {
+        let (who, wait) = (Source::literal("test"), Duration::from_secs(2));
+        let expected = ["arm".to_owned()];
+        let found = operator::stop(&self.bus, &self.keys, who, &expected, wait);
+        found.expect("the bus can be asked")
     }
 
     /// Measured states heard so far.
