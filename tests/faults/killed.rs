@@ -20,7 +20,7 @@ fn assert_stays_held(watch: &Watch) {
 }
 
 #[test]
-fn killed_policy_the_arm_is_held_and_stays_so_although_the_policy_is_restarted() {
+fn killed_policy_the_arm_is_held_until_somebody_agrees_although_the_policy_is_restarted() {
     let (mut launch, watch) = scene(POLICY);
     launch.start_control(&[]);
     watch.wait_policy_moves();
@@ -30,15 +30,22 @@ fn killed_policy_the_arm_is_held_and_stays_so_although_the_policy_is_restarted()
     let rest = watch.rest_after(fault);
     let again = watch.wait_restarted("policy", policy);
     assert_stays_held(&watch);
+    assert_eq!(watch.says("held"), "policy lost");
+    // A person agrees: the restarted policy goes on where the old one was, without a jump.
+    watch.agree();
+    watch.wait_policy_moves();
     watch.assert_measured_motion_is_bounded();
     watch.assert_commands_are_bounded();
     let report = launch.finish();
-    assert_eq!(report["held"], "policy lost");
     assert_eq!(report["children"][0]["restarts"], 1);
     assert_eq!(report["parts"]["policy"]["lost"], 1);
     wait_until("the end of the policy with the launch", || !runs(again));
     launch.assert_no_panic();
-    row("policy: kill -9", rest, "plays out its committed block; restarted; hold stays");
+    row(
+        "policy: kill -9",
+        rest,
+        "plays out its committed block, hold; restarted; goes on by consent",
+    );
 }
 
 #[test]

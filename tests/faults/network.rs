@@ -87,7 +87,7 @@ fn cut_network_the_arm_holds_by_itself_and_nothing_resumes_when_it_is_back() {
 
     let back = Instant::now();
     there.cable("up");
-    wait_until("the runtime's word", || watch.says("held") != "");
+    wait_until("the runtime's word", || !watch.says("held").is_empty());
     assert_eq!(watch.says("authority"), "hold");
     std::thread::sleep(Duration::from_secs(1));
     let pulled = watch.moved_since(back);

@@ -81,6 +81,32 @@ fn stopped_runtime_the_arm_holds_by_itself_and_is_not_pulled_back() {
 }
 
 #[test]
+fn a_stop_reaches_the_driver_although_the_runtime_hangs() {
+    let (mut launch, watch) = scene(ARM);
+    let control = launch.start_control(&[]);
+    watch.wait_policy_moves();
+    signal(control, Signal::STOP);
+    let pressed = Instant::now();
+    let found = watch.stop();
+    let arm = found.parts.iter().find(|p| p.ack.part == "arm").expect("the driver answers");
+    assert!(arm.ack.latched && arm.ack.fault.is_none(), "{arm:?}");
+    assert_eq!(found.missing, ["desk/runtime"], "who did not answer is named");
+    let after = arm.after;
+    let rest = watch.rest_after(pressed);
+    signal(control, Signal::CONT);
+    // The runtime finds its driver latched and stops too; it takes a person to go on.
+    watch.wait_authority("stop");
+    watch.assert_measured_motion_is_bounded();
+    launch.finish();
+    launch.assert_no_panic();
+    row(
+        "stop, runtime hangs",
+        rest,
+        &format!("driver latched after {:.1} ms", after.as_secs_f64() * 1e3),
+    );
+}
+
+#[test]
 fn stopped_driver_authority_goes_to_hold_and_the_arm_does_not_jump_on_return() {
     let (mut launch, watch) = scene(ARM);
     launch.start_control(&[]);

@@ -5,7 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use sinew_drivers::sim::ArmDescription;
-use sinew_runtime::transport::{Bus, Keys, Subscription, decode_command, decode_state};
+use sinew_runtime::arbiter::{Authority, Source};
+use sinew_runtime::operator::{self, Confirmation};
+use sinew_runtime::transport::{
+    AuthorityAsk, Bus, Keys, Subscription, decode_command, decode_state,
+};
 use sinew_runtime::{Command, JointLimits, JointState};
 
 use crate::harness::{PATIENCE, wait_until};
@@ -45,7 +49,7 @@ impl Heard {
 
 /// An observer on the bus.
 pub struct Watch {
-    _bus: Bus,
+    bus: Bus,
     pub keys: Keys,
     pub joints: Vec<String>,
     limits: Vec<JointLimits>,
@@ -105,7 +109,7 @@ impl Watch {
         }));
         let subscriptions = subscriptions.into_iter().map(|s| s.expect("declared")).collect();
         let limits = arm.limits();
-        Self { _bus: bus, keys, joints, limits, heard, _subscriptions: subscriptions }
+        Self { bus, keys, joints, limits, heard, _subscriptions: subscriptions }
     }
 
     /// From now on only those are believed who have been heard already: a rogue comes.
@@ -146,6 +150,22 @@ impl Watch {
     /// Chunks that were played so far.
     pub fn chunks(&self) -> u64 {
         self.says("chunks").parse().unwrap_or(0)
+    }
+
+    /// Agrees, as an operator does with `sinew authority policy`, that the policy goes on.
+    pub fn agree(&self) {
+        let ask = AuthorityAsk::Policy;
+        let status = operator::ask(&self.bus, &self.keys, Source::literal("test"), ask, PATIENCE);
+        let status = status.expect("the runtime answers");
+        assert_eq!(status.authority, Authority::Policy);
+    }
+
+    /// Presses stop; who confirmed it.
+    pub fn stop(&self) -> Confirmation {
+        let (who, wait) = (Source::literal("test"), Duration::from_secs(2));
+        let expected = ["arm".to_owned()];
+        let found = operator::stop(&self.bus, &self.keys, who, &expected, wait);
+        found.expect("the bus can be asked")
     }
 
     /// Measured states heard so far.
