@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use sinew_drivers::sim::{ArmDescription, CameraKind, JOINTS, Renderer, Scene, World};
 use sinew_runtime::arbiter::AuthorityRequest;
+use sinew_runtime::blackbox::ControlTap;
 use sinew_runtime::control::{ControlConfig, ControlCore, ControlEvent};
 use sinew_runtime::inference;
 use sinew_runtime::rt::{self, RealtimeMode};
@@ -135,7 +136,7 @@ pub fn measure(
     let (late_after, mut published, mut late) = (plan.period, 0u64, 0u64);
     let counts = Arc::new(std::sync::Mutex::new((0, 0)));
     let counted = counts.clone();
-    let (running, ports) = stream::spawn(core, config, move |command| {
+    let (running, ports) = stream::spawn(core, config, ControlTap::off(), move |command| {
         publisher.put(encode_command(&names, command), command.stamp);
         published += 1;
         late += u64::from(Clock::now().since(command.stamp) > late_after);

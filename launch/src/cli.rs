@@ -11,6 +11,7 @@ use sinew_runtime::arbiter::Source;
 use sinew_runtime::scheduler::strategy::StrategyConfig;
 
 use crate::launch_file::{Findings, Override};
+use crate::replay::{self, ReplayArgs};
 use crate::run::RunError;
 use crate::{bench_verbs, launch_verbs, model_verbs, operator_verbs};
 
@@ -42,6 +43,8 @@ enum Verb {
     Reset(OperatorArgs),
     /// Say who holds authority over the arm, give it to the policy (the consent to go on), or take it away.
     Authority(AuthorityArgs),
+    /// Compute a recorded run again: are commands, decisions and inferred chunks the same, bit for bit?
+    Replay(ReplayArgs),
     /// Make, convert and compare policies.
     #[command(subcommand)]
     Model(ModelVerb),
@@ -83,6 +86,9 @@ pub struct LaunchArgs {
     /// Write the report as JSON to this file (`-`: stdout).
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Record the run into this MCAP file, for `sinew replay`; an existing file is kept and the name counted up.
+    #[arg(long, value_name = "FILE.mcap")]
+    pub record: Option<PathBuf>,
     /// Write a contact sheet of what the cameras saw.
     #[arg(long, value_name = "FILE.png")]
     pub film: Option<PathBuf>,
@@ -441,6 +447,7 @@ impl Cli {
             Verb::Stop(args) => operator_verbs::stop(&args),
             Verb::Reset(args) => operator_verbs::reset(&args),
             Verb::Authority(args) => operator_verbs::authority(&args),
+            Verb::Replay(args) => replay::run(&args),
             Verb::Model(verb) => model_verbs::run(verb).map(|()| ExitCode::SUCCESS),
             Verb::Bench(verb) => bench_verbs::run(verb).map(|()| ExitCode::SUCCESS),
         }

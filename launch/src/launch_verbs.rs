@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use crate::cli::{CheckArgs, Failure, LaunchArgs, print, print_json, say};
 use crate::launch_file::{Finding, Findings, LaunchConfig, load, load_part};
 use crate::prepare::{Unprepared, prepare};
-use crate::run::{self, Part, Placement};
+use crate::run::{self, Part, Placement, Recording};
 
 /// Runs what the launch file says.
 ///
@@ -27,11 +27,13 @@ pub fn launch(args: &LaunchArgs) -> Result<ExitCode, Failure> {
         run::run_only(prepared, args)?;
         return Ok(ExitCode::SUCCESS);
     }
+    let recording =
+        Recording::open(&prepared.config, args.record.as_deref()).map_err(Failure::Result)?;
     for file in [&args.json, &args.film].into_iter().flatten().filter(|f| **f != Path::new("-")) {
         writable(file)?;
     }
     let json = args.json.clone();
-    let report = run::run(prepared, args)?;
+    let report = run::run(prepared, args, recording)?;
     match json.as_deref() {
         Some(file) if file == Path::new("-") => print_json(&report)?,
         Some(file) => {

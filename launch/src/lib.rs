@@ -10,6 +10,7 @@ pub mod launch_verbs;
 pub mod model_verbs;
 pub mod operator_verbs;
 pub mod prepare;
+pub mod replay;
 pub mod report;
 pub mod run;
 pub mod supervise;

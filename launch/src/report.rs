@@ -9,7 +9,7 @@ use sinew_runtime::ingest::Intake;
 use sinew_runtime::scheduler::starvation::{Holds, StepLatency};
 use sinew_runtime::telemetry::Quantiles;
 
-use crate::run::{EpisodeResult, Outcome, Presence};
+use crate::run::{EpisodeResult, Outcome, Presence, RecordingReport};
 use crate::supervise::{ChildFigures, ChildState};
 
 /// A whole run: the content of `--json`.
@@ -69,6 +69,8 @@ pub struct RunReport {
     pub interventions: BTreeMap<String, u64>,
     /// Messages from each sensor.
     pub sensors: BTreeMap<String, SensorFigures>,
+    /// The recording, when there is one.
+    pub recording: Option<RecordingReport>,
 }
 
 /// The computer that a run was made on.
@@ -396,7 +398,11 @@ impl RunReport {
         let received: u64 = self.sensors.values().map(|s| s.received).sum();
         writeln!(out, "Sensors    {received} messages, {lost} lost")?;
         let faults = self.sensors.iter().flat_map(|(name, s)| s.faults(name)).collect();
-        write_counts(out, "  faults", &faults)
+        write_counts(out, "  faults", &faults)?;
+        match &self.recording {
+            Some(recording) => write_recording(out, recording),
+            None => Ok(()),
+        }
     }
 
     fn write_episodes(&self, out: &mut String) -> std::fmt::Result {
@@ -434,6 +440,26 @@ impl RunReport {
         }
         Ok(())
     }
+}
+
+fn write_recording(out: &mut String, recording: &RecordingReport) -> std::fmt::Result {
+    let figures = &recording.figures;
+    let messages: u64 = figures.messages.values().sum();
+    let megabytes = figures.bytes as f64 / 1e6;
+    writeln!(
+        out,
+        "Recording  {}: {messages} messages, {megabytes:.1} MB",
+        recording.file.display()
+    )?;
+    if let Some(why) = &figures.stopped {
+        writeln!(
+            out,
+            "  ended early: {why}; {} records after it are not in the file",
+            figures.unwritten
+        )?;
+    }
+    let lost = figures.lost.iter().map(|(kind, n)| (kind.name().to_owned(), *n)).collect();
+    write_counts(out, "  no room for", &lost)
 }
 
 fn write_counts(out: &mut String, name: &str, counts: &BTreeMap<String, u64>) -> std::fmt::Result {

@@ -6,6 +6,7 @@
 //! `(event, now)`; threads, zenoh and the clock are thin shells around them.
 
 pub mod arbiter;
+pub mod blackbox;
 pub mod control;
 pub mod guard;
 pub mod inference;

@@ -13,6 +13,7 @@ use std::time::Duration;
 use rtrb::{Consumer, Producer, RingBuffer};
 
 use crate::arbiter::{AuthorityChange, AuthorityRequest, Source};
+use crate::blackbox::ControlTap;
 use crate::control::{
     ControlCore, ControlEvent, CycleReport, OperatorAnswer, OperatorRequest, SampleRefusal,
 };
@@ -123,11 +124,14 @@ impl Drop for Stream {
 
 /// Starts the control thread and the publisher; `publish` is called on the publisher's thread.
 ///
+/// `tap` is shown everything that the core is given and gives.
+///
 /// # Errors
 /// [`RealtimeDenied`] in [`RealtimeMode::Enforce`].
 pub fn spawn(
     mut core: ControlCore,
     config: StreamConfig,
+    mut tap: ControlTap,
     mut publish: impl FnMut(&Command) + Send + 'static,
 ) -> Result<(Stream, StreamPorts), RealtimeDenied> {
     let denied = permitted(config)?;
@@ -166,7 +170,9 @@ pub fn spawn(
                 }
             };
             let mut handle = |event| {
+                tap.event(&event, woke);
                 let effect = core.on_event(event, woke);
+                tap.effect(&effect);
                 effect.freed.into_iter().for_each(&mut free);
                 while let Some(chunk) = core.take_spent() {
                     free(chunk);
@@ -214,11 +220,14 @@ pub fn spawn(
                 let _ = reports_out.push(StreamReport::Authority(change));
                 let _ = changes_out.push(change);
             }
+            tap.cycle(&cycle, woke, beat.due, beat.missed);
+            let work = Clock::now().since(woke);
+            tap.worked(work);
             let report = CycleReport {
                 sequence: cycle.command.map_or(0, |c| c.sequence),
                 due: beat.due,
                 lateness: woke.since(beat.due),
-                work: Clock::now().since(woke),
+                work,
                 missed: beat.missed,
                 authority: cycle.authority,
                 awaits_consent: cycle.standing.awaits_consent,

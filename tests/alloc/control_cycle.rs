@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use sinew_drivers::sim::ArmDescription;
 use sinew_runtime::arbiter::{Authority, AuthorityRequest, Claim, LeaseMode, Source};
+use sinew_runtime::blackbox::{Header, Recorder};
 use sinew_runtime::control::{
     ControlConfig, ControlCore, ControlEvent, OperatorRequest, TeleopSample, TeleopTarget,
 };
@@ -236,4 +237,57 @@ fn control_cycles_make_no_system_call() {
         });
         assert!(ended, "{name}: a control cycle made a system call");
     }
+}
+
+#[test]
+fn recording_does_not_allocate_on_the_control_thread() {
+    let limit =
+        JointLimits { lower: -2.0, upper: 2.0, velocity: 3.0, acceleration: 40.0, jerk: 1000.0 };
+    let config = ControlConfig {
+        limits: vec![limit; JOINTS],
+        period: PERIOD,
+        state_timeout: Duration::from_millis(250),
+        scheduler: SchedulerConfig::new(&[limit; JOINTS], PERIOD, 8),
+    };
+    let mut core = ControlCore::new(&config).expect("the limits are sound");
+    let joints: Vec<String> = (0..JOINTS).map(|j| format!("joint{j}")).collect();
+    let header = Header::new("test", &joints, &config);
+    let sink = std::io::Cursor::new(Vec::new());
+    let (recorder, mut tap) = Recorder::start(sink, &header).expect("memory takes it");
+    let motion = |now| {
+        let values = vec![0.1; 50 * JOINTS];
+        let chunk = ActionChunk::new(0, now, Duration::from_millis(20), JOINTS, values);
+        ControlEvent::Motion(chunk.expect("seven values an action"))
+    };
+    let mut during = 0;
+    for k in 0..10_000u32 {
+        let now = Stamp(0) + PERIOD * k;
+        let position = JointVec::zeros(JOINTS);
+        let state =
+            JointState { stamp: now, sequence: u64::from(k) + 1, position, velocity: position };
+        let events = [Some(ControlEvent::State(state)), (k % 500 == 9).then(|| motion(now))];
+        for event in events.into_iter().flatten() {
+            let before = calls();
+            tap.event(&event, now);
+            during += calls() - before;
+            let effect = core.on_event(event, now);
+            let before = calls();
+            tap.effect(&effect);
+            during += calls() - before;
+        }
+        let cycle = core.tick(now);
+        while core.take_spent().is_some() {}
+        let before = calls();
+        tap.cycle(&cycle, now, now, 0);
+        during += calls() - before;
+        if k % 20 == 0 {
+            // Much faster than real time: let the writer follow.
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+    drop(tap);
+    let figures = recorder.finish();
+    assert_eq!(during, 0, "calls of the allocator while recording");
+    assert_eq!(figures.messages.get("blackbox/cycle"), Some(&10_000), "{figures:?}");
+    assert_eq!(figures.messages.get("blackbox/chunk"), Some(&20), "{figures:?}");
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use sinew_drivers::peer::{ArmPeer, ArmPeerConfig, StopCategory, WatchdogConfig};
 use sinew_runtime::arbiter::{Operators, Source};
+use sinew_runtime::blackbox::ControlTap;
 use sinew_runtime::control::{ControlConfig, ControlCore};
 use sinew_runtime::rt::RealtimeMode;
 use sinew_runtime::scheduler::SchedulerConfig;
@@ -108,7 +109,7 @@ fn commands_cross_the_bus_in_order_and_silence_brings_a_hold() {
         bare_clock: true,
         cpu: None,
     };
-    let (threads, mut ports) = stream::spawn(core, stream, move |command| {
+    let (threads, mut ports) = stream::spawn(core, stream, ControlTap::off(), move |command| {
         publisher.put(encode_command(&sent_names, command), command.stamp);
     })
     .expect("best effort never refuses");

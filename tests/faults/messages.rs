@@ -211,7 +211,8 @@ fn answers_that_are_no_chunks_are_refused_and_asked_for_again() {
         let dt = Duration::from_millis(if kind == 3 { 0 } else { 100 });
         let chunk = ActionChunk::new(request, instant, dt, dim, vec![value; 16 * dim]);
         let chunk = Some(chunk.expect("whole rows"));
-        let answer = AnswerMessage { session, request, chunk, reports: Vec::new() };
+        let answer =
+            AnswerMessage { session, request, chunk, reports: Vec::new(), records: Vec::new() };
         let answers = answers.lock().expect("no panic while held");
         answers.put(encode_policy(&answer), Clock::now());
     });

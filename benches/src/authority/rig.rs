@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use sinew_drivers::peer::{ArmPeer, ArmPeerConfig, StopCategory, WatchdogConfig};
 use sinew_runtime::arbiter::{AuthorityRequest, Source};
+use sinew_runtime::blackbox::ControlTap;
 use sinew_runtime::control::{AuthorityConfig, ControlConfig, ControlCore, ControlEvent};
 use sinew_runtime::guard::GuardError;
 use sinew_runtime::operator::{Desk, DeskConfig};
@@ -295,7 +296,7 @@ impl Rig {
             bare_clock: false,
         };
         let names = self.joints.clone();
-        let (threads, ports) = stream::spawn(core, stream, move |command| {
+        let (threads, ports) = stream::spawn(core, stream, ControlTap::off(), move |command| {
             publisher.put(encode_command(&names, command), command.stamp);
         })?;
         let StreamPorts { states, requests, operator, reports, .. } = ports;

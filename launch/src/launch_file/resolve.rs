@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Serialize;
+use sinew_runtime::blackbox::Images;
 use sinew_runtime::rt::RealtimeMode;
 use sinew_runtime::units;
 use toml::Spanned;
@@ -16,6 +17,10 @@ use super::finding::{Finding, Findings, line_of, value_at};
 use super::scheduling::SchedulerSettings;
 use super::schema;
 use super::space::{self, SpaceSettings};
+
+/// Names of what `record.images` may be.
+const IMAGES: [(&str, Images); 3] =
+    [("all", Images::All), ("observed", Images::Observed), ("none", Images::None)];
 
 /// A launch, read and checked as far as the file alone allows.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -38,8 +43,19 @@ pub struct LaunchConfig {
     pub authority: AuthoritySettings,
     /// Where the runtime listens and the drivers connect.
     pub endpoint: String,
+    /// The black box.
+    pub record: RecordSettings,
     #[serde(skip)]
     lines: Vec<(&'static str, usize)>,
+}
+
+/// The black box.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RecordSettings {
+    /// The file; `None`: no recording, unless `--record` names one.
+    pub file: Option<PathBuf>,
+    /// Which frames are in it.
+    pub images: Images,
 }
 
 /// Where a part runs, and what happens when it ends.
@@ -159,7 +175,17 @@ pub(super) struct Checker<'a> {
     lines: Vec<(&'static str, usize)>,
 }
 
-impl Checker<'_> {
+impl<'a> Checker<'a> {
+    /// A checker of `text`, which `file` holds.
+    pub fn new(file: &'a Path, text: &'a str) -> Self {
+        Self { file, text, findings: Vec::new(), lines: Vec::new() }
+    }
+
+    /// All that was found.
+    pub fn done(self) -> Result<(), Findings> {
+        if self.findings.is_empty() { Ok(()) } else { Err(Findings(self.findings)) }
+    }
+
     pub fn report<T>(&mut self, key: &str, at: &Spanned<T>, problem: impl ToString, remedy: &str) {
         self.findings.push(Finding {
             file: self.file.to_owned(),
@@ -267,7 +293,7 @@ pub(super) fn resolve(
     arguments: Vec<Argument>,
     policy_here: bool,
 ) -> Result<LaunchConfig, Findings> {
-    let mut check = Checker { file, text, findings: Vec::new(), lines: Vec::new() };
+    let mut check = Checker::new(file, text);
     let folder = file.parent().unwrap_or(Path::new("."));
     let path = |at: &schema::Text| folder.join(at.get_ref());
 
@@ -406,6 +432,13 @@ pub(super) fn resolve(
     check.endpoint("transport.endpoint", endpoint);
     let authority = super::authority::resolve(&mut check, &parsed);
 
+    let images = parsed.record.images.as_ref().map_or(Images::All, |at| {
+        let names = IMAGES.map(|i| i.0);
+        check.one_of("record.images", at, &names);
+        let found = IMAGES.into_iter().find(|i| i.0 == at.get_ref());
+        found.map_or(Images::All, |i| i.1)
+    });
+
     let config = LaunchConfig {
         file: file.to_owned(),
         arguments,
@@ -443,6 +476,7 @@ pub(super) fn resolve(
         },
         authority,
         endpoint: endpoint.get_ref().clone(),
+        record: RecordSettings { file: parsed.record.file.as_ref().map(path), images },
         lines: check.lines,
     };
     if check.findings.is_empty() { Ok(config) } else { Err(Findings(check.findings)) }

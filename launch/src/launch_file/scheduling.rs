@@ -2,11 +2,14 @@
 //!
 //! Settings of another strategy than the chosen one are checked all the same: `strategy:=…` may choose it.
 
+use std::path::Path;
+
 use serde::Serialize;
 use sinew_runtime::MaskSchedule;
 use sinew_runtime::scheduler::strategy::StrategyConfig;
 use toml::Spanned;
 
+use super::finding::{Finding, Findings};
 use super::resolve::Checker;
 use super::schema;
 
@@ -27,6 +30,61 @@ const MASKS: [(&str, MaskSchedule); 4] = [
     ("ones", MaskSchedule::Ones),
     ("zeros", MaskSchedule::Zeros),
 ];
+
+/// The settings `strategy` and `execution_horizon`, changed by `changes` (`key=value`).
+///
+/// # Errors
+/// A finding for every change that is none.
+pub fn what_if_settings(
+    strategy: StrategyConfig,
+    execution_horizon: usize,
+    changes: &[String],
+) -> Result<SchedulerSettings, Findings> {
+    let file = Path::new("--what-if");
+    let wrong = |value: &str, problem: String, remedy: &str| {
+        Findings::one(Finding {
+            value: value.to_owned(),
+            ..Finding::of_file(file, problem, remedy.to_owned())
+        })
+    };
+    // A strategy that stays keeps its own settings; another one begins with the defaults.
+    let mut keys = toml::Table::new();
+    keys.insert("strategy".into(), strategy.name().into());
+    keys.insert("execution_horizon".into(), toml::Value::Integer(execution_horizon as i64));
+    match strategy {
+        StrategyConfig::Ensemble { decay } => {
+            keys.insert("ensemble_decay".into(), decay.into());
+        }
+        StrategyConfig::RtcGuided { mask, max_weight, horizon } => {
+            if let Some((name, _)) = MASKS.iter().find(|m| m.1 == mask) {
+                keys.insert("guidance_mask".into(), (*name).into());
+            }
+            keys.insert("guidance_weight".into(), max_weight.into());
+            if let Some(horizon) = horizon {
+                keys.insert("guidance_horizon".into(), toml::Value::Integer(horizon as i64));
+            }
+        }
+        _ => {}
+    }
+    for change in changes {
+        let remedy = "write it like strategy=rtc-guided or execution_horizon=12";
+        let (key, value) = change
+            .split_once('=')
+            .ok_or_else(|| wrong(change, "is no key=value".to_owned(), remedy))?;
+        if key == "least_denoise_steps" {
+            let problem = "inference is not cut short in a replay".to_owned();
+            return Err(wrong(change, problem, "leave it out"));
+        }
+        let value = value.parse::<toml::Value>().unwrap_or_else(|_| value.into());
+        keys.insert(key.to_owned(), value);
+    }
+    let text = keys.to_string();
+    let keys: schema::Scheduler =
+        toml::from_str(&text).map_err(|e| schema::syntax(file, &text, &e))?;
+    let mut check = Checker::new(file, &text);
+    let settings = resolve(&mut check, &keys);
+    check.done().map(|()| settings)
+}
 
 pub(super) fn resolve(check: &mut Checker<'_>, keys: &schema::Scheduler) -> SchedulerSettings {
     let mut at_least_one = |key: &'static str, at: &Option<Spanned<usize>>| {

@@ -61,6 +61,8 @@ pub const KEYS: &[&str] = &[
     "guard.self_collision",
     "guard.barrier_rate",
     "transport.endpoint",
+    "record.file",
+    "record.images",
 ];
 
 pub(super) type Text = Spanned<String>;
@@ -82,6 +84,15 @@ pub(super) struct File {
     #[serde(default)]
     pub guard: Guard,
     pub transport: Transport,
+    #[serde(default)]
+    pub record: Record,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Record {
+    pub file: Option<Text>,
+    pub images: Option<Text>,
 }
 
 #[derive(Deserialize)]

@@ -25,6 +25,7 @@ use sinew_runtime::{ActionKind, CameraFrame, JointLimits, Policy, PolicySpec};
 use super::devices::{Devices, RunningDevices};
 use super::monitor::Monitor;
 use super::parts::{Part, Placement};
+use super::recording::{Recording, RecordingReport};
 use super::robot::{Robot, RunError};
 use super::roster::Roster;
 use super::status::Heard;
@@ -107,6 +108,7 @@ pub struct Launched {
     desk: Option<Desk>,
     stream: Option<Stream>,
     inference: Option<Inference>,
+    recording: Recording,
     _subscriptions: Vec<Subscription>,
     devices: RunningDevices,
 }
@@ -137,6 +139,7 @@ impl Launched {
         policy: Option<Box<dyn Policy>>,
         film: bool,
         waiting: &Waiting,
+        mut recording: Recording,
     ) -> Result<Self, RunError> {
         let keys = Keys::new(&plan.robot);
         let listen = Endpoint::Listen(plan.endpoint.clone());
@@ -148,15 +151,17 @@ impl Launched {
         let mut subscriptions =
             vec![tokens, bus.announce(&keys.part(&control, std::process::id()))?];
 
+        let inputs = recording.inputs();
         let mut camera_names: Vec<String> = plan.views.iter().map(|v| v.1.clone()).collect();
-        if policy.is_none() && !film {
+        if policy.is_none() && !film && !recording.wants_frames() {
             camera_names.clear();
         }
         let age = plan.max_observation_age;
         let ingest =
             Arc::new(Mutex::new(Ingest::new(&camera_names, age).with_limits(&plan.limits)));
-        subscriptions.extend(intake::frames(&bus, &keys, &camera_names, age, &ingest)?);
-        let states = intake::states(&bus, &keys, &plan.joints, plan.state_timeout, &ingest)?;
+        subscriptions.extend(intake::frames(&bus, &keys, &camera_names, age, &ingest, &inputs)?);
+        let (joints, age) = (&plan.joints, plan.state_timeout);
+        let states = intake::states(&bus, &keys, joints, age, &ingest, &inputs)?;
         subscriptions.push(states.subscription);
         let referee_state = Arc::default();
         subscriptions.push(referee::listen(&bus, &keys, &referee_state)?);
@@ -179,14 +184,18 @@ impl Launched {
             (None, None) => return Err(RunError::Ended),
         };
         let margins = starvation::check(&plan.demand(&spec, latency))?;
-        let core = ControlCore::new(&ControlConfig {
+        let config = ControlConfig {
             limits: plan.limits.clone(),
             period: plan.period,
             state_timeout: plan.state_timeout,
             scheduler: plan.scheduler(&spec, latency),
-        })?
-        .with_authority(&operator::control(plan), &plan.limits)
-        .with_space(plan.space.clone())?;
+        };
+        let core = ControlCore::new(&config)?
+            .with_authority(&operator::control(plan), &plan.limits)
+            .with_space(plan.space.clone())?;
+        // Everything after this is in the recording.
+        let tap = recording.start(plan, &config)?;
+        let policy = policy.map(|p| inputs.policy(p));
 
         let memory_locked = match plan.realtime {
             RealtimeMode::Off => Err("real time is off".to_owned()),
@@ -200,7 +209,7 @@ impl Launched {
             bare_clock: true,
         };
         let names = plan.joints.clone();
-        let (stream, ports) = stream::spawn(core, stream_config, move |command| {
+        let (stream, ports) = stream::spawn(core, stream_config, tap, move |command| {
             publisher.put(encode_command(&names, command), command.stamp);
         })?;
         *states.to_control.lock().unwrap_or_else(PoisonError::into_inner) = Some(ports.states);
@@ -211,12 +220,12 @@ impl Launched {
         let granted = Arc::new(AtomicBool::new(false));
         let (inference, inference_reports) = match policy {
             Some(policy) => {
-                let inputs =
+                let observed =
                     InferenceInputs { ingest: ingest.clone(), instruction: instruction.clone() };
                 let (thread, reports) = policy_part::started(inference::spawn(
                     policy,
                     policy_part::inference_config(plan),
-                    inputs,
+                    observed,
                     ports.orders,
                     ports.chunks,
                     ports.freed,
@@ -226,7 +235,8 @@ impl Launched {
             None => {
                 let rings = (ports.orders, ports.chunks, ports.freed);
                 let (words, there) = (instruction.clone(), roster.clone());
-                let link = remote::control_side(&bus, &keys, words, there, granted.clone(), rings)?;
+                let (granted, inputs) = (granted.clone(), inputs.clone());
+                let link = remote::control_side(&bus, &keys, words, there, granted, rings, inputs)?;
                 subscriptions.push(link.subscription);
                 (Inference::Elsewhere(link.thread), link.reports)
             }
@@ -254,6 +264,7 @@ impl Launched {
                 asked: None,
                 ingest,
                 instruction,
+                recorder: inputs,
                 referee: referee_state,
                 requests: ports.requests,
                 stream_reports: ports.reports,
@@ -265,6 +276,7 @@ impl Launched {
             desk: Some(desk),
             stream: Some(stream),
             inference: Some(inference),
+            recording,
             _subscriptions: subscriptions,
             devices,
         })
@@ -289,8 +301,9 @@ impl Launched {
     }
 }
 
-impl Drop for Launched {
-    fn drop(&mut self) {
+impl Launched {
+    /// Ends the control thread and the policy, then the recording: what is in it.
+    pub fn end(&mut self) -> Option<RecordingReport> {
         drop(self.desk.take());
         drop(self.stream.take());
         // A panic in either thread has been printed; the others still have to end.
@@ -299,6 +312,13 @@ impl Drop for Launched {
             Some(Inference::Elsewhere(thread)) => drop(thread.join()),
             None => {}
         }
+        self.recording.finish()
+    }
+}
+
+impl Drop for Launched {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 

@@ -10,6 +10,7 @@ use sinew_runtime::transport::{
 };
 use sinew_runtime::{Clock, JointState, Stamp};
 
+use super::recording::Inputs;
 use super::robot::RunError;
 
 /// A camera that is silent for this long may be replaced by another.
@@ -57,9 +58,11 @@ pub(super) fn frames(
     cameras: &[String],
     max_age: Duration,
     ingest: &Arc<Mutex<Ingest>>,
+    recorder: &Inputs,
 ) -> Result<Vec<Subscription>, RunError> {
     let subscribe = |(index, camera): (usize, &String)| {
         let (ingest, key) = (ingest.clone(), keys.camera(camera));
+        let (name, recorder) = (Arc::from(camera.as_str()), recorder.clone());
         let door = Door::new(&key, SILENCE, max_age);
         let subscription = bus.subscribe(&key, move |attachment, payload| {
             let mut door = door.lock().unwrap_or_else(PoisonError::into_inner);
@@ -67,6 +70,7 @@ pub(super) fn frames(
                 Ok(mut frame) => {
                     if let Some(sequence) = door.admit(attachment, frame.stamp) {
                         frame.sequence = sequence;
+                        recorder.frame(&name, &frame);
                         ingest
                             .lock()
                             .unwrap_or_else(PoisonError::into_inner)
@@ -94,9 +98,11 @@ pub(super) fn states(
     names: &[String],
     max_age: Duration,
     ingest: &Arc<Mutex<Ingest>>,
+    recorder: &Inputs,
 ) -> Result<StatesIn, RunError> {
     let to_control: Arc<Mutex<Option<Producer<_>>>> = Arc::default();
     let (names, control, ingest) = (names.to_vec(), to_control.clone(), ingest.clone());
+    let recorder = recorder.clone();
     let door = Door::new(&keys.state(), max_age + BEYOND_STALE, max_age);
     let subscription = bus.subscribe(&keys.state(), move |attachment, payload| {
         let mut door = door.lock().unwrap_or_else(PoisonError::into_inner);
@@ -104,6 +110,7 @@ pub(super) fn states(
             Ok(mut state) => {
                 let Some(sequence) = door.admit(attachment, state.stamp) else { return };
                 state.sequence = sequence;
+                recorder.state(&state);
                 let taken = ingest.lock().unwrap_or_else(PoisonError::into_inner).on_state(state);
                 if let Err(why) = taken {
                     tracing::debug!(%why, "a joint state was left out");

@@ -11,20 +11,24 @@ mod only;
 mod operator;
 mod parts;
 mod policy_part;
+mod recording;
 mod referee;
 mod remote;
 mod robot;
 mod roster;
 mod status;
+mod views;
 
 pub use assembly::Plan;
 pub use devices::{Devices, NamedCamera};
 pub use episode::{EpisodeResult, Outcome, SceneReply, SceneRequest};
 pub use operator::ARM;
 pub use parts::{Part, Placement};
+pub use recording::{Recording, RecordingReport, sums};
 pub use robot::RunError;
 pub use roster::Presence;
 pub use status::{ControlStatus, PartStatus};
+pub use views::Renamed;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -35,6 +39,7 @@ use assembly::{Launched, Waiting};
 use episode::EpisodePlan;
 use monitor::Monitor;
 use robot::Robot;
+use sinew_runtime::blackbox::Note;
 
 use crate::cli::{Failure, LaunchArgs};
 use crate::film::Film;
@@ -54,7 +59,11 @@ const FILM_ROWS: usize = 8;
 ///
 /// # Errors
 /// [`Failure`] of starting or going on; the arm is held by then.
-pub fn run(prepared: Prepared, args: &LaunchArgs) -> Result<RunReport, Failure> {
+pub fn run(
+    prepared: Prepared,
+    args: &LaunchArgs,
+    recording: Recording,
+) -> Result<RunReport, Failure> {
     let quit = on_interrupt()?;
     let supervision = only::children(&prepared, args)?;
     let devices = prepared.devices().map_err(RunError::Device)?;
@@ -65,7 +74,8 @@ pub fn run(prepared: Prepared, args: &LaunchArgs) -> Result<RunReport, Failure> 
         supervision: supervision.as_ref(),
         alone: plan.placement == Placement::all_here(&config),
     };
-    let mut launched = Launched::start(&plan, devices, policy, args.film.is_some(), &waiting)?;
+    let mut launched =
+        Launched::start(&plan, devices, policy, args.film.is_some(), &waiting, recording)?;
     let realtime = realtime_text(&config, &launched);
     if launched.realtime_denied.is_some() {
         eprintln!("sinew: no real-time scheduling: {realtime}");
@@ -96,6 +106,9 @@ pub fn run(prepared: Prepared, args: &LaunchArgs) -> Result<RunReport, Failure> 
                     film.add(assembly::frames(robot));
                 }
             })?;
+            // Plain numbers and names.
+            let said = serde_json::to_value(&result).unwrap_or_default();
+            launched.robot.recorder.note(Note::Episode(said));
             episodes.push(result);
         }
     }
@@ -104,7 +117,8 @@ pub fn run(prepared: Prepared, args: &LaunchArgs) -> Result<RunReport, Failure> 
         episode::go_home(&mut launched.robot, &quit, &mut |_| {})?;
     }
     launched.robot.drain();
-    let report = report(&launched, &config, &plan, realtime, episodes, supervision.as_ref());
+    let mut report = report(&launched, &config, &plan, realtime, episodes, supervision.as_ref());
+    report.recording = launched.end();
     drop(launched);
     drop(supervision); // the arm's process, if it has one, saw the hold
     if let Some(file) = &args.film {
@@ -201,6 +215,7 @@ fn report(
     };
     RunReport {
         machine: Machine::this(),
+        recording: None,
         policy: config.policy.file.display().to_string(),
         arguments: config.arguments.iter().map(|a| (a.name.clone(), a.value.clone())).collect(),
         realtime,

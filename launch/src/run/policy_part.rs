@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rtrb::RingBuffer;
+use sinew_runtime::blackbox::RecordedPolicy;
 use sinew_runtime::inference::{
     self, Anytime, AnytimeConfig, InferenceConfig, InferenceInputs, InferenceThread,
 };
@@ -18,60 +19,22 @@ use sinew_runtime::{ChunkRequest, Clock, Policy};
 use super::assembly::{PATIENCE, Plan};
 use super::intake;
 use super::parts::Part;
+use super::recording::Inputs;
 use super::remote::{InferenceEnds, PolicySide, policy_side};
 use super::robot::RunError;
 use super::status::{PartStatus, StatusPeer};
+use super::views::Renamed;
 use crate::report::SensorFigures;
 
+/// Inferences that may wait for their answer to be sent.
+const INFERENCES: usize = 16;
 /// Inferences that are timed before the start, and how long that may take.
 const MEASURED_RUNS: u32 = 8;
 const MEASURED_TIME: Duration = Duration::from_secs(3);
 
-/// The policy, seeing the robot's cameras under the names that it was trained with.
-struct Renamed {
-    policy: Box<dyn Policy>,
-    views: Vec<(String, String)>,
-}
-
-impl Policy for Renamed {
-    fn spec(&self) -> &sinew_runtime::PolicySpec {
-        self.policy.spec()
-    }
-
-    fn begin(
-        &mut self,
-        observation: &sinew_runtime::Observation,
-        request: &ChunkRequest,
-    ) -> Result<(), sinew_runtime::PolicyError> {
-        let mut seen = observation.clone();
-        for image in &mut seen.images {
-            if let Some((name, _)) = self.views.iter().find(|v| v.1 == image.camera) {
-                image.camera.clone_from(name);
-            }
-        }
-        self.policy.begin(&seen, request)
-    }
-
-    fn advance(&mut self) -> Result<sinew_runtime::Progress, sinew_runtime::PolicyError> {
-        self.policy.advance()
-    }
-
-    fn take_chunk(&mut self) -> Result<sinew_runtime::ActionChunk, sinew_runtime::PolicyError> {
-        self.policy.take_chunk()
-    }
-
-    fn set_denoise_steps(&mut self, steps: usize) -> Result<bool, sinew_runtime::PolicyError> {
-        self.policy.set_denoise_steps(steps)
-    }
-
-    fn finish_early(&mut self) -> Result<bool, sinew_runtime::PolicyError> {
-        self.policy.finish_early()
-    }
-}
-
 /// `policy` with the robot's cameras under its own names.
 pub(super) fn renamed(policy: Box<dyn Policy>, plan: &Plan) -> Box<dyn Policy> {
-    Box::new(Renamed { policy, views: plan.views.clone() })
+    Box::new(Renamed::new(policy, plan.views.clone()))
 }
 
 /// Settings of the inference thread.
@@ -175,11 +138,18 @@ impl RunningPolicy {
             Ingest::new(&cameras, plan.max_observation_age).with_limits(&plan.limits),
         ));
         let age = plan.max_observation_age;
-        let mut subscriptions = intake::frames(bus, keys, &cameras, age, &ingest)?;
-        subscriptions.push(intake::states(bus, keys, &plan.joints, age, &ingest)?.subscription);
+        // The control side records the sensors; the inferences go there with their answers.
+        let nowhere = Inputs::default();
+        let mut subscriptions = intake::frames(bus, keys, &cameras, age, &ingest, &nowhere)?;
+        let states = intake::states(bus, keys, &plan.joints, age, &ingest, &nowhere)?;
+        subscriptions.push(states.subscription);
         let spec = policy.spec().clone();
         let mut policy = renamed(policy, plan);
         let latency = measure(policy.as_mut(), plan, &ingest, true, quit)?;
+        let (made, records) = crossbeam_channel::bounded(INFERENCES);
+        // Nobody waits for a full queue: what is lost there is missed at the replay by its number.
+        let sink = move |record, _| drop(made.try_send(record));
+        let policy = Box::new(RecordedPolicy::new(policy, sink));
 
         let instruction = Arc::new(Mutex::new(String::new()));
         let inputs = InferenceInputs { ingest: ingest.clone(), instruction: instruction.clone() };
@@ -190,7 +160,11 @@ impl RunningPolicy {
         let config = inference_config(plan);
         let (inference, reports) =
             started(inference::spawn(policy, config, inputs, orders_in, chunks_out, freed))?;
-        let link = policy_side(bus, keys, InferenceEnds { orders, chunks, reports, instruction })?;
+        let link = policy_side(
+            bus,
+            keys,
+            InferenceEnds { orders, chunks, reports, records, instruction },
+        )?;
 
         let introduction =
             encode_policy(&PolicyIntroduction { file: plan.policy_file.clone(), spec, latency });

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, TrySendError};
 use rtrb::{Consumer, Producer};
+use sinew_runtime::blackbox::InferenceRecord;
 use sinew_runtime::control::ControlEvent;
 use sinew_runtime::inference::{InferenceOrder, InferenceReport};
 use sinew_runtime::transport::{
@@ -19,6 +20,7 @@ use sinew_runtime::transport::{
 };
 use sinew_runtime::{ActionChunk, Clock, Stamp};
 
+use super::recording::Inputs;
 use super::robot::RunError;
 use super::roster::Roster;
 
@@ -93,6 +95,7 @@ pub(super) fn control_side(
     roster: Roster,
     granted: Arc<AtomicBool>,
     rings: (Consumer<InferenceOrder>, Producer<ControlEvent>, Consumer<ActionChunk>),
+    recorder: Inputs,
 ) -> Result<RemotePolicy, RunError> {
     let publisher = bus.publisher(&keys.order(), Priority::RealTime)?;
     let session = u64::from(std::process::id()) << 32 ^ Clock::now().0.unsigned_abs();
@@ -133,6 +136,9 @@ pub(super) fn control_side(
             }
             for answer in answers.try_iter() {
                 let Some(at) = desk.on_answer(answer.request) else { continue };
+                for record in answer.records {
+                    recorder.inference(record);
+                }
                 for mut report in answer.reports {
                     if let InferenceReport::Chunk { latency, .. } = &mut report {
                         *latency = Clock::now().since(at);
@@ -195,6 +201,7 @@ pub(super) struct InferenceEnds {
     pub orders: Producer<InferenceOrder>,
     pub chunks: Consumer<ControlEvent>,
     pub reports: Receiver<InferenceReport>,
+    pub records: Receiver<InferenceRecord>,
     pub instruction: Arc<Mutex<String>>,
 }
 
@@ -264,7 +271,9 @@ pub(super) fn policy_side(
                 };
                 let Some(session) = bench.on_answer(request) else { continue };
                 let reports = reports_of(&ends.reports);
-                last = encode_policy(&AnswerMessage { session, request, chunk, reports });
+                let records = ends.records.try_iter().collect();
+                let answer = AnswerMessage { session, request, chunk, reports, records };
+                last = encode_policy(&answer);
                 put(&publisher, &last);
             }
             std::thread::sleep(POLL);

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 use rtrb::{Consumer, Producer};
+use sinew_runtime::blackbox::Note;
 use sinew_runtime::control::ControlEvent;
 use sinew_runtime::inference::InferenceReport;
 use sinew_runtime::ingest::Ingest;
@@ -15,6 +16,7 @@ use sinew_runtime::{Clock, DeviceError, JointLimits, PolicyError};
 
 use super::episode::{Outcome, SceneReply, SceneRequest};
 use super::monitor::Monitor;
+use super::recording::Inputs;
 use super::roster::Roster;
 use super::status::ControlStatus;
 use crate::supervise::Exit;
@@ -72,6 +74,14 @@ pub enum RunError {
     /// It was told to end before it had begun.
     #[error("ended before everything was there")]
     Ended,
+    /// The recording cannot be begun.
+    #[error("{}: the recording cannot be written: {reason}; choose another --record", file.display())]
+    Recording {
+        /// The file.
+        file: std::path::PathBuf,
+        /// The system's word.
+        reason: String,
+    },
     /// The operating system refused something.
     #[error("{what}: {reason}")]
     System {
@@ -122,6 +132,7 @@ pub(super) struct Robot {
     pub asked: Option<Instant>,
     pub ingest: Arc<Mutex<Ingest>>,
     pub instruction: Arc<Mutex<String>>,
+    pub recorder: Inputs,
     pub referee: Arc<Mutex<Referee>>,
     pub requests: Producer<ControlEvent>,
     pub stream_reports: Consumer<StreamReport>,
@@ -210,6 +221,7 @@ impl Robot {
     }
 
     pub fn set_instruction(&self, instruction: &str) {
+        self.recorder.note(Note::Instruction(instruction.to_owned()));
         *self.instruction.lock().unwrap_or_else(PoisonError::into_inner) = instruction.to_owned();
     }
 

@@ -6,7 +6,7 @@ use super::{Authority, Source};
 use crate::Stamp;
 
 /// What a teleop device asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Claim {
     /// The person moves the arm alone, or corrects what the policy does.
     pub mode: LeaseMode,

@@ -83,7 +83,8 @@ pub enum Reason {
 }
 
 /// What is asked of the arbiter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum AuthorityRequest {
     /// Give authority to the policy; from an operator this is the consent to go on.
     Policy,
@@ -113,7 +114,9 @@ pub enum AuthorityRequest {
 }
 
 /// Why a request was not granted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error, serde::Serialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, thiserror::Error, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Denied {
     /// A stop is latched.
@@ -142,7 +145,7 @@ pub enum Denied {
 }
 
 /// One change of authority.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct AuthorityChange {
     /// When.
     pub at: Stamp,
@@ -159,7 +162,7 @@ pub struct AuthorityChange {
 }
 
 /// How the policy gets authority back after an interruption.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Resume {
     /// An operator must agree.
@@ -171,7 +174,7 @@ pub enum Resume {
 }
 
 /// The names that count as operators; without any, everybody on the bus but the run itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Operators {
     names: [Option<Source>; MAX_OPERATORS],
 }
@@ -193,7 +196,7 @@ impl Operators {
 }
 
 /// Settings of the arbiter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ArbiterConfig {
     /// How the policy gets authority back.
     pub resume: Resume,
@@ -225,7 +228,7 @@ pub struct Arbiter {
 }
 
 /// Who holds authority, and what the policy waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Standing {
     /// Who moves the arm.
     pub authority: Authority,

@@ -21,7 +21,7 @@ use crate::{ActionChunk, Command, JointLimits, JointState, JointVec, PlannedBloc
 const FOLLOWING_TOLERANCE: f64 = 0.35;
 
 /// Settings of the control cycle.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct ControlConfig {
     /// Limits, one per joint.
     pub limits: Vec<JointLimits>,
@@ -34,7 +34,7 @@ pub struct ControlConfig {
 }
 
 /// Who may have authority, and how a person's motions are followed.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, serde::Serialize, serde::Deserialize)]
 pub struct AuthorityConfig {
     /// The arbiter's settings.
     pub arbiter: ArbiterConfig,
@@ -43,7 +43,7 @@ pub struct AuthorityConfig {
 }
 
 /// A request that came over the bus.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct OperatorRequest {
     /// Number that the answer carries back; zero when nobody waits for one.
     pub ticket: u64,
@@ -54,7 +54,7 @@ pub struct OperatorRequest {
 }
 
 /// What became of an [`OperatorRequest`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct OperatorAnswer {
     /// The request's number.
     pub ticket: u64,
@@ -149,9 +149,10 @@ pub struct ControlCore {
 }
 
 /// One cycle's result.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Cycle {
     /// The command; none before the first measured state, when nobody knows where the arm is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command: Option<Command>,
     /// A request for the next chunk.
     pub order: Option<ChunkOrder>,

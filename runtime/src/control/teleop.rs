@@ -14,7 +14,7 @@ use crate::{JointLimits, JointVec, MAX_JOINTS, Stamp};
 const GLIDE_SHARE: f64 = 0.5;
 
 /// Settings of teleoperation.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct TeleopConfig {
     /// A sample older than this moves nothing.
     pub timeout: Duration,
@@ -31,7 +31,8 @@ impl Default for TeleopConfig {
 }
 
 /// What a sample asks for, one value per joint.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum TeleopTarget {
     /// The device's joint positions (rad); the arm follows their changes.
     Position(JointVec),
@@ -40,7 +41,7 @@ pub enum TeleopTarget {
 }
 
 /// One sample of a teleop device.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct TeleopSample {
     /// The device.
     pub source: Source,
@@ -55,7 +56,7 @@ pub struct TeleopSample {
 }
 
 /// Why a sample moved nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SampleRefusal {
     /// Its device holds no lease.

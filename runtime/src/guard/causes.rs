@@ -49,7 +49,7 @@ impl Cause {
 }
 
 /// What the guard changed in one period: a bit per joint, for each cause.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Interventions {
     joints: [u16; Cause::ALL.len()],
 }

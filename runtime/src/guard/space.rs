@@ -36,7 +36,7 @@ const CURVATURE: f64 = 1.25;
 const ROUNDING: f64 = 1e-9;
 
 /// A half-space that the arm stays in: `normal · point >= offset`.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Plane {
     /// What it stands for.
     pub name: String,
@@ -47,7 +47,7 @@ pub struct Plane {
 }
 
 /// The arm's shape and where it may be.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct SpaceConfig {
     /// The arm's joints.
     pub chain: Chain,

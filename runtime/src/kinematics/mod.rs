@@ -9,7 +9,7 @@ use nalgebra::{Isometry3, Point3, Unit, UnitQuaternion, Vector3};
 use crate::MAX_JOINTS;
 
 /// One joint of a chain.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct ChainJoint {
     /// From the link before to this joint's frame, at angle zero.
     pub origin: Isometry3<f64>,
@@ -20,7 +20,7 @@ pub struct ChainJoint {
 }
 
 /// A ball fixed to a link: a piece of the arm's body, or a point of it when the radius is zero.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Sphere {
     /// What it stands for.
     pub name: String,
@@ -38,7 +38,7 @@ pub struct Sphere {
 pub struct ChainError(usize);
 
 /// A serial chain.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Chain {
     joints: Vec<ChainJoint>,
 }

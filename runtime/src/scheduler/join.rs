@@ -10,7 +10,7 @@
 use crate::{JointLimits, JointVec};
 
 /// What a join may add to the motion of one joint.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct JoinBounds {
     /// Speed (rad/s).
     pub velocity: f64,

@@ -29,7 +29,7 @@ pub use curve::MAX_HORIZON;
 pub use join::{CommandState, JoinBounds};
 
 /// How one joint is played.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct JointPlay {
     /// What its actions mean.
     pub kind: ActionKind,
@@ -38,7 +38,7 @@ pub struct JointPlay {
 }
 
 /// How chunks are played.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct SchedulerConfig {
     /// The joints, in the arm's order.
     pub joints: Vec<JointPlay>,

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::arbiter::Source;
 use crate::control::{TeleopSample, TeleopTarget};
-use crate::{CameraFrame, Command, Image, JointState, JointVec, MAX_JOINTS, Stamp};
+use crate::{ActionChunk, CameraFrame, Command, Image, JointState, JointVec, MAX_JOINTS, Stamp};
 
 const ENCAPSULATION: [u8; 4] = [0, 1, 0, 0];
 
@@ -112,6 +112,36 @@ pub fn encode_teleop(
     };
     let (header, name) = (header(at, source.name()), names.to_vec());
     encode(&RosJointState { header, name, position, velocity, effort: Vec::new() })
+}
+
+/// A chunk as `trajectory_msgs/msg/JointTrajectory`: a point for each action, from the observation's instant on.
+pub fn encode_chunk(names: &[String], chunk: &ActionChunk) -> Vec<u8> {
+    let point = |(k, action): (usize, &[f64])| {
+        let time = chunk.dt * k as u32;
+        // Actions are seconds, not decades, from the observation.
+        let sec = i32::try_from(time.as_secs()).unwrap_or(i32::MAX);
+        RosTrajectoryPoint {
+            positions: action.to_vec(),
+            velocities: Vec::new(),
+            accelerations: Vec::new(),
+            effort: Vec::new(),
+            time_from_start: Time { sec, nanosec: time.subsec_nanos() },
+        }
+    };
+    encode(&RosJointTrajectory {
+        header: header(chunk.instant, ""),
+        joint_names: names.to_vec(),
+        points: chunk.values().chunks_exact(chunk.dim()).enumerate().map(point).collect(),
+    })
+}
+
+/// The values of a chunk, row-major.
+///
+/// # Errors
+/// [`DecodeError`] for bytes that are no JointTrajectory.
+pub fn decode_chunk(bytes: &[u8]) -> Result<Vec<f64>, DecodeError> {
+    let message: RosJointTrajectory = decode("trajectory_msgs/JointTrajectory", bytes)?;
+    Ok(message.points.into_iter().flat_map(|p| p.positions).collect())
 }
 
 /// A frame as `sensor_msgs/msg/Image` in `rgb8`.

@@ -19,8 +19,8 @@ pub use authority::{
 pub use bus::{Attachment, Bus, BusError, Endpoint, Priority, Publisher, Subscription};
 pub use gate::{Gate, Rejected};
 pub use messages::{
-    DecodeError, decode_command, decode_frame, decode_state, decode_teleop, encode_command,
-    encode_frame, encode_state, encode_teleop,
+    DecodeError, decode_chunk, decode_command, decode_frame, decode_state, decode_teleop,
+    encode_chunk, encode_command, encode_frame, encode_state, encode_teleop,
 };
 pub use policy::{
     AnswerMessage, OrderMessage, POLICY_PROTOCOL, PolicyIntroduction, decode_policy, encode_policy,

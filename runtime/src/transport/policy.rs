@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::blackbox::InferenceRecord;
 use crate::inference::{InferenceOrder, InferenceReport};
 use crate::scheduler::starvation::StepLatency;
 use crate::{ActionChunk, PolicySpec};
@@ -36,6 +37,8 @@ pub struct AnswerMessage {
     pub chunk: Option<ActionChunk>,
     /// What the inference thread said since the last answer.
     pub reports: Vec<InferenceReport>,
+    /// The inferences since the last answer, for the recording.
+    pub records: Vec<InferenceRecord>,
 }
 
 /// What a policy that is ready says of itself, on request.
@@ -106,7 +109,13 @@ mod tests {
         let ages = vec![("front".to_owned(), Duration::from_millis(12))];
         let report =
             InferenceReport::Chunk { latency, report: chunk.report.clone(), decision: None, ages };
-        AnswerMessage { session: 3, request: 7, chunk: Some(chunk), reports: vec![report] }
+        AnswerMessage {
+            session: 3,
+            request: 7,
+            chunk: Some(chunk),
+            reports: vec![report],
+            records: Vec::new(),
+        }
     }
 
     #[test]

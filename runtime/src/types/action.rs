@@ -6,7 +6,7 @@ use super::{ActionKind, JointVec, Prefix};
 use crate::Stamp;
 
 /// What the scheduler asks of the policy for one chunk.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, serde::Serialize, serde::Deserialize)]
 pub struct ChunkRequest {
     /// Counts the requests; the chunk carries it back.
     pub id: u64,
@@ -132,7 +132,7 @@ impl ActionChunk {
 }
 
 /// One target for all joints, on its way to the arm driver.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Command {
     /// When the control thread made it.
     pub stamp: Stamp,

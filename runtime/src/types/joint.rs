@@ -2,6 +2,8 @@
 
 use std::ops::{Index, IndexMut};
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
 use crate::Stamp;
 
 /// The most joints one arm may have (fixed, so that the control thread never allocates).
@@ -68,8 +70,28 @@ impl IndexMut<usize> for JointVec {
     }
 }
 
+/// An array of numbers; `null` stands for a value that is not finite.
+impl Serialize for JointVec {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.as_slice().iter().map(|v| v.is_finite().then_some(*v)))
+    }
+}
+
+impl<'de> Deserialize<'de> for JointVec {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let values: Vec<Option<f64>> = Vec::deserialize(deserializer)?;
+        let values: Vec<f64> = values.into_iter().map(|v| v.unwrap_or(f64::NAN)).collect();
+        Self::from_slice(&values).ok_or_else(|| {
+            serde::de::Error::custom(format!(
+                "{} values, an arm has at most {MAX_JOINTS} joints",
+                values.len()
+            ))
+        })
+    }
+}
+
 /// Limits of one joint, as the guard enforces them.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct JointLimits {
     /// Lowest position (rad).
     pub lower: f64,
@@ -84,7 +106,7 @@ pub struct JointLimits {
 }
 
 /// Measured state of all joints at one instant.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct JointState {
     /// When it was measured (clock of the driver's host).
     pub stamp: Stamp,

@@ -152,7 +152,8 @@ pub enum MaskSchedule {
 }
 
 /// How a head makes its chunk agree with the planned actions.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum PrefixUse {
     /// Real-time chunking by guidance: every denoise step is pulled towards the plan.
     Guided {
@@ -171,7 +172,7 @@ pub enum PrefixUse {
 }
 
 /// Planned actions on the instants of the chunk to come: row `k` belongs to `observation + (k + 1)·dt`.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Prefix {
     /// Rows of `dim` values (physical units, the policy's action kinds), row-major; not padded.
     pub actions: Vec<f64>,

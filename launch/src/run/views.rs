@@ -1,0 +1,54 @@
+//! The policy's view of the robot's cameras.
+
+use sinew_runtime::{
+    ActionChunk, ChunkRequest, Observation, Policy, PolicyError, PolicySpec, Progress,
+};
+
+/// The policy, seeing the robot's cameras under the names that it was trained with.
+pub struct Renamed {
+    policy: Box<dyn Policy>,
+    views: Vec<(String, String)>,
+}
+
+impl Renamed {
+    /// `policy`, given `views`: (policy's name, robot's name).
+    pub fn new(policy: Box<dyn Policy>, views: Vec<(String, String)>) -> Self {
+        Self { policy, views }
+    }
+}
+
+impl Policy for Renamed {
+    fn spec(&self) -> &PolicySpec {
+        self.policy.spec()
+    }
+
+    fn begin(
+        &mut self,
+        observation: &Observation,
+        request: &ChunkRequest,
+    ) -> Result<(), PolicyError> {
+        let mut seen = observation.clone();
+        for image in &mut seen.images {
+            if let Some((name, _)) = self.views.iter().find(|v| v.1 == image.camera) {
+                image.camera.clone_from(name);
+            }
+        }
+        self.policy.begin(&seen, request)
+    }
+
+    fn advance(&mut self) -> Result<Progress, PolicyError> {
+        self.policy.advance()
+    }
+
+    fn take_chunk(&mut self) -> Result<ActionChunk, PolicyError> {
+        self.policy.take_chunk()
+    }
+
+    fn set_denoise_steps(&mut self, steps: usize) -> Result<bool, PolicyError> {
+        self.policy.set_denoise_steps(steps)
+    }
+
+    fn finish_early(&mut self) -> Result<bool, PolicyError> {
+        self.policy.finish_early()
+    }
+}
