@@ -236,6 +236,11 @@ impl Ingest {
         Ok(())
     }
 
+    /// The arm was put elsewhere, as a simulator does between scenes: the next state is believed wherever it is.
+    pub fn forget_states(&mut self) {
+        self.states.clear();
+    }
+
     /// The newest measured state.
     pub fn newest_state(&self) -> Option<&JointState> {
         self.states.back()
@@ -413,6 +418,8 @@ mod tests {
         ingest.on_state(arm_at(30, 5, 0.52)).expect("back where it was");
         assert_eq!(ingest.newest_state().map(|s| s.sequence), Some(5));
         ingest.on_state(arm_at(400, 6, 1.5)).expect("time enough to move there");
+        ingest.forget_states();
+        ingest.on_state(arm_at(410, 7, -1.5)).expect("the arm was put there");
         let intake = ingest.intakes()[2].1;
         assert_eq!(
             (intake.received, intake.jumps, intake.not_finite, intake.reordered),

@@ -235,6 +235,8 @@ impl Robot {
         let fail = |e: serde_json::Error| RunError::Referee(e.to_string());
         let asked = serde_json::to_vec(request).map_err(fail)?;
         let answer = self.bus.query(&self.keys.sim_reset(), asked, Duration::from_secs(10))?;
+        // The arm may stand elsewhere in the new scene: that is no jump of a sensor.
+        self.ingest.lock().unwrap_or_else(PoisonError::into_inner).forget_states();
         serde_json::from_slice(&answer).map_err(fail)
     }
 

@@ -5,9 +5,9 @@ use crate::MAX_JOINTS;
 /// Constraints at once, at most: the nearest ones.
 pub(super) const MAX_ROWS: usize = 12;
 /// Rounds of the dual ascent before it counts as infeasible.
-const SWEEPS: usize = 60;
+const SWEEPS: usize = 40;
 /// The ascent ends when nothing moves more than this (of the unit).
-const STEP: f64 = 1e-5;
+const STEP: f64 = 1e-4;
 /// How nearly a row must be satisfied then (of the unit). Nearly parallel rows take many rounds to be satisfied
 /// better, and the guard looks at the brake path of what comes out all the same.
 const ACCURACY: f64 = 1e-3;

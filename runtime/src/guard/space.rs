@@ -26,9 +26,9 @@ const DECELERATION_SHARE: f64 = 0.5;
 /// A deceleration (m/s²) that every barrier can count on: what is slow enough for it needs no closer look.
 const LEAST_DECELERATION: f64 = 0.5;
 /// Barriers that have this much speed (m/s) left do not shape a motion.
-const SPARE_SPEED: f64 = 0.5;
+const SPARE_SPEED: f64 = 0.3;
 /// Points of a brake path that are looked at, at most.
-const SAMPLES: usize = 10;
+const SAMPLES: usize = 8;
 /// What a ball may come nearer between two of them: some (m), and with the square of how far it goes (1/m).
 const SAG: f64 = 3e-4;
 const CURVATURE: f64 = 1.25;
@@ -311,10 +311,18 @@ impl Space {
         self.move_balls(0, &velocities);
         self.move_balls(1, &nominal);
 
+        let moves = self.moves.iter().flatten();
+        let quickest = 2.0 * moves.map(Vector3::norm_squared).fold(0.0, f64::max).sqrt();
+        // Farther away than this no barrier can bind: see `allowed`.
+        let horizon =
+            (quickest / self.config.rate).max(0.5 * quickest * quickest / LEAST_DECELERATION);
         let mut picked = [(f64::INFINITY, 0); MAX_ROWS];
         let (mut violated, mut least_room) = (false, f64::INFINITY);
         for (number, barrier) in self.barriers.iter().enumerate() {
             let room = self.distances[number] - self.floors[number] - ROOM;
+            if room > horizon {
+                continue;
+            }
             let distance = room.max(0.0);
             let sure = self.allowed(distance, LEAST_DECELERATION);
             let [now, aimed] = self.approach(*barrier);
@@ -458,15 +466,23 @@ impl Space {
             paths[k] = Some((joint.index, path, unit));
         }
         let links = self.config.chain.last_link();
+        let total: f64 = self.longest.iter().zip(&travel).map(|(lever, angle)| lever * angle).sum();
         let mut near = std::mem::take(&mut self.near);
         let mut near_floors = std::mem::take(&mut self.near_floors);
         near.clear();
         near_floors.clear();
+        let mut sweep = [0.0; MAX_JOINTS];
         for ((barrier, distance), floor) in
             self.barriers.iter().zip(&self.distances).zip(&self.floors)
         {
-            let moves: f64 = (0..links).map(|k| self.lever(*barrier, k) * travel[k]).sum();
-            if distance - moves < 0.0 {
+            // Most are out of reach even of the longest levers.
+            if *distance >= total {
+                continue;
+            }
+            for (k, sweep) in sweep.iter_mut().enumerate().take(links) {
+                *sweep = self.lever(*barrier, k) * travel[k];
+            }
+            if *distance < sweep[..links].iter().sum() {
                 near.push(*barrier);
                 near_floors.push(*floor);
             }
