@@ -16,6 +16,7 @@ mod remote;
 mod robot;
 mod roster;
 mod status;
+mod waiting;
 
 pub use assembly::Plan;
 pub use devices::{Devices, NamedCamera};
@@ -31,10 +32,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use assembly::{Launched, Waiting};
+use assembly::Launched;
 use episode::EpisodePlan;
 use monitor::Monitor;
 use robot::Robot;
+use waiting::Waiting;
 
 use crate::cli::{Failure, LaunchArgs};
 use crate::film::Film;

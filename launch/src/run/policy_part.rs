@@ -15,12 +15,13 @@ use sinew_runtime::scheduler::starvation::StepLatency;
 use sinew_runtime::transport::{Bus, Keys, PolicyIntroduction, Subscription, encode_policy};
 use sinew_runtime::{ChunkRequest, Clock, Policy};
 
-use super::assembly::{PATIENCE, Plan};
+use super::assembly::Plan;
 use super::intake;
 use super::parts::Part;
 use super::remote::{InferenceEnds, PolicySide, policy_side};
 use super::robot::RunError;
 use super::status::{PartStatus, StatusPeer};
+use super::waiting::PATIENCE;
 use crate::report::SensorFigures;
 
 /// Inferences that are timed before the start, and how long that may take.
