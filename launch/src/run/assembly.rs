@@ -1,9 +1,9 @@
 //! From a checked launch file to running threads: the process that holds the control thread.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sinew_drivers::peer::StreamFigures;
 use sinew_runtime::control::{ControlConfig, ControlCore};
@@ -16,10 +16,7 @@ use sinew_runtime::scheduler::SchedulerConfig;
 use sinew_runtime::scheduler::starvation::{self, Demand, Holds, StepLatency};
 use sinew_runtime::scheduler::strategy::StrategyConfig;
 use sinew_runtime::stream::{self, Stream, StreamConfig};
-use sinew_runtime::transport::{
-    Bus, Endpoint, Keys, PolicyIntroduction, Priority, Publisher, Subscription, decode_policy,
-    encode_command,
-};
+use sinew_runtime::transport::{Bus, Endpoint, Keys, Priority, Subscription, encode_command};
 use sinew_runtime::{ActionKind, CameraFrame, JointLimits, Policy, PolicySpec};
 
 use super::devices::{Devices, RunningDevices};
@@ -29,12 +26,9 @@ use super::recording::{Recording, RecordingReport};
 use super::robot::{Robot, RunError};
 use super::roster::Roster;
 use super::status::Heard;
+use super::waiting::{Waiting, World};
 use super::{intake, operator, policy_part, referee, remote};
 use crate::launch_file::AuthoritySettings;
-use crate::supervise::{ChildState, Supervision};
-
-/// How long the parts may take to find each other before that is said.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a launch needs to know, all of it checked.
 pub struct Plan {
@@ -360,108 +354,6 @@ impl Plan {
         config.strategy = self.strategy;
         config.latency = Some(latency.total(latency.steps));
         config
-    }
-}
-
-/// How a start waits for the parts that run elsewhere.
-pub struct Waiting<'a> {
-    /// The launch file, for the command that starts a missing part.
-    pub file: &'a std::path::Path,
-    /// Somebody wants the run to end.
-    pub quit: &'a AtomicBool,
-    /// The children.
-    pub supervision: Option<&'a Supervision>,
-    /// All parts run in this process: what is missing after [`PATIENCE`] is an error.
-    pub alone: bool,
-}
-
-/// What a start waits with.
-struct World<'a> {
-    bus: &'a Bus,
-    keys: &'a Keys,
-    publisher: &'a Publisher,
-    ingest: &'a Mutex<Ingest>,
-}
-
-impl Waiting<'_> {
-    fn patient(&self) -> bool {
-        !self.alone
-    }
-
-    /// Waits until the arm takes commands and sends states and, where `remote_policy`, the policy is ready.
-    fn wait(
-        &self,
-        plan: &Plan,
-        world: &World,
-        remote_policy: bool,
-    ) -> Result<Option<PolicyIntroduction>, RunError> {
-        let mut end = Instant::now() + PATIENCE;
-        let mut introduced = None;
-        loop {
-            let mut missing = Vec::new();
-            let reached = world.bus.wait_for_subscriber(world.publisher, Duration::from_millis(10));
-            let seen = world.ingest.lock().unwrap_or_else(PoisonError::into_inner);
-            if !reached || seen.newest_state().is_none() {
-                missing.push(Part::Arm);
-            }
-            drop(seen);
-            if remote_policy && introduced.is_none() {
-                introduced = self.introduction(world);
-                if introduced.is_none() {
-                    missing.push(Part::Policy);
-                }
-            }
-            if missing.is_empty() {
-                return Ok(introduced);
-            }
-            if self.quit.load(Ordering::Relaxed) {
-                return Err(RunError::Ended);
-            }
-            self.given_up()?;
-            if Instant::now() > end {
-                self.complain(plan, &missing)?;
-                end = Instant::now() + PATIENCE;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    fn introduction(&self, world: &World) -> Option<PolicyIntroduction> {
-        let patience = Duration::from_millis(500);
-        let reply = world.bus.query(&world.keys.policy(), Vec::new(), patience).ok()?;
-        decode_policy(&reply).map_err(|error| tracing::warn!(%error, "the policy's answer")).ok()
-    }
-
-    /// A child that will not come any more ends the wait.
-    fn given_up(&self) -> Result<(), RunError> {
-        let figures = self.supervision.map(Supervision::figures).unwrap_or_default();
-        match figures.into_iter().find(|f| f.state == ChildState::GivenUp) {
-            Some(child) => Err(RunError::PartFailed { part: child.part, exit: child.last_exit }),
-            None => Ok(()),
-        }
-    }
-
-    fn complain(&self, plan: &Plan, missing: &[Part]) -> Result<(), RunError> {
-        let names = missing.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        if self.alone {
-            let what = format!("the first word of {names}");
-            let (seconds, remedy) = (PATIENCE.as_secs(), "check its driver in the log above");
-            return Err(RunError::Silent { what, seconds, remedy });
-        }
-        let start =
-            |part: &&Part| !plan.placement.here(part) && !plan.placement.children.contains(part);
-        let elsewhere: Vec<_> = missing.iter().filter(start).map(ToString::to_string).collect();
-        let how = match elsewhere.is_empty() {
-            true => "it is being started".to_owned(),
-            false => format!(
-                "start it with `sinew launch {} --only {}`, or check that it reaches {}",
-                self.file.display(),
-                elsewhere.join(","),
-                plan.endpoint
-            ),
-        };
-        eprintln!("sinew: waiting for {names}; {how}");
-        Ok(())
     }
 }
 

@@ -18,6 +18,7 @@ mod robot;
 mod roster;
 mod status;
 mod views;
+mod waiting;
 
 pub use assembly::Plan;
 pub use devices::{Devices, NamedCamera};
@@ -35,11 +36,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use assembly::{Launched, Waiting};
+use assembly::Launched;
 use episode::EpisodePlan;
 use monitor::Monitor;
 use robot::Robot;
 use sinew_runtime::blackbox::Note;
+use waiting::Waiting;
 
 use crate::cli::{Failure, LaunchArgs};
 use crate::film::Film;

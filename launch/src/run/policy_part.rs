@@ -16,7 +16,7 @@ use sinew_runtime::scheduler::starvation::StepLatency;
 use sinew_runtime::transport::{Bus, Keys, PolicyIntroduction, Subscription, encode_policy};
 use sinew_runtime::{ChunkRequest, Clock, Policy};
 
-use super::assembly::{PATIENCE, Plan};
+use super::assembly::Plan;
 use super::intake;
 use super::parts::Part;
 use super::recording::Inputs;
@@ -24,6 +24,7 @@ use super::remote::{InferenceEnds, PolicySide, policy_side};
 use super::robot::RunError;
 use super::status::{PartStatus, StatusPeer};
 use super::views::Renamed;
+use super::waiting::PATIENCE;
 use crate::report::SensorFigures;
 
 /// Inferences that may wait for their answer to be sent.
