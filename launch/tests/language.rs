@@ -121,7 +121,7 @@ fn the_reference_loads_and_shows_every_key_and_no_other() {
 fn the_list_of_keys_is_the_readers() {
     let folder = Folder::new();
     for section in
-        ["robot", "policy", "scheduler", "control", "guard", "transport", "cameras.front"]
+        ["robot", "policy", "scheduler", "control", "teleop", "guard", "transport", "cameras.front"]
     {
         let header = format!("[{section}]");
         let text = match BASE.contains(&header) {

@@ -122,11 +122,7 @@ pub fn measure(case: &AuthorityCase) -> Result<AuthorityProfile, RigError> {
         let moved = rig.drivers.iter().filter_map(|d| d.told().moved).max();
         end_to_end.extend(moved.map(|m| ms(m.since(start))));
         device.release(false);
-        rig.wait_for("the arms' rest", |rig| {
-            let before = rig.drivers[0].told().position;
-            std::thread::sleep(case.rig.period * 3);
-            rig.drivers[0].told().position == before
-        })?;
+        rest(&rig)?;
         for delay in drain(&mut rig, &mut lateness) {
             periods.push(delay.as_secs_f64() / case.rig.period.as_secs_f64());
         }
@@ -146,6 +142,22 @@ pub fn measure(case: &AuthorityCase) -> Result<AuthorityProfile, RigError> {
         takeover_periods: spread(periods)?,
         takeover_end_to_end_ms: spread(end_to_end)?,
         lateness_ms: spread(lateness)?,
+    })
+}
+
+/// Waits until every arm has been told the same place four times: commands may come late on a busy host.
+fn rest(rig: &Rig) -> Result<(), RigError> {
+    let look = |rig: &Rig| -> Vec<(u64, f64)> {
+        rig.drivers.iter().map(|d| (d.told().writes, d.told().position)).collect()
+    };
+    let mut since = look(rig);
+    rig.wait_for("the arms' rest", |rig| {
+        let now = look(rig);
+        if now.iter().zip(&since).any(|(n, s)| n.1 != s.1) {
+            since = now;
+            return false;
+        }
+        now.iter().zip(&since).all(|(n, s)| n.0 >= s.0 + 4)
     })
 }
 
