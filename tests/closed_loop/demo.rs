@@ -45,16 +45,16 @@ fn the_demo_policy_follows_its_instructions() {
 }
 
 #[test]
-fn every_strategy_finishes_the_task_in_spite_of_latency() {
+fn latency_is_no_excuse() {
+    // The other strategies average or switch between ways of doing it; `sinew bench seams` says how often.
     let mut policy = policy();
-    let spec = policy.spec().clone();
-    for strategy in StrategyConfig::ALL.into_iter().filter(|s| spec.supports(*s)) {
-        let case = case(strategy.name(), 200);
-        let won = (3_000_030..3_000_033)
+    for strategy in ["synchronous", "weighted-average", "rtc-guided"] {
+        let case = case(strategy, 200);
+        let won = (3_000_030..3_000_034)
             .filter(|seed| run(policy.as_mut(), &case, *seed, None).truth.success)
             .count();
-        println!("{}: {won} of 3", strategy.name());
-        assert!(won >= 1, "{} never succeeds", strategy.name());
+        println!("{strategy}: {won} of 4");
+        assert!(won >= 3, "{strategy}: {won} of 4");
     }
 }
 

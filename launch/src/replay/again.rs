@@ -6,7 +6,7 @@ use sinew_runtime::blackbox::{Header, InferenceRecord, Steering};
 use sinew_runtime::inference::{self, InferenceOrder};
 use sinew_runtime::{
     ActionChunk, ActionKind, CameraFrame, ChunkRequest, Observation, ObservedImage, Policy,
-    PolicyError, PolicySpec, Progress,
+    PolicyError, Progress,
 };
 
 use crate::run::Renamed;
@@ -55,11 +55,6 @@ impl Again {
     pub fn new(policy: Box<dyn Policy>, header: &Header) -> Self {
         let kinds = header.control.scheduler.joints.iter().map(|j| j.kind).collect();
         Self { policy: Renamed::new(policy, header.views.clone()), kinds }
-    }
-
-    /// What it takes and gives.
-    pub fn spec(&self) -> &PolicySpec {
-        self.policy.spec()
     }
 
     /// Does the inference of `record` again, answering `order` as the core gave it now.

@@ -7,7 +7,7 @@ use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 
 const LIMIT: JointLimits =
-    JointLimits { lower: -1.75, upper: 1.75, velocity: 3.14, acceleration: 21.0, jerk: 470.0 };
+    JointLimits { lower: -1.75, upper: 1.75, velocity: 3.1, acceleration: 21.0, jerk: 470.0 };
 const JOINTS: usize = 5;
 
 /// Base turns about z; three joints lift forward; the hand rolls. Links of 15 cm.

@@ -9,7 +9,7 @@ const LIMIT: JointLimits =
     JointLimits { lower: -1.0, upper: 1.0, velocity: 2.0, acceleration: 8.0, jerk: 160.0 };
 /// A joint of the desk arm, nearly.
 const QUICK: JointLimits =
-    JointLimits { lower: -1.9, upper: 1.9, velocity: 3.14, acceleration: 21.0, jerk: 470.0 };
+    JointLimits { lower: -1.9, upper: 1.9, velocity: 3.1, acceleration: 21.0, jerk: 470.0 };
 
 fn guard(limit: JointLimits, period_ms: u64) -> Guard {
     Guard::new(&[limit; 2], Duration::from_millis(period_ms)).expect("the limits are sound")

@@ -140,6 +140,8 @@ impl Worker {
         let _ = self.reports.try_send(report);
     }
 
+    // The report is sent on in either case.
+    #[allow(clippy::result_large_err)]
     fn infer(
         &mut self,
         InferenceOrder { order, plan }: &InferenceOrder,

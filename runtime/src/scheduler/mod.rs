@@ -297,6 +297,8 @@ impl Scheduler {
     /// Takes over `chunk`, answering an open request, while the arm is commanded to `command`.
     ///
     /// Gives back the chunk that is no longer needed: the one before, or `chunk` itself with the reason.
+    // A refused chunk is handed back as it is: boxing it would allocate on the control thread.
+    #[allow(clippy::result_large_err)]
     pub fn on_chunk(
         &mut self,
         chunk: ActionChunk,
@@ -328,6 +330,8 @@ impl Scheduler {
     }
 
     /// Plays `chunk`, a motion of the runtime's own, from its first action on.
+    // As in `on_chunk`.
+    #[allow(clippy::result_large_err)]
     pub fn play(
         &mut self,
         chunk: ActionChunk,
