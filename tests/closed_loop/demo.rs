@@ -61,12 +61,19 @@ fn latency_is_no_excuse() {
 #[test]
 fn the_words_decide_and_the_loop_is_deterministic() {
     let mut policy = policy();
-    let seed = 3_000_020;
-    let scene = Scene::from_seed(&ArmDescription::desk_arm(), seed);
-    let other = scene.colours().into_iter().find(|c| *c != scene.task.colour());
-    let bin = scene.task.bin().expect("a scene's own task is to put a cube into a bin");
-    let task = Task::PickPlace { colour: other.expect("three cubes"), bin };
-    let first = run(policy.as_mut(), &case("latest-only", 70), seed, Some(task));
-    assert!(first.truth.success && !first.truth.wrong_object, "{:?}", first.truth);
+    let mut won = 0;
+    let mut endings = Vec::new();
+    for seed in 3_000_020..3_000_024 {
+        let scene = Scene::from_seed(&ArmDescription::desk_arm(), seed);
+        let other = scene.colours().into_iter().find(|c| *c != scene.task.colour());
+        let bin = scene.task.bin().expect("a scene's own task is to put a cube into a bin");
+        let task = Task::PickPlace { colour: other.expect("three cubes"), bin };
+        let ending = run(policy.as_mut(), &case("latest-only", 70), seed, Some(task));
+        assert!(!ending.truth.wrong_object && !ending.truth.wrong_bin, "{:?}", ending.truth);
+        won += usize::from(ending.truth.success);
+        endings.push((seed, task, ending));
+    }
+    assert!(won >= 3, "{won} of 4 with another cube than the scene's own");
+    let (seed, task, first) = endings.swap_remove(0);
     assert_eq!(run(policy.as_mut(), &case("latest-only", 70), seed, Some(task)), first);
 }

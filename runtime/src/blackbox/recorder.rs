@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::ControlTap;
 use super::record::{GapKind, Header, Images, InferenceRecord, Note};
-use super::writer::{Log, Writer};
+use super::writer::{Log, Writer, whole_reason};
 use crate::{CameraFrame, Clock, JointState, Stamp};
 
 /// Frames that may wait for the writer: half a second of two cameras.
@@ -87,7 +87,7 @@ impl Recorder {
         sink: W,
         header: &Header,
     ) -> std::io::Result<(Self, ControlTap)> {
-        let log = Log::create(sink, header).map_err(std::io::Error::other)?;
+        let log = Log::create(sink, header).map_err(|e| std::io::Error::other(whole_reason(&e)))?;
         let (tap, ring) = ControlTap::new();
         let (frames, frames_in) = bounded(FRAMES);
         let (records, records_in) = bounded(RECORDS);

@@ -34,6 +34,17 @@ pub(super) fn sum(text: &str) -> String {
     Sha256::digest(text).iter().map(|b| format!("{b:02x}")).collect()
 }
 
+/// `error` with what is behind it: MCAP's own words do not say that a disk is full.
+pub(super) fn whole_reason(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
 /// An MCAP file being written: topics, encodings and numbers.
 pub(super) struct Log<W: Write + Seek> {
     mcap: mcap::Writer<W>,
@@ -324,7 +335,7 @@ impl<W: Write + Seek> Writer<W> {
         };
         if let Err(error) = work(log) {
             tracing::error!(%error, "the recording ends here; the run goes on");
-            self.figures.stopped = Some(error.to_string());
+            self.figures.stopped = Some(whole_reason(&error));
             self.figures.unwritten += records;
             self.close();
         }

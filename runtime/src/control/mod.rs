@@ -142,6 +142,10 @@ pub struct ControlCore {
     teleop: TeleopTrack,
     state: Option<JointState>,
     state_timeout: Duration,
+    /// States came back after a silence, and the command is still where it was before.
+    rejoins: bool,
+    /// The last cycle.
+    ticked: Option<Stamp>,
     period: f64,
     sequence: u64,
     /// A chunk that a cycle was done with, until somebody fetches it to be freed.
@@ -189,6 +193,8 @@ impl ControlCore {
             teleop: TeleopTrack::new(TeleopConfig::default(), &config.limits),
             state: None,
             state_timeout: config.state_timeout,
+            rejoins: false,
+            ticked: None,
             period: config.period.as_secs_f64(),
             sequence: 0,
             spent: None,
@@ -269,6 +275,11 @@ impl ControlCore {
             let freed = self.begin(&change);
             self.spent = freed.or(self.spent.take());
         }
+        // A command that was still braking comes to rest first.
+        if let (true, true, Some(state)) = (self.rejoins, self.guard.at_rest(), self.state) {
+            self.rejoin(&state.position);
+        }
+        self.ticked = Some(now);
         let authority = self.arbiter.authority();
         let commanded = self.policy_command();
         let wish = self.scheduler.tick(now, &commanded);
@@ -399,10 +410,20 @@ impl ControlCore {
         // A silence ends authority even when no cycle ran in it. The arm did not follow meanwhile, or is another one:
         // it is held where it stands now, not pulled to where it was told to be.
         let change = self.arbiter.on_state(false, now);
-        if !self.arbiter.authority().moves() {
-            self.guard.rebase(&state.position);
+        self.rejoins = true;
+        if self.ticked.is_none_or(|at| now.since(at) > self.state_timeout) {
+            // No command went out either: there is none to be continuous with.
+            self.rejoin(&state.position);
         }
         change
+    }
+
+    /// After a silence: the held arm is where it stands.
+    fn rejoin(&mut self, position: &JointVec) {
+        if !self.arbiter.authority().moves() {
+            self.guard.rebase(position);
+        }
+        self.rejoins = false;
     }
 
     /// A new holder of authority begins where the arm is commanded to be, or where it is when it stands elsewhere.
