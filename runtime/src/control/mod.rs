@@ -144,6 +144,8 @@ pub struct ControlCore {
     state_timeout: Duration,
     /// States came back after a silence, and the command is still where it was before.
     rejoins: bool,
+    /// Since when it is at rest, while it is to rejoin.
+    rested: Option<Stamp>,
     /// The last cycle.
     ticked: Option<Stamp>,
     period: f64,
@@ -194,6 +196,7 @@ impl ControlCore {
             state: None,
             state_timeout: config.state_timeout,
             rejoins: false,
+            rested: None,
             ticked: None,
             period: config.period.as_secs_f64(),
             sequence: 0,
@@ -275,9 +278,8 @@ impl ControlCore {
             let freed = self.begin(&change);
             self.spent = freed.or(self.spent.take());
         }
-        // A command that was still braking comes to rest first.
-        if let (true, true, Some(state)) = (self.rejoins, self.guard.at_rest(), self.state) {
-            self.rejoin(&state.position);
+        if self.rejoins {
+            self.rejoin_at_rest(now);
         }
         self.ticked = Some(now);
         let authority = self.arbiter.authority();
@@ -418,12 +420,24 @@ impl ControlCore {
         change
     }
 
+    /// A command that was still braking comes to rest first; then a state measured since says where the arm is.
+    fn rejoin_at_rest(&mut self, now: Stamp) {
+        if !self.guard.at_rest() {
+            self.rested = None;
+            return;
+        }
+        let rested = *self.rested.get_or_insert(now);
+        if let Some(state) = self.state.filter(|state| state.stamp >= rested) {
+            self.rejoin(&state.position);
+        }
+    }
+
     /// After a silence: the held arm is where it stands.
     fn rejoin(&mut self, position: &JointVec) {
         if !self.arbiter.authority().moves() {
             self.guard.rebase(position);
         }
-        self.rejoins = false;
+        (self.rejoins, self.rested) = (false, None);
     }
 
     /// A new holder of authority begins where the arm is commanded to be, or where it is when it stands elsewhere.
