@@ -142,9 +142,9 @@ pub struct ControlCore {
     teleop: TeleopTrack,
     state: Option<JointState>,
     state_timeout: Duration,
-    /// States came back after a silence, and the command is still where it was before.
+    /// After a silence or a stop: the command is still where it was before.
     rejoins: bool,
-    /// Since when it is at rest, while it is to rejoin.
+    /// The first cycle that found the command at rest, while it is.
     rested: Option<Stamp>,
     /// The last cycle.
     ticked: Option<Stamp>,
@@ -278,8 +278,9 @@ impl ControlCore {
             let freed = self.begin(&change);
             self.spent = freed.or(self.spent.take());
         }
-        if self.rejoins {
-            self.rejoin_at_rest(now);
+        self.rested = self.guard.at_rest().then(|| self.rested.unwrap_or(now));
+        if let (true, Some(state)) = (self.rejoins, self.state_at_rest()) {
+            self.rejoin(&state.position);
         }
         self.ticked = Some(now);
         let authority = self.arbiter.authority();
@@ -420,16 +421,10 @@ impl ControlCore {
         change
     }
 
-    /// A command that was still braking comes to rest first; then a state measured since says where the arm is.
-    fn rejoin_at_rest(&mut self, now: Stamp) {
-        if !self.guard.at_rest() {
-            self.rested = None;
-            return;
-        }
-        let rested = *self.rested.get_or_insert(now);
-        if let Some(state) = self.state.filter(|state| state.stamp >= rested) {
-            self.rejoin(&state.position);
-        }
+    /// The newest state, when it was measured after the command came to rest: an older one says where the arm was.
+    fn state_at_rest(&self) -> Option<JointState> {
+        let rested = self.rested.filter(|_| self.guard.at_rest())?;
+        self.state.filter(|state| state.stamp >= rested)
     }
 
     /// After a silence: the held arm is where it stands.
@@ -437,22 +432,24 @@ impl ControlCore {
         if !self.arbiter.authority().moves() {
             self.guard.rebase(position);
         }
-        (self.rejoins, self.rested) = (false, None);
+        self.rejoins = false;
     }
 
     /// A new holder of authority begins where the arm is commanded to be, or where it is when it stands elsewhere.
     fn begin(&mut self, change: &AuthorityChange) -> Option<ActionChunk> {
-        if let (Some(state), true) = (&self.state, self.guard.at_rest()) {
+        // After a stop the arm may have had its torque off: it is where it is.
+        let anew = change.from == Authority::Stop;
+        self.rejoins |= anew;
+        if let Some(state) = self.state_at_rest() {
             let far = |p: &JointVec, q: &JointVec| {
                 p.as_slice()
                     .iter()
                     .zip(q.as_slice())
                     .any(|(a, b)| (a - b).abs() > FOLLOWING_TOLERANCE)
             };
-            // After a stop the arm may have had its torque off: it is where it is.
-            let anew = change.from == Authority::Stop;
             if anew || far(&state.position, self.guard.position()) {
                 self.guard.rebase(&state.position);
+                self.rejoins = false;
             }
         }
         self.teleop.begin(change.to == Authority::Shared);
