@@ -234,13 +234,15 @@ impl Watch {
         for pair in heard.states.windows(2) {
             let (a, b) = (&pair[0].1, &pair[1].1);
             let seconds = b.stamp.seconds_from(a.stamp).max(0.0) + CATCH_UP;
+            // A new scene puts the simulated arm, at rest before and after, where it begins.
+            let new_scene = self.speed(a) < REST && self.speed(b) < REST;
             for joint in 0..self.joints.len() - 1 {
                 let limit = &self.limits[joint];
                 let name = &self.joints[joint];
                 let speed = b.velocity[joint].abs();
                 assert!(speed <= limit.velocity * 1.001, "{name}: {speed} rad/s");
                 let step = (b.position[joint] - a.position[joint]).abs();
-                assert!(step <= limit.velocity * seconds, "{name} jumped by {step} rad");
+                assert!(new_scene || step <= limit.velocity * seconds, "{name} jumped by {step} rad");
             }
         }
     }
