@@ -25,7 +25,7 @@ pub enum ModelError {
     #[error(
         "{}: architecture `{found}` is not supported; this build runs: {}",
         path.display(),
-        crate::ARCHITECTURES.join(", ")
+        crate::families::FAMILIES.iter().map(|f| f.name).collect::<Vec<_>>().join(", ")
     )]
     UnknownArchitecture {
         /// The file that names it.

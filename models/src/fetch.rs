@@ -36,8 +36,11 @@ pub fn fetch(repository: &str, out: &Path) -> Result<(), ModelError> {
     let config_path = out.join("config.json");
     let text =
         std::fs::read_to_string(&config_path).map_err(|e| ModelError::io(&config_path, e))?;
-    let config = crate::checkpoint::SmolVlaConfig::parse(&config_path, &text)?;
-    let vlm = &config.vlm_model_name;
+    let config: serde_json::Value = serde_json::from_str(&text)
+        .map_err(|e| ModelError::config(&config_path, "the file", format!("is no JSON: {e}")))?;
+    let Some(vlm) = config.get("vlm_model_name").and_then(serde_json::Value::as_str) else {
+        return Ok(());
+    };
     let has_tokenizer = ["tokenizer.json", "vlm/tokenizer.json", "tokenizer/tokenizer.json"]
         .iter()
         .any(|file| out.join(file).is_file());

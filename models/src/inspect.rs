@@ -7,10 +7,9 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::checkpoint::map::MappedFile;
-use crate::checkpoint::{ActionInfo, AttentionMode, KeptLayer};
+use crate::checkpoint::{ActionInfo, KeptLayer};
 use crate::gguf::hex;
-use crate::processors::{NormMode, Normalizer};
-use crate::smolvla::Preparer;
+use crate::processors::{Boundary, NormMode, Normalizer};
 use crate::{Checkpoint, ModelError};
 
 /// What a checkpoint or a bundle holds.
@@ -26,8 +25,10 @@ pub struct Inspection {
     pub written_by: Option<String>,
     /// SHA-256 of the original weights file.
     pub source_sha256: Option<String>,
+    /// Backbone and head.
+    pub kind: String,
     /// Sizes of the network.
-    pub sizes: Sizes,
+    pub sizes: serde_json::Value,
     /// Parts of the network.
     pub parts: Vec<Part>,
     /// Values in all parts.
@@ -46,43 +47,10 @@ pub struct Inspection {
     pub action: Normalization,
     /// What the action's values are.
     pub actions: ActionInfo,
-    /// Tokens that the tokenizer knows.
-    pub tokenizer_tokens: usize,
-    /// Longest instruction (tokens).
-    pub instruction_tokens: usize,
-}
-
-/// Sizes of a SmolVLA network.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Sizes {
-    /// Width and height of the images it sees; `None` for the camera's own.
-    pub image: Option<(usize, usize)>,
-    /// Side of a patch (pixels).
-    pub patch: usize,
-    /// Layers of the vision tower.
-    pub vision_layers: usize,
-    /// Width of the vision tower.
-    pub vision_width: usize,
-    /// Text layers used.
-    pub text_layers: usize,
-    /// Width of the text model.
-    pub text_width: usize,
-    /// Query heads, and key and value heads.
-    pub heads: (usize, usize),
-    /// Rows of the token table.
-    pub vocabulary: usize,
-    /// Width of the expert.
-    pub expert_width: usize,
-    /// How the expert attends.
-    pub attention: AttentionMode,
-    /// Action horizon.
-    pub action_horizon: usize,
-    /// Denoise steps.
-    pub denoise_steps: usize,
 }
 
 /// One part of a network.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Part {
     /// Its name.
     pub name: String,
@@ -135,71 +103,46 @@ impl Normalization {
 /// [`ModelError`] when it cannot be loaded.
 pub fn inspect(path: &Path) -> Result<Inspection, ModelError> {
     let checkpoint = Checkpoint::open(path, true)?;
-    let preparer = Preparer::new(&checkpoint, 0)?;
+    let family = checkpoint.family;
+    let boundary = Boundary::new(&checkpoint, 0)?;
     let parts = parts(&checkpoint);
-    let (config, vlm) = (&checkpoint.config, &checkpoint.vlm);
-    let (text, vision) = (&vlm.text_config, &vlm.vision_config);
     let source_sha256 = match &checkpoint.origin.source_sha256 {
         Some(hash) => Some(hash.clone()),
         None => Some(hex(&Sha256::digest(MappedFile::open(checkpoint.store.path())?.bytes()))),
     };
-    let (state, action) = preparer.normalizers();
+    let (state, action) = boundary.normalizers();
     Ok(Inspection {
-        architecture: config.kind.clone(),
+        architecture: family.name.to_owned(),
         format: checkpoint.origin.format.to_owned(),
         quantization: checkpoint.origin.quantization.clone(),
         written_by: checkpoint.origin.written_by.clone(),
         source_sha256,
-        sizes: Sizes {
-            image: config.resize_imgs_with_padding,
-            patch: vision.patch_size,
-            vision_layers: vision.num_hidden_layers,
-            vision_width: vision.hidden_size,
-            text_layers: match usize::try_from(config.num_vlm_layers) {
-                Ok(n) if n > 0 => n,
-                _ => text.num_hidden_layers,
-            },
-            text_width: text.hidden_size,
-            heads: (text.num_attention_heads, text.num_key_value_heads),
-            vocabulary: text.vocab_size,
-            expert_width: (text.hidden_size as f64 * config.expert_width_multiplier) as usize,
-            attention: config.attention_mode,
-            action_horizon: config.chunk_size,
-            denoise_steps: config.num_steps,
-        },
+        kind: format!("{}, {}", family.backbone, family.head),
+        sizes: (family.sizes)(&checkpoint)?,
         parameters: parts.iter().map(|p| p.parameters).sum(),
         bytes: parts.iter().map(|p| p.bytes).sum(),
         parts,
         kept: grouped(&checkpoint.origin.kept),
-        cameras: preparer.cameras(),
-        optional_cameras: preparer.optional_cameras(),
-        state: Normalization::new(state, preparer.state_dim()),
-        action: Normalization::new(action, preparer.action_dim()),
+        cameras: boundary.cameras(),
+        optional_cameras: boundary.optional_cameras(),
+        state: Normalization::new(state, boundary.state_dim()),
+        action: Normalization::new(action, boundary.action_dim()),
         actions: checkpoint.actions.clone(),
-        tokenizer_tokens: preparer.vocabulary(),
-        instruction_tokens: checkpoint
-            .preprocessor
-            .pipeline
-            .max_length
-            .unwrap_or(config.tokenizer_max_length),
     })
 }
 
 fn parts(checkpoint: &Checkpoint) -> Vec<Part> {
-    let mut parts: Vec<Part> = ["vision", "connector", "text", "expert", "projections"]
-        .iter()
-        .map(|name| Part {
-            name: (*name).to_owned(),
-            tensors: 0,
-            parameters: 0,
-            bytes: 0,
-            types: BTreeMap::new(),
-        })
-        .collect();
-    let last = parts.len() - 1;
+    let mut parts: Vec<Part> = Vec::new();
     for (name, tensor) in checkpoint.store.iter() {
-        let first = name.split('.').next().unwrap_or(name);
-        let index = parts.iter().position(|p| p.name == first).unwrap_or(last);
+        // What stands at the top level are the projections between the parts.
+        let first = match name.split_once('.') {
+            Some((part, rest)) if rest.contains('.') || part == "connector" => part,
+            _ => "projections",
+        };
+        let index = parts.iter().position(|p| p.name == first).unwrap_or_else(|| {
+            parts.push(Part { name: first.to_owned(), ..Part::default() });
+            parts.len() - 1
+        });
         let part = &mut parts[index];
         part.tensors += 1;
         part.parameters += tensor.values();

@@ -13,6 +13,7 @@
 
 pub mod checkpoint;
 mod error;
+pub mod families;
 mod fetch;
 pub mod gguf;
 pub mod guidance;
@@ -30,13 +31,10 @@ pub use checkpoint::Checkpoint;
 pub use error::ModelError;
 pub use fetch::fetch;
 pub use gguf::{QuantType, quantize};
-pub use inspect::{Inspection, KeptGroup, Normalization, Part, Sizes, inspect};
+pub use inspect::{Inspection, KeptGroup, Normalization, Part, inspect};
 use sinew_runtime::Policy;
 pub use synthetic::{RandomSize, random_smolvla};
 pub use verify::{DimensionError, STAGE_THRESHOLD, StageError, VerifyReport, verify};
-
-/// Architectures that can be loaded, by the `type` in `config.json`.
-pub const ARCHITECTURES: [&str; 1] = ["smolvla"];
 
 /// What the user may set when loading a policy.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -51,12 +49,23 @@ pub struct LoadOptions {
     pub skip_hash: bool,
 }
 
+impl LoadOptions {
+    /// Actions a second of `checkpoint`.
+    ///
+    /// # Errors
+    /// [`ModelError::RateUnknown`] when neither it nor the options give a usable one.
+    pub fn rate(&self, checkpoint: &Checkpoint) -> Result<f64, ModelError> {
+        let rate = self.action_rate_hz.or(checkpoint.actions.action_rate_hz);
+        rate.filter(|rate| *rate > 0.0 && rate.is_finite())
+            .ok_or_else(|| ModelError::RateUnknown { path: checkpoint.path.clone() })
+    }
+}
+
 /// Loads the policy at `path`: a LeRobot checkpoint folder or a `.gguf` bundle.
 ///
 /// # Errors
 /// [`ModelError`] naming file, key or tensor, what was found and what to do.
 pub fn load_policy(path: &Path, options: &LoadOptions) -> Result<Box<dyn Policy>, ModelError> {
     let checkpoint = Checkpoint::open(path, !options.skip_hash)?;
-    // The configuration's parser refuses every other architecture by name.
-    Ok(Box::new(smolvla::SmolVlaPolicy::load(&checkpoint, options)?))
+    (checkpoint.family.load)(&checkpoint, options)
 }

@@ -14,7 +14,7 @@ use crate::ModelError;
 use crate::checkpoint::Checkpoint;
 use crate::processors::NormMode;
 use crate::random::SplitMix64;
-use crate::smolvla::{EulerSampler, Preparer, SmolVla, gaussian_noise};
+use crate::smolvla::{EulerSampler, Preparer, SmolVla, SmolVlaConfig, gaussian_noise};
 
 /// Relative error (RMS) from which a stage counts as differing.
 pub const STAGE_THRESHOLD: f64 = 0.05;
@@ -134,17 +134,18 @@ struct StageSum {
 pub fn verify(a: &Path, b: &Path, cases: usize, seed: u64) -> Result<VerifyReport, ModelError> {
     let (one, other) = (Checkpoint::open(a, true)?, Checkpoint::open(b, true)?);
     comparable(&one, &other)?;
+    let steps = SmolVlaConfig::of(&one)?;
     let (mut first, mut second) = (Subject::load(&one)?, Subject::load(&other)?);
     let mut random = SplitMix64::new(seed);
     let (rows, width) = first.model.sample_shape();
-    let dim = first.preparer.action_dim();
+    let dim = first.preparer.boundary().action_dim();
     let cases = cases.max(1);
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     let mut sums: Vec<StageSum> = Vec::new();
     for case in 0..cases {
         let observation = observation(&one, &first.preparer, case, &mut random)?;
         let noise = gaussian_noise(random.next_u64(), rows * width);
-        let steps = one.config.num_steps;
+        let steps = steps.num_steps;
         let (actions_a, stages_a) = first.run(&observation, noise.clone(), steps)?;
         let (actions_b, stages_b) = second.run(&observation, noise, steps)?;
         ours.extend(actions_a);
@@ -214,21 +215,18 @@ fn comparable(a: &Checkpoint, b: &Checkpoint) -> Result<(), ModelError> {
     let differ = |what: &'static str, a: String, b: String| {
         if a == b { Ok(()) } else { Err(ModelError::NotComparable { what, a, b }) }
     };
-    let cameras = |c: &Checkpoint| c.config.cameras().collect::<Vec<_>>().join(", ");
+    differ("type", a.family.name.to_owned(), b.family.name.to_owned())?;
+    let cameras =
+        |c: &Checkpoint| c.features.cameras().map(|(key, _)| key).collect::<Vec<_>>().join(", ");
     differ("cameras", cameras(a), cameras(b))?;
-    let text = |value: usize| value.to_string();
     let dims = |c: &Checkpoint| {
-        Ok::<_, ModelError>((c.config.state_dim(&c.path)?, c.config.action_dim(&c.path)?))
+        Ok::<_, ModelError>((c.features.state_dim(&c.path)?, c.features.action_dim(&c.path)?))
     };
     let ((state_a, action_a), (state_b, action_b)) = (dims(a)?, dims(b)?);
-    differ("state width", text(state_a), text(state_b))?;
-    differ("action width", text(action_a), text(action_b))?;
-    differ("chunk_size", text(a.config.chunk_size), text(b.config.chunk_size))?;
-    differ("max_action_dim", text(a.config.max_action_dim), text(b.config.max_action_dim))?;
-    let layers = |c: &Checkpoint| c.config.num_vlm_layers.to_string();
-    differ("num_vlm_layers", layers(a), layers(b))?;
-    let widths = |c: &Checkpoint| text(c.vlm.text_config.hidden_size);
-    differ("text width", widths(a), widths(b))
+    differ("state width", state_a.to_string(), state_b.to_string())?;
+    differ("action width", action_a.to_string(), action_b.to_string())?;
+    let sizes = |c: &Checkpoint| (c.family.sizes)(c).map(|s| s.to_string());
+    differ("sizes", sizes(a)?, sizes(b)?)
 }
 
 /// Range of each action dimension: by the statistics, else as `actions` spread.
@@ -261,10 +259,10 @@ fn observation(
     random: &mut SplitMix64,
 ) -> Result<Observation, ModelError> {
     let stamp = Stamp(0);
-    let shapes = checkpoint.config.input_features.iter().filter(|(_, f)| f.kind == "VISUAL");
+    let shapes = checkpoint.features.cameras();
     let mut images = Vec::new();
-    for (camera, (_, feature)) in preparer.cameras().into_iter().zip(shapes) {
-        let (height, width) = match feature.shape.as_slice() {
+    for (camera, (_, shape)) in preparer.boundary().cameras().into_iter().zip(shapes) {
+        let (height, width) = match shape {
             [_, h, w] if (1..=4096).contains(h) && (1..=4096).contains(w) => (*h, *w),
             _ => (256, 256),
         };
@@ -273,9 +271,9 @@ fn observation(
         let frame = CameraFrame { stamp, sequence: 1, image };
         images.push(ObservedImage { camera, frame, age: Default::default() });
     }
-    let (state, _) = preparer.normalizers();
+    let (state, _) = preparer.boundary().normalizers();
     let (low, high) = state.statistics();
-    let proprioception = (0..preparer.state_dim())
+    let proprioception = (0..preparer.boundary().state_dim())
         .map(|d| match state.mode() {
             NormMode::Identity => f64::from(random.bell()),
             NormMode::MeanStd => f64::from(low[d] + high[d] * random.bell()),

@@ -224,8 +224,8 @@ fn guided_chunks_match_lerobot() {
         let number = |key: &str| entry[key].as_u64().map(|n| n as usize);
         let prefix = entry["has_prev_chunk"].as_bool().expect("a flag").then(|| {
             let rows = case.row("rtc.prev_chunk_left_over", 0, 0);
-            let dim = preparer.action_dim();
-            let (_, action) = preparer.normalizers();
+            let dim = preparer.boundary().action_dim();
+            let (_, action) = preparer.boundary().normalizers();
             let actions = rows
                 .iter()
                 .enumerate()

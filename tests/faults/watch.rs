@@ -242,7 +242,10 @@ impl Watch {
                 let speed = b.velocity[joint].abs();
                 assert!(speed <= limit.velocity * 1.001, "{name}: {speed} rad/s");
                 let step = (b.position[joint] - a.position[joint]).abs();
-                assert!(new_scene || step <= limit.velocity * seconds, "{name} jumped by {step} rad");
+                assert!(
+                    new_scene || step <= limit.velocity * seconds,
+                    "{name} jumped by {step} rad"
+                );
             }
         }
     }

@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use safetensors::{Dtype, SafeTensors};
+use serde_json::Value;
 
-use super::config::{SMOLVLM2_500M, SMOLVLM2_500M_CONFIG};
 use super::{
-    ActionInfo, Checkpoint, Origin, Processor, SmolVlaConfig, StoredType, VlmConfig,
-    open_safetensors,
+    ActionInfo, Checkpoint, Features, Origin, Processor, StoredType, TextFile, open_safetensors,
 };
 use crate::ModelError;
+use crate::families::{self, Extra};
 use crate::gguf::blocks;
 use crate::processors::{Pipeline, Statistics};
 
@@ -34,20 +34,17 @@ fn read_text(path: &Path, remedy: &str) -> Result<String, ModelError> {
         .map_err(|e| ModelError::malformed(path, "the text", e, "UTF-8"))
 }
 
-/// The first of `candidates` that exists.
-fn first_existing(candidates: &[PathBuf]) -> Option<&PathBuf> {
-    candidates.iter().find(|p| p.is_file())
-}
-
 /// Opens the folder `dir`.
 pub(super) fn open(dir: &Path) -> Result<Checkpoint, ModelError> {
     let config_path = dir.join("config.json");
     let config_text =
         read_text(&config_path, "give the folder that LeRobot saved (`pretrained_model`)")?;
-    let config = SmolVlaConfig::parse(&config_path, &config_text)?;
-    let (vlm_path, vlm_text) = vlm_config(dir, &config)?;
-    let vlm = VlmConfig::parse(&vlm_path, &vlm_text)?;
-    let (tokenizer_path, tokenizer) = tokenizer(dir, &config)?;
+    let config: Value = serde_json::from_str(&config_text)
+        .map_err(|e| ModelError::config(&config_path, "the file", format!("is no JSON: {e}")))?;
+    let family = families::of_config(&config_path, &config)?;
+    let features = Features::parse(&config_path, &config_text)?;
+    let extras = family.extras.iter().filter_map(|e| extra(dir, e, &config).transpose());
+    let extras = extras.collect::<Result<_, _>>()?;
     let preprocessor = processor(dir, "policy_preprocessor.json")?;
     let postprocessor = processor(dir, "policy_postprocessor.json")?;
     let info_path = dir.join("sinew.json");
@@ -65,53 +62,43 @@ pub(super) fn open(dir: &Path) -> Result<Checkpoint, ModelError> {
             remedy: "copy the checkpoint's model.safetensors beside config.json".into(),
         });
     }
-    let store = open_safetensors(&weights)?;
+    let store = open_safetensors(&weights, family)?;
     Ok(Checkpoint {
         path: dir.to_owned(),
-        config,
+        family,
         config_text,
-        vlm,
-        vlm_text,
+        features,
+        extras,
         preprocessor,
         postprocessor,
-        tokenizer,
-        tokenizer_path,
         actions,
         store,
         origin: Origin { format: "safetensors", ..Origin::default() },
     })
 }
 
-fn vlm_config(dir: &Path, config: &SmolVlaConfig) -> Result<(PathBuf, String), ModelError> {
-    let name = &config.vlm_model_name;
-    let candidates = [dir.join(name).join("config.json"), dir.join("vlm").join("config.json")];
-    if let Some(path) = first_existing(&candidates) {
-        return Ok((path.clone(), read_text(path, "")?));
+/// The text file that `wanted` describes, with its role; none when it may be missing and is.
+fn extra(
+    dir: &Path,
+    wanted: &Extra,
+    config: &Value,
+) -> Result<Option<(&'static str, TextFile)>, ModelError> {
+    let candidates: Vec<PathBuf> =
+        (wanted.candidates)(config).iter().map(|file| dir.join(file)).collect();
+    if let Some(path) = candidates.iter().find(|p| p.is_file()) {
+        let text = read_text(path, "")?;
+        return Ok(Some((wanted.role, TextFile { path: path.clone(), text })));
     }
-    if name == SMOLVLM2_500M {
-        return Ok((PathBuf::from(SMOLVLM2_500M), SMOLVLM2_500M_CONFIG.to_owned()));
+    if let Some(text) = (wanted.built_in)(config) {
+        let path = PathBuf::from(format!("built-in {}", wanted.role));
+        return Ok(Some((wanted.role, TextFile { path, text: text.to_owned() })));
     }
-    Err(ModelError::FileMissing {
-        path: candidates[1].clone(),
-        remedy: format!("copy config.json of the vision-language model `{name}` there"),
-    })
-}
-
-fn tokenizer(dir: &Path, config: &SmolVlaConfig) -> Result<(PathBuf, String), ModelError> {
-    let name = &config.vlm_model_name;
-    let candidates = [
-        dir.join("tokenizer.json"),
-        dir.join(name).join("tokenizer.json"),
-        dir.join("vlm").join("tokenizer.json"),
-        dir.join("tokenizer").join("tokenizer.json"),
-    ];
-    let Some(path) = first_existing(&candidates) else {
-        return Err(ModelError::FileMissing {
-            path: candidates[0].clone(),
-            remedy: format!("copy tokenizer.json of the vision-language model `{name}` there"),
-        });
-    };
-    Ok((path.clone(), read_text(path, "")?))
+    match (wanted.remedy, candidates.last()) {
+        (Some(remedy), Some(path)) => {
+            Err(ModelError::FileMissing { path: path.clone(), remedy: remedy.to_owned() })
+        }
+        _ => Ok(None),
+    }
 }
 
 fn processor(dir: &Path, name: &str) -> Result<Processor, ModelError> {

@@ -1,19 +1,21 @@
 //! Checkpoints: what a policy needs to run, from a LeRobot folder or from a bundle.
 
-pub mod config;
+mod features;
 mod folder;
 pub mod map;
 pub mod store;
 mod weights;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub use config::{AttentionMode, SmolVlaConfig, VlmConfig};
+pub use features::{Feature, Features, check_size};
 pub use store::{StoredTensor, StoredType, TensorStore};
 pub use weights::open_safetensors;
 
+use crate::families::Family;
 use crate::processors::{Pipeline, Statistics};
 use crate::{ModelError, gguf};
 
@@ -103,27 +105,32 @@ pub struct Processor {
     pub statistics_path: PathBuf,
 }
 
+/// A text file of a checkpoint.
+#[derive(Debug, Clone)]
+pub struct TextFile {
+    /// Where it lies, for messages.
+    pub path: PathBuf,
+    /// What it holds.
+    pub text: String,
+}
+
 /// Everything that a policy is built from. The weights are mapped, not read.
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
     /// The folder or the bundle.
     pub path: PathBuf,
-    /// The policy's configuration.
-    pub config: SmolVlaConfig,
+    /// What kind of policy it is.
+    pub family: &'static Family,
     /// `config.json`.
     pub config_text: String,
-    /// Sizes of the vision-language model.
-    pub vlm: VlmConfig,
-    /// Its `config.json`.
-    pub vlm_text: String,
+    /// Its inputs and outputs.
+    pub features: Features,
+    /// The family's other text files, by role.
+    pub extras: BTreeMap<&'static str, TextFile>,
     /// Before the model.
     pub preprocessor: Processor,
     /// After the model.
     pub postprocessor: Processor,
-    /// `tokenizer.json`.
-    pub tokenizer: String,
-    /// Where the tokenizer lies, for messages.
-    pub tokenizer_path: PathBuf,
     /// What the action's values are.
     pub actions: ActionInfo,
     /// The weights.
@@ -150,9 +157,20 @@ impl Checkpoint {
                 remedy: "give a LeRobot checkpoint folder or a .gguf bundle".into(),
             });
         };
-        let action_dim = checkpoint.config.action_dim(path)?;
+        let action_dim = checkpoint.features.action_dim(&checkpoint.config_path())?;
         checkpoint.actions.check(path, action_dim)?;
         Ok(checkpoint)
+    }
+
+    /// The family's text file `role`.
+    ///
+    /// # Errors
+    /// [`ModelError::FileMissing`] when the checkpoint has none.
+    pub fn extra(&self, role: &'static str) -> Result<&TextFile, ModelError> {
+        self.extras.get(role).ok_or_else(|| ModelError::FileMissing {
+            path: self.path.join(role),
+            remedy: format!("a {} policy needs it; copy it from the original", self.family.name),
+        })
     }
 
     /// The file with the configuration, for messages.

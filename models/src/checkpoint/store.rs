@@ -1,8 +1,8 @@
 //! Tensors as they lie in a file, under the names that the model's code uses.
 //!
 //! Checkpoint and bundle differ in their header only: both give a [`TensorStore`], and the model is
-//! built from it by one code path. Names are shortened on the way in ([`short_name`]), since
-//! GGUF readers cut names at 64 bytes.
+//! built from it by one code path. Names are shortened on the way in
+//! ([`crate::families::Family::short_name`]).
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -13,47 +13,8 @@ use candle_core::{Device, Tensor};
 
 use super::map::MappedFile;
 use crate::ModelError;
+use crate::families::Family;
 use crate::gguf::blocks;
-
-/// LeRobot's name prefixes and the runtime's, longest first.
-const PREFIXES: [(&str, &str); 6] = [
-    ("model.vlm_with_expert.vlm.model.vision_model.encoder.", "vision."),
-    ("model.vlm_with_expert.vlm.model.vision_model.", "vision."),
-    ("model.vlm_with_expert.vlm.model.connector.modality_projection.proj.", "connector."),
-    ("model.vlm_with_expert.vlm.model.text_model.", "text."),
-    ("model.vlm_with_expert.lm_expert.", "expert."),
-    ("model.", ""),
-];
-
-/// The runtime's name of LeRobot's tensor `name`.
-///
-/// `_orig_mod` (weights saved while compiled) is cut out, and a missing leading `model.` is supplied.
-pub fn short_name(name: &str) -> String {
-    let mut name = name.replace("._orig_mod", "");
-    if !name.starts_with("model.") {
-        name.insert_str(0, "model.");
-    }
-    for (long, short) in PREFIXES {
-        if let Some(rest) = name.strip_prefix(long) {
-            return format!("{short}{rest}");
-        }
-    }
-    name
-}
-
-/// LeRobot's name of the runtime's tensor `name`.
-pub fn long_name(name: &str) -> String {
-    for (long, short) in PREFIXES {
-        let in_encoder = name.starts_with("vision.layers.");
-        if short == "vision." && in_encoder != long.ends_with("encoder.") {
-            continue;
-        }
-        if let Some(rest) = name.strip_prefix(short) {
-            return format!("{long}{rest}");
-        }
-    }
-    name.to_owned()
-}
 
 /// How the values of a tensor are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
@@ -175,13 +136,17 @@ impl StoredTensor {
 pub struct TensorStore {
     path: PathBuf,
     entries: BTreeMap<String, StoredTensor>,
+    /// Whose names a checkpoint's file has; none: ours.
+    family: Option<&'static Family>,
     /// True when quantised weights stay as they are and are widened at each use.
     pub(crate) stay_quantized: bool,
 }
 
 impl TensorStore {
-    pub(crate) fn new(path: &Path, stay_quantized: bool) -> Self {
-        Self { path: path.to_owned(), entries: BTreeMap::new(), stay_quantized }
+    /// An empty store of a checkpoint's file, which has the names of `family`, or of a bundle.
+    pub(crate) fn new(path: &Path, family: Option<&'static Family>) -> Self {
+        let stay_quantized = family.is_none();
+        Self { path: path.to_owned(), entries: BTreeMap::new(), family, stay_quantized }
     }
 
     pub(crate) fn insert(&mut self, name: String, tensor: StoredTensor) -> Option<StoredTensor> {
@@ -225,7 +190,7 @@ impl TensorStore {
     pub fn find(&self, name: &str) -> Result<&StoredTensor, ModelError> {
         self.entries.get(name).ok_or_else(|| ModelError::TensorMissing {
             path: self.path.clone(),
-            tensor: if self.stay_quantized { name.to_owned() } else { long_name(name) },
+            tensor: self.family.map_or_else(|| name.to_owned(), |f| f.long_name(name)),
         })
     }
 
@@ -255,24 +220,6 @@ impl TensorStore {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_round_trip() {
-        for long in [
-            "model.vlm_with_expert.vlm.model.vision_model.encoder.layers.0.mlp.fc1.weight",
-            "model.vlm_with_expert.vlm.model.vision_model.post_layernorm.bias",
-            "model.vlm_with_expert.vlm.model.connector.modality_projection.proj.weight",
-            "model.vlm_with_expert.vlm.model.text_model.layers.15.mlp.up_proj.weight",
-            "model.vlm_with_expert.lm_expert.norm.weight",
-            "model.action_in_proj.bias",
-        ] {
-            let short = short_name(long);
-            assert!(short.len() < 64, "{short}");
-            assert_eq!(long_name(&short), long);
-        }
-        assert_eq!(short_name("model._orig_mod.state_proj.bias"), "state_proj.bias");
-        assert_eq!(short_name("state_proj.bias"), "state_proj.bias");
-    }
 
     #[test]
     fn sizes_that_overflow_have_no_bytes() {

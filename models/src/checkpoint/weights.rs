@@ -6,20 +6,16 @@ use std::sync::Arc;
 use safetensors::{Dtype, SafeTensors};
 
 use super::map::MappedFile;
-use super::store::{StoredTensor, StoredType, TensorStore, short_name};
+use super::store::{StoredTensor, StoredType, TensorStore};
 use crate::ModelError;
+use crate::families::Family;
 
-/// Whether inference uses the tensor that LeRobot calls `name`.
-fn is_used(short: &str) -> bool {
-    !short.ends_with("lm_head.weight")
-}
-
-/// Maps the safetensors file `path`; nothing is read but its header.
+/// Maps the safetensors file `path` of a policy of `family`; nothing is read but its header.
 ///
 /// # Errors
 /// [`ModelError::Malformed`] when the header and the file's length do not fit each other,
 /// [`ModelError::TensorType`] for a type other than F32, F16 and BF16.
-pub fn open_safetensors(path: &Path) -> Result<TensorStore, ModelError> {
+pub fn open_safetensors(path: &Path, family: &'static Family) -> Result<TensorStore, ModelError> {
     let file = Arc::new(MappedFile::open(path)?);
     // The crate checks the header's length, every offset against every shape, and the whole
     // against the file's length, before anything is allocated from them.
@@ -27,10 +23,10 @@ pub fn open_safetensors(path: &Path) -> Result<TensorStore, ModelError> {
         ModelError::malformed(path, "the safetensors header", e, "one that fits the file's length")
     })?;
     let data = header + 8;
-    let mut store = TensorStore::new(path, false);
+    let mut store = TensorStore::new(path, Some(family));
     for (name, info) in metadata.tensors() {
-        let short = short_name(&name);
-        if !is_used(&short) {
+        let short = family.short_name(&name);
+        if (family.unused)(&short) {
             continue;
         }
         let dtype = match info.dtype {

@@ -4,6 +4,7 @@ pub mod blocks;
 mod format;
 mod quantize;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,13 +15,14 @@ pub use quantize::{QuantType, quantize};
 use crate::ModelError;
 use crate::checkpoint::map::MappedFile;
 use crate::checkpoint::{
-    ActionInfo, Checkpoint, KeptLayer, Origin, Processor, SmolVlaConfig, TensorStore, VlmConfig,
+    ActionInfo, Checkpoint, Features, KeptLayer, Origin, Processor, TensorStore, TextFile,
 };
+use crate::families;
 use crate::processors::{Pipeline, Statistics};
 use format::{Content, Value};
 
-/// What `general.architecture` says in our bundles.
-const ARCHITECTURE: &str = "sinew.smolvla";
+/// What `general.architecture` says in our bundles, before the family's name.
+const ARCHITECTURE: &str = "sinew.";
 
 /// Metadata keys, written by [`quantize`] and read by [`open`].
 mod keys {
@@ -29,8 +31,6 @@ mod keys {
     pub const WRITTEN_BY: &str = "sinew.written_by";
     pub const QUANTIZATION: &str = "sinew.quantization";
     pub const CONFIG: &str = "sinew.config";
-    pub const VLM_CONFIG: &str = "sinew.vlm_config";
-    pub const TOKENIZER: &str = "sinew.tokenizer";
     pub const PREPROCESSOR: &str = "sinew.preprocessor";
     pub const POSTPROCESSOR: &str = "sinew.postprocessor";
     pub const ACTION_NAMES: &str = "sinew.action.names";
@@ -41,6 +41,11 @@ mod keys {
     pub const SOURCE_HASH: &str = "sinew.source.sha256";
     pub const DATA_HASH: &str = "sinew.data.sha256";
     pub const KEPT: &str = "sinew.kept";
+
+    /// A text file of the family, by its role.
+    pub fn extra(role: &str) -> String {
+        format!("sinew.{role}")
+    }
 
     /// Prefix of a pipeline's statistics, one key per `FEATURE.STAT`.
     pub fn statistics(pipeline: &str) -> String {
@@ -107,10 +112,7 @@ pub(crate) fn open(path: &Path, verify_hash: bool) -> Result<Checkpoint, ModelEr
     let content = format::read(&file)?;
     let metadata = Metadata { path, content: &content };
     let found = metadata.text(keys::ARCHITECTURE)?;
-    if found != ARCHITECTURE {
-        let (path, found) = (path.to_owned(), found.to_owned());
-        return Err(ModelError::UnknownArchitecture { path, found });
-    }
+    let family = families::find(found.strip_prefix(ARCHITECTURE).unwrap_or(found), path)?;
     if verify_hash {
         let expected = metadata.text(keys::DATA_HASH)?;
         let bytes = file.bytes().get(content.data..).unwrap_or_default();
@@ -121,7 +123,17 @@ pub(crate) fn open(path: &Path, verify_hash: bool) -> Result<Checkpoint, ModelEr
         }
     }
     let config_text = metadata.text(keys::CONFIG)?.to_owned();
-    let vlm_text = metadata.text(keys::VLM_CONFIG)?.to_owned();
+    let mut extras = BTreeMap::new();
+    for extra in family.extras {
+        match metadata.text(&keys::extra(extra.role)) {
+            Ok(text) => {
+                let file = TextFile { path: path.to_owned(), text: text.to_owned() };
+                extras.insert(extra.role, file);
+            }
+            Err(error) if extra.remedy.is_some() => return Err(error),
+            Err(_) => {}
+        }
+    }
     let kept = metadata.texts(keys::KEPT).into_iter().filter_map(|line| {
         let mut parts = line.splitn(3, '|').map(str::to_owned);
         Some(KeptLayer { tensor: parts.next()?, dtype: parts.next()?, reason: parts.next()? })
@@ -143,21 +155,18 @@ pub(crate) fn open(path: &Path, verify_hash: bool) -> Result<Checkpoint, ModelEr
     };
     let (preprocessor, postprocessor) =
         (metadata.processor(keys::PREPROCESSOR)?, metadata.processor(keys::POSTPROCESSOR)?);
-    let tokenizer = metadata.text(keys::TOKENIZER)?.to_owned();
-    let mut store = TensorStore::new(path, true);
+    let mut store = TensorStore::new(path, None);
     for tensor in content.tensors {
         store.insert(tensor.name.clone(), tensor);
     }
     Ok(Checkpoint {
         path: path.to_owned(),
-        config: SmolVlaConfig::parse(path, &config_text)?,
+        family,
+        features: Features::parse(path, &config_text)?,
         config_text,
-        vlm: VlmConfig::parse(path, &vlm_text)?,
-        vlm_text,
+        extras,
         preprocessor,
         postprocessor,
-        tokenizer,
-        tokenizer_path: path.to_owned(),
         actions,
         store,
         origin,

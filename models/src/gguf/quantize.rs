@@ -11,6 +11,7 @@ use super::{ARCHITECTURE, blocks, hex, keys};
 use crate::ModelError;
 use crate::checkpoint::map::MappedFile;
 use crate::checkpoint::{Checkpoint, Processor, StoredTensor, StoredType};
+use crate::families::Family;
 
 /// Type of a bundle's large matrices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +55,7 @@ pub fn quantize(folder: &Path, kind: QuantType, out: &Path) -> Result<(), ModelE
 
 /// How tensor `name` is stored, and why when that is not as `kind`.
 fn choose(
+    family: &Family,
     name: &str,
     tensor: &StoredTensor,
     kind: QuantType,
@@ -65,26 +67,8 @@ fn choose(
             Some("norm gains and biases: few values, added to every activation"),
         );
     }
-    if name.contains("position_embedding") {
-        return (StoredType::F32, Some("position table: added to every patch, not multiplied"));
-    }
-    if !name.starts_with("vision.")
-        && !name.starts_with("connector.")
-        && !name.starts_with("text.")
-        && !name.starts_with("expert.")
-    {
-        return (
-            StoredType::F32,
-            Some(
-                "projections of state, action and flow time: small, and errors enter each denoise step",
-            ),
-        );
-    }
-    if name.contains("embed_tokens") {
-        return (
-            StoredType::F16,
-            Some("token table: a few rows are looked up, none is multiplied"),
-        );
+    if let Some((dtype, reason)) = (family.keep)(name) {
+        return (dtype, Some(reason));
     }
     let wanted = kind.stored();
     if !width.is_multiple_of(wanted.block_values()) {
@@ -98,7 +82,7 @@ fn write(checkpoint: &Checkpoint, kind: QuantType, out: &Path) -> Result<(), Mod
     let mut infos = Vec::new();
     let mut kept = Vec::new();
     for (name, tensor) in checkpoint.store.iter() {
-        let (dtype, reason) = choose(name, tensor, kind);
+        let (dtype, reason) = choose(checkpoint.family, name, tensor, kind);
         if let Some(reason) = reason {
             kept.push(format!("{name}|{}|{reason}", dtype.name()));
         }
@@ -140,19 +124,18 @@ fn metadata(
 ) -> Vec<(String, Value)> {
     let text = |key: &str, text: &str| (key.to_owned(), Value::Text(text.to_owned()));
     let mut all = vec![
-        text(keys::ARCHITECTURE, ARCHITECTURE),
+        text(keys::ARCHITECTURE, &format!("{ARCHITECTURE}{}", checkpoint.family.name)),
         (keys::ALIGNMENT.to_owned(), Value::U32(ALIGNMENT as u32)),
         text(keys::WRITTEN_BY, concat!("sinew ", env!("CARGO_PKG_VERSION"))),
         text(keys::QUANTIZATION, kind.stored().name()),
         text(keys::SOURCE_HASH, source_hash),
         text(keys::DATA_HASH, &data_hash),
         text(keys::CONFIG, &checkpoint.config_text),
-        text(keys::VLM_CONFIG, &checkpoint.vlm_text),
-        text(keys::TOKENIZER, &checkpoint.tokenizer),
         (keys::KEPT.to_owned(), Value::Texts(kept)),
         (keys::ACTION_NAMES.to_owned(), Value::Texts(checkpoint.actions.action_names.clone())),
         (keys::ACTION_UNITS.to_owned(), Value::Texts(checkpoint.actions.action_units.clone())),
     ];
+    all.extend(checkpoint.extras.iter().map(|(role, f)| text(&keys::extra(role), &f.text)));
     let numbers = [
         (keys::ACTION_RATE, checkpoint.actions.action_rate_hz),
         (keys::NOISE_SCALE, checkpoint.actions.noise_scale),

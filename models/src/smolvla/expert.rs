@@ -5,9 +5,10 @@ use std::path::Path;
 use candle_core::{Result, Tensor};
 
 use super::text::{Mlp, RmsNorm};
+use super::{AttentionMode, SmolVlaConfig, VlmConfig};
 use super::{Prefix, ROPE_BASE, join_heads, split_heads};
 use crate::ModelError;
-use crate::checkpoint::{AttentionMode, SmolVlaConfig, TensorStore, VlmConfig};
+use crate::checkpoint::TensorStore;
 use crate::kernels::{Linear, Rope, Visible, add, attend};
 
 /// What the expert's layers read of the prefix; made once per chunk and never written.

@@ -8,6 +8,7 @@
 //! Source: LeRobot 0.6.1 `src/lerobot/policies/smolvla/modeling_smolvla.py` and `smolvlm_with_expert.py`;
 //! transformers `models/smolvlm/modeling_smolvlm.py`.
 
+mod config;
 mod expert;
 mod flow;
 mod model;
@@ -17,6 +18,7 @@ mod preparer;
 mod text;
 mod vision;
 
+pub use config::{AttentionMode, SMOLVLM2_500M, SMOLVLM2_500M_CONFIG, SmolVlaConfig, VlmConfig};
 pub use expert::ExpertCache;
 pub use flow::{EulerSampler, gaussian_noise, time_embedding};
 pub use model::SmolVla;
@@ -28,7 +30,98 @@ pub use vision::VisionFeatures;
 /// Base of the rotary positions, fixed in the reference's code whatever the VLM's configuration says.
 const ROPE_BASE: f32 = 10_000.0;
 
+use std::path::{Path, PathBuf};
+
 use candle_core::{Result, Tensor};
+use serde_json::{Value, json};
+
+use crate::ModelError;
+use crate::checkpoint::{Checkpoint, StoredType};
+use crate::families::{Extra, Family, Keep};
+
+/// Role of the vision-language model's `config.json`.
+pub(crate) const VLM_CONFIG: &str = "vlm_config";
+/// Role of `tokenizer.json`.
+pub(crate) const TOKENIZER: &str = "tokenizer";
+
+/// SmolVLA in the registry.
+pub(crate) static FAMILY: Family = Family {
+    name: "smolvla",
+    backbone: "SmolVLM2 (SigLIP, SmolLM2)",
+    head: "flow matching",
+    proof: "LeRobot 0.6.1",
+    names: &[
+        ("model.vlm_with_expert.vlm.model.vision_model.encoder.layers.", "vision.layers."),
+        ("model.vlm_with_expert.vlm.model.vision_model.", "vision."),
+        ("model.vlm_with_expert.vlm.model.connector.modality_projection.proj.", "connector."),
+        ("model.vlm_with_expert.vlm.model.text_model.", "text."),
+        ("model.vlm_with_expert.lm_expert.", "expert."),
+    ],
+    unused: |name| name.ends_with("lm_head.weight"),
+    extras: &[
+        Extra {
+            role: VLM_CONFIG,
+            candidates: |config| vlm_files(config, "config.json"),
+            built_in: |config| (vlm_name(config) == SMOLVLM2_500M).then_some(SMOLVLM2_500M_CONFIG),
+            remedy: Some("copy config.json of the vision-language model there"),
+        },
+        Extra {
+            role: TOKENIZER,
+            candidates: |config| vlm_files(config, "tokenizer.json"),
+            built_in: |_| None,
+            remedy: Some("copy tokenizer.json of the vision-language model there"),
+        },
+    ],
+    keep,
+    sizes,
+    load: |checkpoint, options| Ok(Box::new(SmolVlaPolicy::load(checkpoint, options)?)),
+};
+
+fn vlm_name(config: &Value) -> &str {
+    config.get("vlm_model_name").and_then(Value::as_str).unwrap_or(SMOLVLM2_500M)
+}
+
+/// Where `file` of the vision-language model may lie; its tokenizer also beside the policy's configuration.
+fn vlm_files(config: &Value, file: &str) -> Vec<PathBuf> {
+    let own = (file != "config.json").then(|| PathBuf::from(file));
+    let named = Path::new(vlm_name(config)).join(file);
+    let folders = ["tokenizer", "vlm"].map(|folder| Path::new(folder).join(file));
+    own.into_iter().chain([named]).chain(folders).collect()
+}
+
+fn keep(name: &str) -> Keep {
+    if name.contains("position_embedding") {
+        return Some((StoredType::F32, "position table: added to every patch, not multiplied"));
+    }
+    if !["vision.", "connector.", "text.", "expert."].iter().any(|p| name.starts_with(p)) {
+        let reason = "projections of state, action and flow time: small, and errors enter each \
+                      denoise step";
+        return Some((StoredType::F32, reason));
+    }
+    let reason = "token table: a few rows are looked up, none is multiplied";
+    name.contains("embed_tokens").then_some((StoredType::F16, reason))
+}
+
+fn sizes(checkpoint: &Checkpoint) -> std::result::Result<Value, ModelError> {
+    let (config, vlm) = (SmolVlaConfig::of(checkpoint)?, VlmConfig::of(checkpoint)?);
+    let (text, vision) = (&vlm.text_config, &vlm.vision_config);
+    let layers = usize::try_from(config.num_vlm_layers).ok().filter(|n| *n > 0);
+    Ok(json!({
+        "image": config.resize_imgs_with_padding,
+        "patch": vision.patch_size,
+        "vision_layers": vision.num_hidden_layers,
+        "vision_width": vision.hidden_size,
+        "text_layers": layers.unwrap_or(text.num_hidden_layers),
+        "text_width": text.hidden_size,
+        "heads": [text.num_attention_heads, text.num_key_value_heads],
+        "vocabulary": text.vocab_size,
+        "expert_width": (text.hidden_size as f64 * config.expert_width_multiplier) as usize,
+        "attention": config.attention_mode,
+        "action_horizon": config.chunk_size,
+        "denoise_steps": config.num_steps,
+        "instruction_tokens": config.tokenizer_max_length,
+    }))
+}
 
 /// `x` (`[L, heads·hd]`) as heads: `[heads, L, hd]`.
 fn split_heads(x: &Tensor, heads: usize) -> Result<Tensor> {

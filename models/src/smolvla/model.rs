@@ -6,7 +6,7 @@ use super::expert::Expert;
 use super::flow::time_embedding;
 use super::text::Text;
 use super::vision::Vision;
-use super::{ExpertCache, Prefix, VisionFeatures};
+use super::{ExpertCache, Prefix, SmolVlaConfig, VisionFeatures, VlmConfig};
 use crate::ModelError;
 use crate::checkpoint::Checkpoint;
 use crate::kernels::{Linear, silu};
@@ -35,7 +35,8 @@ impl SmolVla {
     /// # Errors
     /// [`ModelError`] naming the tensor or key that does not fit.
     pub fn load(checkpoint: &Checkpoint) -> std::result::Result<Self, ModelError> {
-        let (config, vlm, store) = (&checkpoint.config, &checkpoint.vlm, &checkpoint.store);
+        let (config, vlm) = (&SmolVlaConfig::of(checkpoint)?, &VlmConfig::of(checkpoint)?);
+        let store = &checkpoint.store;
         let path = checkpoint.config_path();
         let all = vlm.text_config.num_hidden_layers;
         let text_layers = match usize::try_from(config.num_vlm_layers) {
@@ -65,7 +66,7 @@ impl SmolVla {
             time_in: linear("action_time_mlp_in", 2 * width, width)?,
             time_out: linear("action_time_mlp_out", width, width)?,
             action_out: linear("action_out_proj", width, config.max_action_dim)?,
-            image_marks: image_marks(checkpoint, &text)?,
+            image_marks: image_marks(checkpoint, config, &text)?,
             periods: (config.min_period, config.max_period),
             state_width: config.max_state_dim,
             sample_shape: (config.chunk_size, config.max_action_dim),
@@ -171,13 +172,14 @@ impl SmolVla {
 
 fn image_marks(
     checkpoint: &Checkpoint,
+    config: &SmolVlaConfig,
     text: &Text,
 ) -> std::result::Result<Option<(Tensor, Tensor)>, ModelError> {
-    if !checkpoint.config.add_image_special_tokens {
+    if !config.add_image_special_tokens {
         return Ok(None);
     }
-    let prompter =
-        Prompter::new(&checkpoint.tokenizer_path, checkpoint.tokenizer.as_bytes(), 1, false)?;
+    let tokenizer = checkpoint.extra(super::TOKENIZER)?;
+    let prompter = Prompter::new(&tokenizer.path, tokenizer.text.as_bytes(), 1, false)?;
     let fake = prompter.special("<fake_token_around_image>")?;
     let global = prompter.special("<global-img>")?;
     Ok(Some((text.embed(&[fake, global])?, text.embed(&[fake])?)))

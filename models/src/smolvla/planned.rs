@@ -3,8 +3,9 @@
 use candle_core::{Device, Result, Tensor};
 use sinew_runtime::{PolicyError, Prefix, PrefixUse};
 
-use super::{EulerSampler, Preparer};
+use super::EulerSampler;
 use crate::guidance::{Guidance, with_prefix};
+use crate::processors::Boundary;
 
 /// The planned actions' part in one sampling.
 pub(super) enum Planned {
@@ -24,7 +25,7 @@ impl Planned {
     /// that is no place to start from.
     pub fn start(
         prefix: Option<&Prefix>,
-        preparer: &Preparer,
+        boundary: &Boundary,
         noise: Vec<f32>,
         shape: (usize, usize),
         steps: usize,
@@ -35,7 +36,7 @@ impl Planned {
             return Ok((Self::Free, fresh(noise)?));
         };
         let (horizon, width) = shape;
-        let mut rows = preparer.model_actions(&prefix.actions, width)?;
+        let mut rows = boundary.model_actions(&prefix.actions, width)?;
         rows.truncate(horizon * width);
         match prefix.usage {
             PrefixUse::Guided { schedule, max_weight } => {

@@ -8,7 +8,7 @@ use sinew_runtime::{
 };
 
 use super::planned::Planned;
-use super::{EulerSampler, ExpertCache, Inputs, Preparer, SmolVla, gaussian_noise};
+use super::{EulerSampler, ExpertCache, Inputs, Preparer, SmolVla, SmolVlaConfig, gaussian_noise};
 use crate::checkpoint::Checkpoint;
 use crate::{LoadOptions, ModelError};
 
@@ -64,20 +64,18 @@ impl SmolVlaPolicy {
     pub fn load(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Self, ModelError> {
         let preparer = Preparer::new(checkpoint, options.missing_cameras)?;
         let model = SmolVla::load(checkpoint)?;
-        let rate = options
-            .action_rate_hz
-            .or(checkpoint.actions.action_rate_hz)
-            .filter(|rate| *rate > 0.0 && rate.is_finite())
-            .ok_or_else(|| ModelError::RateUnknown { path: checkpoint.path.clone() })?;
+        let config = SmolVlaConfig::of(checkpoint)?;
+        let rate = options.rate(checkpoint)?;
+        let boundary = preparer.boundary();
         let spec = PolicySpec {
-            cameras: preparer.cameras(),
-            optional_cameras: preparer.optional_cameras(),
-            state_dim: preparer.state_dim(),
-            action_dim: preparer.action_dim(),
+            cameras: boundary.cameras(),
+            optional_cameras: boundary.optional_cameras(),
+            state_dim: boundary.state_dim(),
+            action_dim: boundary.action_dim(),
             action_names: checkpoint.actions.action_names.clone(),
-            action_horizon: checkpoint.config.chunk_size,
+            action_horizon: config.chunk_size,
             action_rate_hz: Some(rate),
-            denoise_steps: options.denoise_steps.unwrap_or(checkpoint.config.num_steps),
+            denoise_steps: options.denoise_steps.unwrap_or(config.num_steps),
             prefix: PrefixSupport {
                 guided: true,
                 trained: checkpoint.actions.trained_prefix,
@@ -142,7 +140,7 @@ impl Policy for SmolVlaPolicy {
             noise
         });
         let (planned, sampler) =
-            Planned::start(request.prefix.as_ref(), &self.preparer, noise, shape, steps)?;
+            Planned::start(request.prefix.as_ref(), self.preparer.boundary(), noise, shape, steps)?;
         let mut times = [Duration::ZERO; 4];
         times[PREPROCESS] = start.elapsed();
         self.run = Some(Run {

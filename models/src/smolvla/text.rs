@@ -2,9 +2,9 @@
 
 use candle_core::{Device, Result, Tensor};
 
+use super::config::TextConfig;
 use super::{ROPE_BASE, split_heads};
 use crate::ModelError;
-use crate::checkpoint::config::TextConfig;
 use crate::checkpoint::{StoredTensor, TensorStore};
 use crate::gguf::blocks;
 use crate::kernels::{Linear, Rope, Visible, add, attend, silu_mul};

@@ -2,10 +2,10 @@
 
 use candle_core::{Device, Result, Tensor};
 
+use super::VlmConfig;
 use super::split_heads;
 use crate::ModelError;
 use crate::checkpoint::TensorStore;
-use crate::checkpoint::config::VlmConfig;
 use crate::kernels::{Activation, Linear, Visible, add, attend};
 
 /// What one image became.

@@ -13,11 +13,11 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::ModelError;
+use crate::checkpoint::Features;
 use crate::checkpoint::StoredType;
-use crate::checkpoint::config::{SMOLVLM2_500M, SMOLVLM2_500M_CONFIG};
-use crate::checkpoint::{SmolVlaConfig, VlmConfig};
 use crate::gguf::blocks;
 use crate::random::SplitMix64;
+use crate::smolvla::{SMOLVLM2_500M, SMOLVLM2_500M_CONFIG, SmolVlaConfig, VlmConfig};
 use tensors::{Fill, Tensor};
 
 /// Size of a random checkpoint.
@@ -47,7 +47,7 @@ pub fn random_smolvla(size: RandomSize, seed: u64, out: &Path) -> Result<(), Mod
     let vocabulary = tokenizer::byte_level();
     let vlm_text = if full { SMOLVLM2_500M_CONFIG.to_owned() } else { tiny_vlm(vocabulary.size) };
     let config = config(full);
-    let parsed = SmolVlaConfig::parse(out, &config.to_string())?;
+    let parsed = parse(out, &config)?;
     let vlm = VlmConfig::parse(out, &vlm_text)?;
     let vlm_folder = if full { out.to_owned() } else { out.join("vlm") };
     std::fs::create_dir_all(&vlm_folder).map_err(|e| ModelError::io(&vlm_folder, e))?;
@@ -64,6 +64,11 @@ pub fn random_smolvla(size: RandomSize, seed: u64, out: &Path) -> Result<(), Mod
     write_json(&out.join("sinew.json"), &info)?;
     let tensors = tensors::smolvla(&parsed, &vlm);
     write_safetensors(&out.join("model.safetensors"), &tensors, &mut random)
+}
+
+fn parse(path: &Path, config: &Value) -> Result<SmolVlaConfig, ModelError> {
+    let text = config.to_string();
+    SmolVlaConfig::parse(path, &text, &Features::parse(path, &text)?)
 }
 
 fn config(full: bool) -> Value {
@@ -258,7 +263,7 @@ mod tests {
 
     #[test]
     fn the_full_size_is_that_of_the_published_policy() {
-        let parsed = SmolVlaConfig::parse(Path::new("c"), &config(true).to_string());
+        let parsed = parse(Path::new("c"), &config(true));
         let vlm = VlmConfig::parse(Path::new("v"), SMOLVLM2_500M_CONFIG);
         let all = tensors::smolvla(&parsed.expect("our own"), &vlm.expect("our own"));
         assert_eq!(all.len(), 500);

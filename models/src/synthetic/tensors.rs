@@ -2,9 +2,8 @@
 
 use std::ops::Range;
 
-use crate::checkpoint::store::long_name;
-use crate::checkpoint::{SmolVlaConfig, VlmConfig};
 use crate::random::SplitMix64;
+use crate::smolvla::{SmolVlaConfig, VlmConfig};
 
 /// Where a tensor's values come from.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,7 +48,7 @@ impl List {
     fn add(&mut self, name: &str, shape: &[usize], fill: Fill) {
         let name = match name {
             "lm_head.weight" => "model.vlm_with_expert.vlm.lm_head.weight".to_owned(),
-            name => long_name(name),
+            name => crate::smolvla::FAMILY.long_name(name),
         };
         self.0.push(Tensor { name, shape: shape.to_vec(), fill });
     }

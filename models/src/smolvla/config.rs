@@ -6,47 +6,12 @@
 use std::path::Path;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, MapAccess, Visitor};
 
 use crate::ModelError;
+use crate::checkpoint::{Checkpoint, Features, check_size};
 
 /// The hub name whose sizes are built in.
 pub const SMOLVLM2_500M: &str = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct";
-
-/// The largest size that any one key may have; far above every model, far below an overflow.
-const SIZE_LIMIT: usize = 1 << 20;
-
-/// One input or output of the policy.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-pub struct Feature {
-    /// `VISUAL`, `STATE`, `ENV` or `ACTION`.
-    #[serde(rename = "type")]
-    pub kind: String,
-    /// Shape of one sample.
-    #[serde(default)]
-    pub shape: Vec<usize>,
-}
-
-/// Features in the file's order, which is the order of the cameras.
-pub type Features = Vec<(String, Feature)>;
-
-fn in_order<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Features, D::Error> {
-    struct Ordered;
-    impl<'de> Visitor<'de> for Ordered {
-        type Value = Features;
-        fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-            f.write_str("features by name")
-        }
-        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Features, A::Error> {
-            let mut features = Features::new();
-            while let Some(entry) = map.next_entry()? {
-                features.push(entry);
-            }
-            Ok(features)
-        }
-    }
-    deserializer.deserialize_map(Ordered)
-}
 
 /// How the expert's layers attend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, serde::Serialize)]
@@ -62,15 +27,6 @@ pub enum AttentionMode {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct SmolVlaConfig {
-    /// Policy kind; `smolvla`.
-    #[serde(rename = "type")]
-    pub kind: String,
-    /// Inputs, in the model's order.
-    #[serde(deserialize_with = "in_order")]
-    pub input_features: Features,
-    /// Outputs; `action` is the one used.
-    #[serde(deserialize_with = "in_order")]
-    pub output_features: Features,
     /// Action horizon `H`.
     pub chunk_size: usize,
     /// Width that states are padded to.
@@ -110,9 +66,6 @@ pub struct SmolVlaConfig {
 impl Default for SmolVlaConfig {
     fn default() -> Self {
         Self {
-            kind: String::new(),
-            input_features: Features::new(),
-            output_features: Features::new(),
             chunk_size: 50,
             max_state_dim: 32,
             max_action_dim: 32,
@@ -135,29 +88,26 @@ impl Default for SmolVlaConfig {
 }
 
 impl SmolVlaConfig {
+    /// The configuration of `checkpoint`, checked.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] with the key.
+    pub fn of(checkpoint: &Checkpoint) -> Result<Self, ModelError> {
+        Self::parse(&checkpoint.config_path(), &checkpoint.config_text, &checkpoint.features)
+    }
+
     /// The configuration in `text`, checked; `path` is for messages.
     ///
     /// # Errors
-    /// [`ModelError::Config`] with the key; [`ModelError::UnknownArchitecture`].
-    pub fn parse(path: &Path, text: &str) -> Result<Self, ModelError> {
-        let value: serde_json::Value = serde_json::from_str(text)
-            .map_err(|e| ModelError::config(path, "the file", format!("is no JSON: {e}")))?;
-        let kind = value.get("type").and_then(|v| v.as_str()).ok_or_else(|| {
-            ModelError::config(path, "type", "is missing; it names the policy, such as `smolvla`")
-        })?;
-        if kind != "smolvla" {
-            return Err(ModelError::UnknownArchitecture {
-                path: path.to_owned(),
-                found: kind.to_owned(),
-            });
-        }
+    /// [`ModelError::Config`] with the key.
+    pub fn parse(path: &Path, text: &str, features: &Features) -> Result<Self, ModelError> {
         let config: Self = serde_json::from_str(text)
             .map_err(|e| ModelError::config(path, "the file", format!("cannot be read: {e}")))?;
-        config.check(path)?;
+        config.check(path, features)?;
         Ok(config)
     }
 
-    fn check(&self, path: &Path) -> Result<(), ModelError> {
+    fn check(&self, path: &Path, features: &Features) -> Result<(), ModelError> {
         for (key, value) in [
             ("chunk_size", self.chunk_size),
             ("max_state_dim", self.max_state_dim),
@@ -168,7 +118,7 @@ impl SmolVlaConfig {
             check_size(path, key, value)?;
         }
         let fail = |key: &str, reason: String| Err(ModelError::config(path, key, reason));
-        let state = self.state_dim(path)?;
+        let state = features.state_dim(path)?;
         if state > self.max_state_dim {
             let max = self.max_state_dim;
             return fail(
@@ -176,12 +126,12 @@ impl SmolVlaConfig {
                 format!("has {state} values, max_state_dim is {max}"),
             );
         }
-        let action = self.action_dim(path)?;
+        let action = features.action_dim(path)?;
         if action > self.max_action_dim {
             let max = self.max_action_dim;
             return fail("action", format!("has {action} values, max_action_dim is {max}"));
         }
-        if self.cameras().next().is_none() {
+        if features.cameras().next().is_none() {
             return fail("input_features", "names no camera; SmolVLA needs at least one".into());
         }
         if self.adapt_to_pi_aloha {
@@ -201,50 +151,6 @@ impl SmolVlaConfig {
         }
         Ok(())
     }
-
-    /// Keys of the image inputs, in order.
-    pub fn cameras(&self) -> impl Iterator<Item = &str> {
-        self.input_features.iter().filter(|(_, f)| f.kind == "VISUAL").map(|(k, _)| k.as_str())
-    }
-
-    fn width(&self, path: &Path, features: &Features, key: &str) -> Result<usize, ModelError> {
-        let feature = features.iter().find(|(k, _)| k == key).map(|(_, f)| f);
-        match feature.map(|f| f.shape.as_slice()) {
-            Some([width]) if *width > 0 => Ok(*width),
-            found => Err(ModelError::config(
-                path,
-                key,
-                format!("has shape {found:?}, expected one width such as [6]"),
-            )),
-        }
-    }
-
-    /// Width of the proprioception.
-    ///
-    /// # Errors
-    /// [`ModelError::Config`] when `observation.state` is missing or no vector.
-    pub fn state_dim(&self, path: &Path) -> Result<usize, ModelError> {
-        self.width(path, &self.input_features, "observation.state")
-    }
-
-    /// Action dimension `D`.
-    ///
-    /// # Errors
-    /// [`ModelError::Config`] when `action` is missing or no vector.
-    pub fn action_dim(&self, path: &Path) -> Result<usize, ModelError> {
-        self.width(path, &self.output_features, "action")
-    }
-}
-
-fn check_size(path: &Path, key: &str, value: usize) -> Result<(), ModelError> {
-    if value == 0 || value > SIZE_LIMIT {
-        return Err(ModelError::config(
-            path,
-            key,
-            format!("is {value}, expected 1 to {SIZE_LIMIT}"),
-        ));
-    }
-    Ok(())
 }
 
 /// Sizes of the text model (SmolLM2 kind).
@@ -343,6 +249,15 @@ pub const SMOLVLM2_500M_CONFIG: &str = r#"{
 "#;
 
 impl VlmConfig {
+    /// The sizes of `checkpoint`, checked.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] with the key.
+    pub fn of(checkpoint: &Checkpoint) -> Result<Self, ModelError> {
+        let file = checkpoint.extra(super::VLM_CONFIG)?;
+        Self::parse(&file.path, &file.text)
+    }
+
     /// The sizes in `text`, checked; `path` is for messages.
     ///
     /// # Errors
@@ -389,23 +304,8 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<SmolVlaConfig, ModelError> {
-        SmolVlaConfig::parse(Path::new("config.json"), text)
-    }
-
-    #[test]
-    fn cameras_keep_the_order_of_the_file() {
-        let config = parse(
-            r#"{"type": "smolvla", "some_new_key": {"a": 1},
-                "input_features": {
-                  "observation.state": {"type": "STATE", "shape": [6]},
-                  "observation.images.z": {"type": "VISUAL", "shape": [3, 8, 8]},
-                  "observation.images.a": {"type": "VISUAL", "shape": [3, 8, 8]}},
-                "output_features": {"action": {"type": "ACTION", "shape": [6]}}}"#,
-        );
-        let config = config.expect("this is a whole configuration");
-        let cameras: Vec<_> = config.cameras().collect();
-        assert_eq!(cameras, ["observation.images.z", "observation.images.a"]);
-        assert_eq!(config.num_steps, 10);
+        let path = Path::new("config.json");
+        SmolVlaConfig::parse(path, text, &Features::parse(path, text)?)
     }
 
     #[test]
@@ -413,9 +313,6 @@ mod tests {
         let text = |e: Result<_, ModelError>| {
             e.map(|_: SmolVlaConfig| ()).expect_err("it is unusable").to_string()
         };
-        assert!(text(parse(r#"{"type": "groot"}"#)).contains("`groot` is not supported"));
-        assert!(text(parse("{")).contains("no JSON"));
-        assert!(text(parse("{}")).contains("`type` is missing"));
         assert!(text(parse(r#"{"type": "smolvla", "chunk_size": 0}"#)).contains("chunk_size"));
         assert!(text(parse(r#"{"type": "smolvla"}"#)).contains("observation.state"));
     }
