@@ -9,10 +9,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use common::{Case, fixtures, max_difference};
-use sinew_models::onnx::{Engine, OnnxOptions, OnnxPolicy, library::Library, template};
+use sinew_models::onnx::{
+    Engine, OnnxOptions, OnnxPolicy, ResidualNet, library::Library, template,
+};
 use sinew_models::{LoadOptions, ModelError, load_policy};
+use sinew_runtime::control::ResidualInput;
 use sinew_runtime::{
-    ChunkRequest, MaskSchedule, Policy, PolicyError, Prefix, PrefixUse, inference,
+    ChunkRequest, JointVec, MaskSchedule, Policy, PolicyError, Prefix, PrefixUse, Stamp, inference,
 };
 
 const TOLERANCE: f32 = 1e-4;
@@ -437,4 +440,58 @@ fn damaged_files_are_refused_or_run() {
     }
     println!("{refused} refused, {ran} loaded");
     assert!(refused > 50 && refused + ran == 200, "{refused} refused");
+}
+
+#[test]
+fn a_residual_network_gives_the_offsets_of_its_pytorch() {
+    let folder = folder("residual");
+    let case = case(&folder);
+    let joints = |name: &str, row: usize| {
+        let values = &case.get(name).values[row * 3..][..3];
+        let values: Vec<f64> = values.iter().map(|v| f64::from(*v)).collect();
+        JointVec::from_slice(&values).expect("three joints")
+    };
+    for engine in engines() {
+        let onnx = OnnxOptions { engine, threads: Some(1), ..OnnxOptions::default() };
+        let mut net = ResidualNet::load(&folder, &onnx).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!((net.names().len(), net.rate_hz()), (3, 100.0));
+        for row in 0..4 {
+            let input = ResidualInput {
+                stamp: Stamp(1),
+                position: joints("position", row),
+                velocity: joints("velocity", row),
+                planned: joints("planned", row),
+            };
+            let ours = net.correct(&input).unwrap_or_else(|e| panic!("{e}"));
+            let theirs = &case.get("correction").values[row * 3..][..3];
+            let difference = max_difference(&floats(ours.as_slice()), theirs);
+            println!("residual row {row} by {}: {difference:e}", net.engine());
+            assert!(difference <= TOLERANCE, "{engine:?} differs by {difference:e}");
+            let mut wild = input;
+            wild.position[0] = f64::NAN;
+            assert_eq!(net.correct(&wild), Err(PolicyError::NotFinite { what: "state" }));
+        }
+    }
+}
+
+#[test]
+fn contradictions_of_a_residual_network_are_named() {
+    for (from, to, words) in [
+        ("[velocity]\ninput = \"velocity\"\n", "", "`velocity`"),
+        ("names = [\"a\", \"b\", \"c\"]", "names = [\"a\"]", "position.input"),
+        ("rate = \"100 Hz\"", "rate = \"100\"", "`rate`"),
+        ("deviation = [2.0, 2.0, 2.0]", "deviation = [2.0]", "correction.deviation"),
+        ("output = \"correction\"", "output = \"delta\"", "correction.output"),
+        ("scale = 0.1", "", "scale"),
+    ] {
+        let copy = tempfile::tempdir().expect("a temporary folder");
+        let (source, target) = (folder("residual"), copy.path());
+        std::fs::copy(source.join("residual.onnx"), target.join("residual.onnx")).expect("copied");
+        let text = std::fs::read_to_string(source.join("residual.toml")).expect("committed");
+        assert!(text.contains(from), "no {from}");
+        std::fs::write(target.join("residual.toml"), text.replace(from, to)).expect("written");
+        let onnx = OnnxOptions { engine: Engine::BuiltIn, ..OnnxOptions::default() };
+        let error = ResidualNet::load(target, &onnx).err().expect(words).to_string();
+        assert!(error.contains(words), "{from}: {error}");
+    }
 }

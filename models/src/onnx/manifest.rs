@@ -304,12 +304,7 @@ impl Manifest {
     /// # Errors
     /// [`ModelError`] naming the key or the line.
     pub fn read(path: &Path) -> Result<Self, ModelError> {
-        let size = std::fs::metadata(path).map_err(|e| ModelError::io(path, e))?.len();
-        if size > SIZE_LIMIT {
-            return Err(ModelError::malformed(path, "the file's size", size, "at most 1 MiB"));
-        }
-        let text = std::fs::read_to_string(path).map_err(|e| ModelError::io(path, e))?;
-        Self::parse(path, &text)
+        Self::parse(path, &read_manifest(path)?)
     }
 
     /// The manifest in `text`; `path` is for messages.
@@ -317,12 +312,11 @@ impl Manifest {
     /// # Errors
     /// [`ModelError::Config`] with the line.
     pub fn parse(path: &Path, text: &str) -> Result<Self, ModelError> {
-        toml::from_str(text).map_err(|e: toml::de::Error| {
-            let reason = format!(
-                "cannot be read: {}; `sinew model inspect FILE.onnx` prints a template",
-                e.to_string().trim_end()
-            );
-            ModelError::config(path, "the file", reason)
+        parse_toml(path, text).map_err(|mut error| {
+            if let ModelError::Config { reason, .. } = &mut error {
+                reason.push_str("; `sinew model inspect FILE.onnx` prints a template");
+            }
+            error
         })
     }
 
@@ -337,6 +331,34 @@ impl Manifest {
         };
         self.action_rate.as_ref().map(read).transpose()
     }
+}
+
+/// The text of the manifest `path`.
+pub(super) fn read_manifest(path: &Path) -> Result<String, ModelError> {
+    let size = std::fs::metadata(path).map_err(|e| ModelError::io(path, e))?.len();
+    if size > SIZE_LIMIT {
+        return Err(ModelError::malformed(path, "the file's size", size, "at most 1 MiB"));
+    }
+    std::fs::read_to_string(path).map_err(|e| ModelError::io(path, e))
+}
+
+/// `text` as `T`; an error says the line.
+pub(super) fn parse_toml<T: serde::de::DeserializeOwned>(
+    path: &Path,
+    text: &str,
+) -> Result<T, ModelError> {
+    toml::from_str(text).map_err(|e: toml::de::Error| {
+        let reason = format!("cannot be read: {}", e.to_string().trim_end());
+        ModelError::config(path, "the file", reason)
+    })
+}
+
+/// The first TOML example in the module documentation of `source`.
+#[cfg(test)]
+pub(super) fn documented(source: &str) -> String {
+    let lines = source.lines().skip_while(|line| *line != "//! ```toml").skip(1);
+    let lines = lines.take_while(|line| *line != "//! ```");
+    lines.map(|line| format!("{}\n", line.trim_start_matches("//!"))).collect()
 }
 
 impl Recurrent {
@@ -418,13 +440,7 @@ mod tests {
 
     #[test]
     fn the_manifest_in_the_documentation_is_read() {
-        let text: String = include_str!("manifest.rs")
-            .lines()
-            .skip_while(|line| *line != "//! ```toml")
-            .skip(1)
-            .take_while(|line| *line != "//! ```")
-            .map(|line| format!("{}\n", line.trim_start_matches("//!").trim_start_matches(' ')))
-            .collect();
+        let text = documented(include_str!("manifest.rs"));
         let manifest =
             Manifest::parse(Path::new(MANIFEST), &text).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(manifest.action_rate_hz(Path::new(MANIFEST)).ok(), Some(Some(30.0)));

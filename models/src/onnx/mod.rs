@@ -14,10 +14,12 @@ pub mod library;
 pub mod manifest;
 mod ort_graph;
 mod policy;
+mod residual;
 mod rten_graph;
 mod template;
 
 pub use graph::{Engine, OnnxOptions};
 pub use manifest::{MANIFEST, Manifest};
-pub use policy::{OnnxPolicy, manifest_of};
+pub use policy::{OnnxInspection, OnnxPolicy, inspect, manifest_of};
+pub use residual::{RESIDUAL, ResidualNet};
 pub use template::template;

@@ -11,7 +11,7 @@ use sinew_runtime::{
 use super::actions::ActionDecoder;
 use super::binding::{Inputs, check_type, find};
 use super::flow::{FlowHead, STEP_LIMIT, place};
-use super::graph::{Array, Element, Graph, open_graph};
+use super::graph::{Array, Element, Graph, Port, open_graph};
 use super::inputs::{Preparer, scaled_noise};
 use super::manifest::{MANIFEST, Manifest};
 use crate::guidance::Guidance;
@@ -219,6 +219,34 @@ impl OnnxPolicy {
         }
         Ok(())
     }
+}
+
+/// What an ONNX policy takes and gives, and what runs it.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct OnnxInspection {
+    /// Name of the engine that runs it here: `onnxruntime` or `rten`.
+    pub engine: &'static str,
+    /// What it takes and gives.
+    pub spec: PolicySpec,
+    /// Inputs of the graph, with type and shape.
+    pub inputs: Vec<String>,
+    /// Its outputs.
+    pub outputs: Vec<String>,
+}
+
+/// Loads the policy of the manifest `path` and says what it is.
+///
+/// # Errors
+/// [`ModelError`] when it cannot be loaded.
+pub fn inspect(path: &Path) -> Result<OnnxInspection, ModelError> {
+    let policy = OnnxPolicy::load(path, &LoadOptions::default())?;
+    let list = |ports: &[Port]| ports.iter().map(|port| format!("{}: {port}", port.name)).collect();
+    Ok(OnnxInspection {
+        engine: policy.engine(),
+        inputs: list(policy.graph.inputs()),
+        outputs: list(policy.graph.outputs()),
+        spec: policy.spec,
+    })
 }
 
 fn spec(
