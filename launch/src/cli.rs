@@ -159,9 +159,9 @@ pub enum AuthorityWish {
 /// `sinew model …`.
 #[derive(Debug, Clone, Subcommand)]
 pub enum ModelVerb {
-    /// Say what a checkpoint folder or a bundle holds.
+    /// Say what a checkpoint folder or a bundle holds; for an .onnx file print a manifest to begin with.
     Inspect {
-        /// Checkpoint folder or .gguf bundle.
+        /// Checkpoint folder, .gguf bundle, folder with an ONNX file and its manifest, or .onnx file.
         path: PathBuf,
         /// Print JSON.
         #[arg(long)]

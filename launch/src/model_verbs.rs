@@ -1,5 +1,6 @@
 //! `sinew model …`: makes, converts and compares policies.
 
+use sinew_models::onnx::OnnxOptions;
 use sinew_models::{QuantType, RandomSize};
 
 use crate::cli::{Failure, Kind, ModelVerb, Size, print_json, say};
@@ -10,7 +11,14 @@ use crate::cli::{Failure, Kind, ModelVerb, Size, print_json, say};
 /// [`Failure::Model`], or [`Failure::Result`] when a comparison exceeds its bound.
 pub fn run(verb: ModelVerb) -> Result<(), Failure> {
     match verb {
-        ModelVerb::Inspect { path, json } => show(&sinew_models::inspect(&path)?, json),
+        ModelVerb::Inspect { path, .. } if path.extension().is_some_and(|e| e == "onnx") => {
+            say!("{}", sinew_models::onnx::template(&path, &OnnxOptions::default())?.trim_end());
+            Ok(())
+        }
+        ModelVerb::Inspect { path, json } => match sinew_models::onnx::manifest_of(&path) {
+            Some(manifest) => show(&sinew_models::onnx::inspect(&manifest)?, json),
+            None => show(&sinew_models::inspect(&path)?, json),
+        },
         ModelVerb::Verify { path, against, cases, seed, max_mean_error, json } => {
             let report = sinew_models::verify(&path, &against, cases, seed)?;
             show(&report, json)?;

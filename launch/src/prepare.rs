@@ -4,12 +4,14 @@
 use nalgebra::{Unit, Vector3};
 use sinew_drivers::pattern::PatternCamera;
 use sinew_drivers::sim::{ArmDescription, CameraKind, SimConfig, SimHandle};
+use sinew_models::onnx::{OnnxOptions, ResidualNet};
 use sinew_models::{LoadOptions, ModelError};
+use sinew_runtime::control::ResidualConfig;
 use sinew_runtime::guard::{Plane, SpaceConfig};
 use sinew_runtime::scheduler::strategy::StrategyConfig;
 use sinew_runtime::{JointLimits, Policy};
 
-use crate::launch_file::{Finding, Findings, LaunchConfig};
+use crate::launch_file::{Finding, Findings, LaunchConfig, PolicySettings};
 use crate::run::{Devices, Part, Placement, Plan};
 
 /// Everything of a launch, loaded and checked.
@@ -18,6 +20,8 @@ pub struct Prepared {
     pub plan: Plan,
     /// The policy, when it runs here.
     pub policy: Option<Box<dyn Policy>>,
+    /// The residual policy, when the control thread runs here and there is one.
+    pub residual: Option<ResidualNet>,
     /// The arm's description.
     pub description: ArmDescription,
     /// The launch file's content.
@@ -51,12 +55,24 @@ pub fn prepare(config: LaunchConfig, placement: Placement) -> Result<Prepared, U
     let mut findings = fit_devices(&config, &placement);
     let policy = match placement.here(&Part::Policy) {
         true => {
-            let policy = sinew_models::load_policy(&config.policy.file, &LoadOptions::default())
+            let options = LoadOptions { onnx: onnx(&config), ..LoadOptions::default() };
+            let policy = sinew_models::load_policy(&config.policy.file, &options)
                 .map_err(Unprepared::Model)?;
             findings.splice(0..0, fit(&config, &description, policy.as_ref()));
             Some(policy)
         }
         false => None,
+    };
+    let wanted = config.policy.residual.as_ref().filter(|_| placement.here(&Part::Control));
+    let residual = match wanted {
+        Some(settings) => {
+            // It is small: more threads would cost more than they bring.
+            let options = OnnxOptions { threads: Some(1), ..onnx(&config) };
+            let net = ResidualNet::load(&settings.folder, &options).map_err(Unprepared::Model)?;
+            findings.extend(fit_residual(&config, &description, &net));
+            Some(net)
+        }
+        None => None,
     };
     if !findings.is_empty() {
         return Err(Unprepared::Launch(Findings(findings)));
@@ -68,7 +84,15 @@ pub fn prepare(config: LaunchConfig, placement: Placement) -> Result<Prepared, U
         ..j.limits
     });
     let camera_of = |input: &String| config.policy.cameras.iter().find(|c| c.0 == *input).cloned();
+    let residual_config =
+        config.policy.residual.as_ref().zip(residual.as_ref()).map(|(settings, net)| {
+            let own = std::time::Duration::from_secs_f64(1.0 / net.rate_hz());
+            let slowest = own.max(config.control.period).max(config.robot.state_period);
+            // One answer may be lost, and one be late.
+            ResidualConfig { limit: settings.limit, timeout: slowest * 3 }
+        });
     let plan = Plan {
+        residual: residual_config,
         placement,
         robot: config.robot.name.clone(),
         endpoint: config.endpoint.clone(),
@@ -99,7 +123,29 @@ pub fn prepare(config: LaunchConfig, placement: Placement) -> Result<Prepared, U
         denoise_steps: config.policy.denoise_steps,
         seed: config.policy.seed,
     };
-    Ok(Prepared { plan, policy, description, config })
+    Ok(Prepared { plan, policy, residual, description, config })
+}
+
+/// How ONNX files are run.
+fn onnx(config: &LaunchConfig) -> OnnxOptions {
+    let PolicySettings { onnx_engine, onnx_library, .. } = &config.policy;
+    OnnxOptions { engine: *onnx_engine, library: onnx_library.clone(), threads: None }
+}
+
+/// What does not fit between the arm and the residual policy.
+fn fit_residual(
+    config: &LaunchConfig,
+    description: &ArmDescription,
+    net: &ResidualNet,
+) -> Option<Finding> {
+    let joints: Vec<String> = description.joints.iter().map(|j| j.name.clone()).collect();
+    (net.names() != joints).then(|| {
+        let folder = config.policy.residual.as_ref().map(|r| r.folder.display().to_string());
+        let problem =
+            format!("it corrects {}, the arm has {}", net.names().join(", "), joints.join(", "));
+        let remedy = "its names must be the arm's joints, in the arm's order";
+        config.finding("policy.residual", folder.unwrap_or_default(), problem, remedy)
+    })
 }
 
 /// Where the arm may be: by its description, and by the launch file.

@@ -157,6 +157,14 @@ pub enum ModelError {
         /// Its value in the second.
         b: String,
     },
+    /// An ONNX file that cannot be run.
+    #[error("{}: {reason}", path.display())]
+    Onnx {
+        /// The file.
+        path: PathBuf,
+        /// Why, and what to do.
+        reason: String,
+    },
     /// Downloading failed.
     #[error("{0}")]
     Fetch(String),

@@ -19,6 +19,7 @@ pub mod gguf;
 pub mod guidance;
 mod inspect;
 pub mod kernels;
+pub mod onnx;
 pub mod processors;
 mod random;
 pub mod smolvla;
@@ -47,6 +48,8 @@ pub struct LoadOptions {
     pub missing_cameras: usize,
     /// Leaves out the check of a bundle's tensor data against its SHA-256.
     pub skip_hash: bool,
+    /// How ONNX files are run.
+    pub onnx: onnx::OnnxOptions,
 }
 
 impl LoadOptions {
@@ -61,11 +64,15 @@ impl LoadOptions {
     }
 }
 
-/// Loads the policy at `path`: a LeRobot checkpoint folder or a `.gguf` bundle.
+/// Loads the policy at `path`: a LeRobot checkpoint folder, a `.gguf` bundle, or a folder with an ONNX file and its
+/// manifest (which counts where a checkpoint lies beside it).
 ///
 /// # Errors
 /// [`ModelError`] naming file, key or tensor, what was found and what to do.
 pub fn load_policy(path: &Path, options: &LoadOptions) -> Result<Box<dyn Policy>, ModelError> {
+    if let Some(manifest) = onnx::manifest_of(path) {
+        return Ok(Box::new(onnx::OnnxPolicy::load(&manifest, options)?));
+    }
     let checkpoint = Checkpoint::open(path, !options.skip_hash)?;
     (checkpoint.family.load)(&checkpoint, options)
 }

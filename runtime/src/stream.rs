@@ -15,7 +15,8 @@ use rtrb::{Consumer, Producer, RingBuffer};
 use crate::arbiter::{AuthorityChange, AuthorityRequest, Source};
 use crate::blackbox::ControlTap;
 use crate::control::{
-    ControlCore, ControlEvent, CycleReport, OperatorAnswer, OperatorRequest, SampleRefusal,
+    ControlCore, ControlEvent, CycleReport, OperatorAnswer, OperatorRequest, ResidualInput,
+    ResidualRefusal, ResidualSample, SampleRefusal,
 };
 use crate::inference::InferenceOrder;
 use crate::rt::{self, RealtimeDenied, RealtimeMode};
@@ -30,6 +31,8 @@ const PUBLISH_RETRY: Duration = Duration::from_micros(100);
 const COMMAND_RING: usize = 16;
 /// Operators' events that may wait: a fast teleop device sends several samples in a slow control period.
 const OPERATOR_RING: usize = 128;
+/// Residual inputs and offsets that may wait: the newest counts, the others are there because their reader slept.
+const RESIDUAL_RING: usize = 8;
 /// Reports that may wait for the telemetry reader: two seconds at 1 kHz.
 const REPORT_RING: usize = 2048;
 
@@ -61,6 +64,8 @@ pub enum StreamReport {
     ChunkRefused(Refusal),
     /// A teleop sample was left out.
     SampleRefused(SampleRefusal),
+    /// A residual policy's offset was left out.
+    ResidualRefused(ResidualRefusal),
 }
 
 /// The operators' ends of the control thread: requests and teleop samples in, answers and changes out.
@@ -73,6 +78,14 @@ pub struct OperatorPort {
     pub changes: Consumer<AuthorityChange>,
     /// Raised when a stop found no room in `events`: it is never lost.
     pub stop: Arc<AtomicBool>,
+}
+
+/// A residual policy's ends of the control thread.
+pub struct ResidualPort {
+    /// What is to be answered, once for each cycle in which the plan is executed; the newest counts.
+    pub inputs: Consumer<ResidualInput>,
+    /// The answers.
+    pub offsets: Producer<ResidualSample>,
 }
 
 /// One wake-up of the bare clock loop.
@@ -94,6 +107,8 @@ pub struct StreamPorts {
     pub requests: Producer<ControlEvent>,
     /// Requests and samples of people, from the bus.
     pub operator: OperatorPort,
+    /// A residual policy's inputs and offsets.
+    pub residual: ResidualPort,
     /// Demands for chunks.
     pub orders: Consumer<InferenceOrder>,
     /// Chunks to be freed.
@@ -148,6 +163,9 @@ pub fn spawn(
     let (mut changes_out, changes) = RingBuffer::new(OPERATOR_RING);
     let pressed = Arc::new(AtomicBool::new(false));
     let operator = OperatorPort { events, answers, changes, stop: pressed.clone() };
+    let (mut residual_out, inputs) = RingBuffer::new(RESIDUAL_RING);
+    let (offsets, mut offsets_in) = RingBuffer::new(RESIDUAL_RING);
+    let residual = ResidualPort { inputs, offsets };
     let (orders_out, orders) = RingBuffer::new(4);
     let (mut freed_out, freed) = RingBuffer::new(16);
     let (mut reports_out, reports) = RingBuffer::new(REPORT_RING);
@@ -184,6 +202,8 @@ pub fn spawn(
                 let _ = effect.answer.map(|a| answers_out.push(a));
                 let refused = effect.sample_refused.map(StreamReport::SampleRefused);
                 let _ = refused.map(|r| reports_out.push(r));
+                let refused = effect.residual_refused.map(StreamReport::ResidualRefused);
+                let _ = refused.map(|r| reports_out.push(r));
                 let _ = effect.refused.map(|r| reports_out.push(StreamReport::ChunkRefused(r)));
                 if effect.accepted {
                     let _ = reports_out.push(StreamReport::ChunkAccepted);
@@ -207,7 +227,12 @@ pub fn spawn(
             while let Ok(event) = chunks_in.pop() {
                 handle(event);
             }
+            for _ in 0..offsets_in.slots() {
+                let _ = offsets_in.pop().map(ControlEvent::Residual).map(&mut handle);
+            }
             let cycle = core.tick(woke);
+            // A full ring means that the residual policy has newer ones to read than it can.
+            let _ = core.take_residual_input().map(|input| residual_out.push(input));
             while let Some(chunk) = core.take_spent() {
                 free(chunk);
             }
@@ -273,7 +298,8 @@ pub fn spawn(
             }
         }));
     }
-    let ports = StreamPorts { states, chunks, requests, operator, orders, freed, reports, bare };
+    let ports =
+        StreamPorts { states, chunks, requests, operator, residual, orders, freed, reports, bare };
     Ok((Stream { stop, threads, denied }, ports))
 }
 

@@ -14,7 +14,8 @@ use sinew_drivers::sim::ArmDescription;
 use sinew_runtime::arbiter::{Authority, AuthorityRequest, Claim, LeaseMode, Source};
 use sinew_runtime::blackbox::{Header, Recorder};
 use sinew_runtime::control::{
-    ControlConfig, ControlCore, ControlEvent, OperatorRequest, TeleopSample, TeleopTarget,
+    ControlConfig, ControlCore, ControlEvent, OperatorRequest, ResidualConfig, ResidualSample,
+    TeleopSample, TeleopTarget,
 };
 use sinew_runtime::scheduler::SchedulerConfig;
 use sinew_runtime::scheduler::strategy::StrategyConfig;
@@ -70,6 +71,7 @@ struct Counts {
     commands: u64,
     accepted: u64,
     teleop: u64,
+    corrected: u64,
 }
 
 impl Run {
@@ -92,6 +94,8 @@ impl Run {
         let core = ControlCore::new(&config).expect("the limits are sound");
         let core =
             core.with_space(ArmDescription::desk_arm().space()).expect("the body fits its chain");
+        let residual = ResidualConfig { limit: 0.1, timeout: Duration::from_millis(250) };
+        let core = core.with_residual(residual, &[limit; JOINTS]);
         let chunk = |request: u64| {
             let mut values: Vec<f64> =
                 (0..16 * JOINTS).map(|i| ((request * 31 + i as u64) % 17) as f64 * 0.05).collect();
@@ -161,6 +165,13 @@ impl Run {
             while let Some(chunk) = self.core.take_spent() {
                 self.kept.push(chunk);
             }
+            if let Some(input) = self.core.take_residual_input() {
+                let (stamp, mut offset) = (input.stamp, input.planned);
+                offset.as_mut_slice().iter_mut().for_each(|value| *value *= 0.1);
+                let answer = ControlEvent::Residual(ResidualSample { stamp, offset });
+                self.event(answer, now);
+                counts.corrected += 1;
+            }
             counts.commands += u64::from(cycle.command.is_some());
             counts.teleop += u64::from(cycle.authority == Authority::Teleop);
             if let Some(order) = cycle.order {
@@ -188,7 +199,7 @@ fn control_cycles_do_not_allocate_whatever_the_strategy() {
         let during = calls() - before;
         let name = strategy.name();
         assert!(counts.commands > 3_990 && counts.accepted >= 3, "{name}: {counts:?}");
-        assert!(counts.teleop > 300, "{name}: {counts:?}");
+        assert!(counts.teleop > 300 && counts.corrected > 100, "{name}: {counts:?}");
         assert!(run.kept.len() >= 3, "{name}: used chunks are handed back: {}", run.kept.len());
         assert_eq!(during, 0, "{name}: calls of the allocator in {CYCLES} control cycles");
     }

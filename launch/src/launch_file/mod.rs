@@ -12,8 +12,8 @@ pub use args::{Argument, Override};
 pub use authority::{Addresses, AuthoritySettings, addresses};
 pub use finding::{Finding, Findings};
 pub use resolve::{
-    CameraConfig, ControlSettings, LaunchConfig, PolicySettings, RecordSettings, RobotConfig,
-    RunSettings,
+    CameraConfig, ControlSettings, LaunchConfig, PolicySettings, RecordSettings, ResidualSettings,
+    RobotConfig, RunSettings,
 };
 pub use scheduling::what_if_settings;
 pub use schema::KEYS;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Serialize;
+use sinew_models::onnx::Engine;
 use sinew_runtime::blackbox::Images;
 use sinew_runtime::rt::RealtimeMode;
 use sinew_runtime::units;
@@ -21,6 +22,12 @@ use super::space::{self, SpaceSettings};
 /// Names of what `record.images` may be.
 const IMAGES: [(&str, Images); 3] =
     [("all", Images::All), ("observed", Images::Observed), ("none", Images::None)];
+
+/// Names of what `policy.onnx_engine` may be.
+const ENGINES: [(&str, Engine); 3] =
+    [("auto", Engine::Auto), ("onnx-runtime", Engine::OnnxRuntime), ("built-in", Engine::BuiltIn)];
+/// Largest correction by a residual policy where the file does not say (rad).
+const RESIDUAL_LIMIT: f64 = 5.0 * std::f64::consts::PI / 180.0;
 
 /// A launch, read and checked as far as the file alone allows.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -116,10 +123,25 @@ pub struct PolicySettings {
     pub denoise_steps: Option<usize>,
     /// Older parts make no observation.
     pub max_observation_age: Duration,
+    /// What runs ONNX files.
+    pub onnx_engine: Engine,
+    /// ONNX Runtime's library; `None`: looked for.
+    pub onnx_library: Option<PathBuf>,
+    /// The residual stage.
+    pub residual: Option<ResidualSettings>,
     /// Where it runs.
     pub run: RunSettings,
     /// Seed of the noise.
     pub seed: u64,
+}
+
+/// A network that corrects the plan at control rate.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ResidualSettings {
+    /// Folder with its manifest.
+    pub folder: PathBuf,
+    /// Largest correction of each joint (rad).
+    pub limit: f64,
 }
 
 /// Control thread and guard.
@@ -427,6 +449,26 @@ pub(super) fn resolve(
         check.scale("guard.acceleration_scale", parsed.guard.acceleration_scale.as_ref());
     let jerk_scale = check.scale("guard.jerk_scale", parsed.guard.jerk_scale.as_ref());
     let space = space::resolve(&mut check, &parsed.guard);
+    let onnx_engine = policy.onnx_engine.as_ref().map_or(Engine::Auto, |at| {
+        check.one_of("policy.onnx_engine", at, &ENGINES.map(|e| e.0));
+        let found = ENGINES.into_iter().find(|e| e.0 == at.get_ref());
+        found.map_or(Engine::Auto, |e| e.1)
+    });
+    let residual_limit = policy.residual_limit.as_ref().map_or(RESIDUAL_LIMIT, |at| {
+        let (key, remedy) = ("policy.residual_limit", "expected above 0 deg, at most 90 deg");
+        match units::parse_angle(at.get_ref()) {
+            Ok(limit) if limit > 0.0 && limit <= std::f64::consts::FRAC_PI_2 => return limit,
+            Ok(_) => check.report(key, at, "is no bound of a correction", remedy),
+            Err(error) => check.report(key, at, error, ""),
+        }
+        RESIDUAL_LIMIT
+    });
+    if let Some(at) = &policy.residual {
+        check.note("policy.residual", at);
+    }
+    let residual = policy.residual.as_ref();
+    let residual = residual.map(|at| ResidualSettings { folder: path(at), limit: residual_limit });
+
     let endpoint = &parsed.transport.endpoint;
     check.note("transport.endpoint", endpoint);
     check.endpoint("transport.endpoint", endpoint);
@@ -459,6 +501,9 @@ pub(super) fn resolve(
             cameras: policy.cameras.iter().map(|(i, c)| (i.clone(), c.get_ref().clone())).collect(),
             denoise_steps: policy.denoise_steps.as_ref().map(|s| *s.get_ref()),
             max_observation_age,
+            onnx_engine,
+            onnx_library: policy.onnx_library.as_ref().map(path),
+            residual,
             run: policy_run,
             seed: policy.seed,
         },

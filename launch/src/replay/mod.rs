@@ -122,6 +122,10 @@ pub fn what_if(file: &Path, runs: Runs<'_>, changes: &[String]) -> Result<WhatIf
 fn core(header: &Header, control: &ControlConfig) -> Result<ControlCore, String> {
     let core = ControlCore::new(control).map_err(|e| e.to_string())?;
     let core = core.with_authority(&header.authority, &control.limits);
+    let core = match header.residual {
+        Some(residual) => core.with_residual(residual, &control.limits),
+        None => core,
+    };
     match &header.space {
         Some(space) => core.with_space(space.clone()).map_err(|e| e.to_string()),
         None => Ok(core),

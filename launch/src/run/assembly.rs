@@ -6,7 +6,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use sinew_drivers::peer::StreamFigures;
-use sinew_runtime::control::{ControlConfig, ControlCore};
+use sinew_models::onnx::ResidualNet;
+use sinew_runtime::control::{ControlConfig, ControlCore, ResidualConfig};
 use sinew_runtime::guard::SpaceConfig;
 use sinew_runtime::inference::{self, InferenceInputs};
 use sinew_runtime::ingest::Ingest;
@@ -23,6 +24,7 @@ use super::devices::{Devices, RunningDevices};
 use super::monitor::Monitor;
 use super::parts::{Part, Placement};
 use super::recording::{Recording, RecordingReport};
+use super::residual::ResidualThread;
 use super::robot::{Robot, RunError};
 use super::roster::Roster;
 use super::status::Heard;
@@ -82,6 +84,8 @@ pub struct Plan {
     pub denoise_steps: Option<usize>,
     /// Seed of the policy's noise.
     pub seed: u64,
+    /// The residual stage's bounds.
+    pub residual: Option<ResidualConfig>,
 }
 
 /// A running launch; dropping it holds the arm and ends every thread.
@@ -101,6 +105,7 @@ pub struct Launched {
     // the peers' holds are the last to act.
     desk: Option<Desk>,
     stream: Option<Stream>,
+    residual: Option<ResidualThread>,
     inference: Option<Inference>,
     recording: Recording,
     _subscriptions: Vec<Subscription>,
@@ -131,6 +136,7 @@ impl Launched {
         plan: &Plan,
         devices: Devices,
         policy: Option<Box<dyn Policy>>,
+        residual: Option<ResidualNet>,
         film: bool,
         waiting: &Waiting,
         mut recording: Recording,
@@ -187,6 +193,10 @@ impl Launched {
         let core = ControlCore::new(&config)?
             .with_authority(&operator::control(plan), &plan.limits)
             .with_space(plan.space.clone())?;
+        let core = match plan.residual {
+            Some(config) => core.with_residual(config, &plan.limits),
+            None => core,
+        };
         // Everything after this is in the recording.
         let tap = recording.start(plan, &config)?;
         let policy = policy.map(|p| inputs.policy(p));
@@ -210,6 +220,11 @@ impl Launched {
 
         let desk = operator::desk(plan, plan.joints.clone(), &bus, &keys, ports.operator)?;
 
+        let residual = residual.map(|net| ResidualThread::start(net, ports.residual));
+        let residual = residual.transpose().map_err(|e| RunError::System {
+            what: "starting the residual policy's thread",
+            reason: e.to_string(),
+        })?;
         let instruction = Arc::new(Mutex::new(String::new()));
         let granted = Arc::new(AtomicBool::new(false));
         let (inference, inference_reports) = match policy {
@@ -269,6 +284,7 @@ impl Launched {
             },
             desk: Some(desk),
             stream: Some(stream),
+            residual,
             inference: Some(inference),
             recording,
             _subscriptions: subscriptions,
@@ -300,6 +316,7 @@ impl Launched {
     pub fn end(&mut self) -> Option<RecordingReport> {
         drop(self.desk.take());
         drop(self.stream.take());
+        drop(self.residual.take());
         // A panic in either thread has been printed; the others still have to end.
         match self.inference.take() {
             Some(Inference::Here(thread)) => drop(thread.join()),

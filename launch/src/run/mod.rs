@@ -14,6 +14,7 @@ mod policy_part;
 mod recording;
 mod referee;
 mod remote;
+mod residual;
 mod robot;
 mod roster;
 mod status;
@@ -69,15 +70,22 @@ pub fn run(
     let quit = on_interrupt()?;
     let supervision = only::children(&prepared, args)?;
     let devices = prepared.devices().map_err(RunError::Device)?;
-    let Prepared { plan, policy, config, .. } = prepared;
+    let Prepared { plan, policy, residual, config, .. } = prepared;
     let waiting = Waiting {
         file: &args.file,
         quit: &quit,
         supervision: supervision.as_ref(),
         alone: plan.placement == Placement::all_here(&config),
     };
-    let mut launched =
-        Launched::start(&plan, devices, policy, args.film.is_some(), &waiting, recording)?;
+    let mut launched = Launched::start(
+        &plan,
+        devices,
+        policy,
+        residual,
+        args.film.is_some(),
+        &waiting,
+        recording,
+    )?;
     let realtime = realtime_text(&config, &launched);
     if launched.realtime_denied.is_some() {
         eprintln!("sinew: no real-time scheduling: {realtime}");

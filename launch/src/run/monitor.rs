@@ -36,6 +36,8 @@ pub(super) struct Monitor {
     pub awaits_consent: bool,
     /// Why authority changed last, and who brought it about.
     pub last_change: Option<AuthorityChange>,
+    /// A residual policy's offsets that were left out, by reason.
+    pub residual_refused: BTreeMap<String, u64>,
     /// Teleop samples that moved nothing, by reason.
     pub samples_refused: BTreeMap<String, u64>,
     pub mode: Option<Mode>,
@@ -120,6 +122,7 @@ impl Monitor {
             StreamReport::ChunkAccepted => self.accepted += 1,
             StreamReport::ChunkRefused(why) => count(&mut self.refused, &why),
             StreamReport::SampleRefused(why) => count(&mut self.samples_refused, &why),
+            StreamReport::ResidualRefused(why) => count(&mut self.residual_refused, &why),
         }
     }
 

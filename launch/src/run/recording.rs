@@ -106,6 +106,7 @@ impl Recording {
         let header = Header {
             authority: operator::control(plan),
             space: Some(plan.space.clone()),
+            residual: plan.residual,
             denoise_steps: plan.denoise_steps,
             seed: plan.seed,
             views: plan.views.clone(),

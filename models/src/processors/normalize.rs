@@ -45,7 +45,8 @@ impl NormMode {
         })
     }
 
-    fn statistics(self) -> Option<(&'static str, &'static str)> {
+    /// Names of the two statistics that it needs.
+    pub fn statistics(self) -> Option<(&'static str, &'static str)> {
         match self {
             Self::Identity => None,
             Self::MeanStd => Some(("mean", "std")),

@@ -32,14 +32,31 @@ pub fn resize_with_pad(pixels: &[f32], from: (usize, usize), to: (usize, usize))
     }
     let (width, height) = inner_size(from, to);
     let (left, top) = (to.0 - width, to.1 - height);
-    let (columns, rows) = (taps(from.0, width), taps(from.1, height));
+    let inner = stretch(pixels, from, (width, height));
+    let mut out = vec![0.0; inner.len() / (width * height) * to.0 * to.1];
+    for (plane, out) in inner.chunks_exact(width * height).zip(out.chunks_exact_mut(to.0 * to.1)) {
+        for (y, row) in plane.chunks_exact(width).enumerate() {
+            out[(top + y) * to.0 + left..][..width].copy_from_slice(row);
+        }
+    }
+    out
+}
+
+/// Resizes the channel planes `pixels` (`[channels, height, width]`) of size `from` to `to` (both width,
+/// height), whatever becomes of the aspect.
+///
+/// Every plane must hold `from.0 · from.1` values, and no side may be zero.
+pub fn stretch(pixels: &[f32], from: (usize, usize), to: (usize, usize)) -> Vec<f32> {
+    if from == to {
+        return pixels.to_vec();
+    }
+    let (columns, rows) = (taps(from.0, to.0), taps(from.1, to.1));
     let planes = pixels.len() / (from.0 * from.1);
     let mut out = vec![0.0; planes * to.0 * to.1];
     for (plane, out) in pixels.chunks_exact(from.0 * from.1).zip(out.chunks_exact_mut(to.0 * to.1))
     {
-        for (y, &(y0, y1, wy)) in rows.iter().enumerate() {
+        for (out, &(y0, y1, wy)) in out.chunks_exact_mut(to.0).zip(&rows) {
             let (row0, row1) = (&plane[y0 * from.0..][..from.0], &plane[y1 * from.0..][..from.0]);
-            let out = &mut out[(top + y) * to.0 + left..][..width];
             for (o, &(x0, x1, wx)) in out.iter_mut().zip(&columns) {
                 let upper = row0[x0] * (1.0 - wx) + row0[x1] * wx;
                 let lower = row1[x0] * (1.0 - wx) + row1[x1] * wx;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::arbiter::{AuthorityChange, AuthorityRequest};
 use crate::control::{
     AuthorityConfig, ControlConfig, ControlEvent, Cycle, Effect, OperatorAnswer, OperatorRequest,
-    SampleRefusal, TeleopSample,
+    ResidualConfig, ResidualRefusal, ResidualSample, SampleRefusal, TeleopSample,
 };
 use crate::guard::SpaceConfig;
 use crate::scheduler::Refusal;
@@ -46,6 +46,9 @@ pub struct Header {
     pub authority: AuthorityConfig,
     /// Where the arm could be; `None`: anywhere within its limits.
     pub space: Option<SpaceConfig>,
+    /// The residual stage; `None`: there was none.
+    #[serde(default)]
+    pub residual: Option<ResidualConfig>,
     /// Denoise steps that were wanted; `None` for the checkpoint's own.
     pub denoise_steps: Option<usize>,
     /// Seed of the first chunk's noise; each further chunk counted up.
@@ -80,6 +83,7 @@ impl Header {
             control: control.clone(),
             authority: AuthorityConfig::default(),
             space: None,
+            residual: None,
             denoise_steps: None,
             seed: 0,
             views: Vec::new(),
@@ -141,6 +145,8 @@ pub enum EventRecord {
     Operator(OperatorRequest),
     /// [`ControlEvent::Teleop`].
     Teleop(TeleopSample),
+    /// [`ControlEvent::Residual`].
+    Residual(ResidualSample),
     /// [`ControlEvent::Motion`].
     Motion(ChunkHead),
 }
@@ -155,6 +161,7 @@ impl EventRecord {
             ControlEvent::Authority(request) => (Self::Authority(*request), None),
             ControlEvent::Operator(request) => (Self::Operator(*request), None),
             ControlEvent::Teleop(sample) => (Self::Teleop(*sample), None),
+            ControlEvent::Residual(sample) => (Self::Residual(*sample), None),
             ControlEvent::Motion(chunk) => (Self::Motion(ChunkHead::of(chunk)), Some(chunk)),
         }
     }
@@ -168,6 +175,7 @@ impl EventRecord {
             Self::Authority(request) => ControlEvent::Authority(request),
             Self::Operator(request) => ControlEvent::Operator(request),
             Self::Teleop(sample) => ControlEvent::Teleop(sample),
+            Self::Residual(sample) => ControlEvent::Residual(sample),
             Self::Motion(_) => ControlEvent::Motion(chunk?),
         })
     }
@@ -194,18 +202,30 @@ pub struct EffectRecord {
     pub answer: Option<OperatorAnswer>,
     /// Why a teleop sample was left out.
     pub sample_refused: Option<SampleRefusal>,
+    /// Why a residual policy's offset was left out.
+    #[serde(default)]
+    pub residual_refused: Option<ResidualRefusal>,
 }
 
 impl EffectRecord {
     /// What `effect` says.
     pub fn of(effect: &Effect) -> Self {
-        let Effect { accepted, refused, change, answer, sample_refused, freed: _ } = effect;
+        let Effect {
+            accepted,
+            refused,
+            change,
+            answer,
+            sample_refused,
+            residual_refused,
+            freed: _,
+        } = effect;
         Self {
             accepted: *accepted,
             refused: *refused,
             change: *change,
             answer: *answer,
             sample_refused: *sample_refused,
+            residual_refused: *residual_refused,
         }
     }
 }

@@ -116,6 +116,7 @@ impl Own {
                 "change": any("authority changed"),
                 "answer": any("what an operator was answered"),
                 "sample_refused": any("why a teleop sample was left out"),
+                "residual_refused": any("why a residual policy's offset was left out"),
             }),
             Self::Cycle => json!({
                 "number": count("counts the cycles, from 1"),

@@ -3,10 +3,14 @@
 //! A pure state machine: events come in with the time, one command goes out per period. The thread around
 //! it is in [`crate::stream`]; replay and tests drive the same code with a virtual clock.
 
+mod residual;
 mod teleop;
 
 use std::time::Duration;
 
+pub use residual::{
+    Correction, ResidualConfig, ResidualInput, ResidualRefusal, ResidualSample, ResidualTrack,
+};
 pub use teleop::{SampleRefusal, TeleopConfig, TeleopSample, TeleopTarget};
 
 use self::teleop::TeleopTrack;
@@ -79,6 +83,8 @@ pub enum ControlEvent {
     Operator(OperatorRequest),
     /// A teleop device's sample.
     Teleop(TeleopSample),
+    /// A residual policy's offset.
+    Residual(ResidualSample),
     /// A motion of the runtime's own: asks for authority `Motion` and plays it.
     Motion(ActionChunk),
 }
@@ -98,6 +104,8 @@ pub struct Effect {
     pub answer: Option<OperatorAnswer>,
     /// Why a teleop sample was left out.
     pub sample_refused: Option<SampleRefusal>,
+    /// Why a residual policy's offset was left out.
+    pub residual_refused: Option<ResidualRefusal>,
 }
 
 /// Plain numbers of one control cycle.
@@ -140,6 +148,9 @@ pub struct ControlCore {
     arbiter: Arbiter,
     guard: Guard,
     teleop: TeleopTrack,
+    residual: Option<ResidualTrack>,
+    /// What a residual policy is to answer.
+    residual_input: Option<ResidualInput>,
     state: Option<JointState>,
     state_timeout: Duration,
     /// After a silence or a stop: the command is still where it was before.
@@ -193,6 +204,8 @@ impl ControlCore {
             arbiter: Arbiter::default(),
             guard: Guard::new(&config.limits, config.period)?,
             teleop: TeleopTrack::new(TeleopConfig::default(), &config.limits),
+            residual: None,
+            residual_input: None,
             state: None,
             state_timeout: config.state_timeout,
             rejoins: false,
@@ -208,6 +221,12 @@ impl ControlCore {
     pub fn with_authority(mut self, config: &AuthorityConfig, limits: &[JointLimits]) -> Self {
         self.arbiter = Arbiter::new(config.arbiter);
         self.teleop = TeleopTrack::new(config.teleop, limits);
+        self
+    }
+
+    /// The core with a residual stage, before anything has happened.
+    pub fn with_residual(mut self, config: ResidualConfig, limits: &[JointLimits]) -> Self {
+        self.residual = Some(ResidualTrack::new(config, limits));
         self
     }
 
@@ -253,6 +272,12 @@ impl ControlCore {
             ControlEvent::Teleop(sample) => {
                 effect.sample_refused = self.on_sample(&sample, now).err();
             }
+            ControlEvent::Residual(sample) => {
+                effect.residual_refused = match &mut self.residual {
+                    Some(track) => track.on_sample(&sample, now).err(),
+                    None => Some(ResidualRefusal::NotConfigured),
+                };
+            }
             ControlEvent::Motion(chunk) => {
                 let granted = self.ask(AuthorityRequest::Motion, Source::RUN, now, &mut effect);
                 if granted.is_ok() {
@@ -286,6 +311,7 @@ impl ControlCore {
         let authority = self.arbiter.authority();
         let commanded = self.policy_command();
         let wish = self.scheduler.tick(now, &commanded);
+        self.correct(authority, &wish, now);
         let mut interventions = Interventions::default();
         match self.combine(authority, &wish, now) {
             Some((position, velocity)) => interventions = self.guard.filter(&position, &velocity),
@@ -346,26 +372,53 @@ impl ControlCore {
             {
                 None
             }
-            Authority::Policy | Authority::Motion => Some((wish.position, wish.velocity)),
+            Authority::Motion => Some((wish.position, wish.velocity)),
+            Authority::Policy => {
+                let (mut position, mut velocity) = (wish.position, wish.velocity);
+                if let Some(track) = &self.residual {
+                    let by = track.correction();
+                    add(&mut position, &mut velocity, &by.position, &by.velocity, 1.0);
+                }
+                Some((position, velocity))
+            }
             Authority::Shared => {
                 let by = self.teleop.tick(now, self.period).unwrap_or(self.teleop.correction());
                 let (mut position, mut velocity) = (wish.position, wish.velocity);
-                for joint in 0..position.len() {
-                    position[joint] += by.position[joint];
-                    velocity[joint] += by.velocity[joint];
+                add(&mut position, &mut velocity, &by.position, &by.velocity, 1.0);
+                if let Some(track) = &self.residual {
+                    let by = track.correction();
+                    add(&mut position, &mut velocity, &by.position, &by.velocity, 1.0);
                 }
                 Some((position, velocity))
             }
         }
     }
 
-    /// Where the policy's own curve stands: the command without a person's correction.
+    /// Moves the residual policy's correction on, and says what it is to answer next.
+    fn correct(&mut self, authority: Authority, wish: &Wish, now: Stamp) {
+        let Some(track) = &mut self.residual else { return };
+        let policy = matches!(authority, Authority::Policy | Authority::Shared);
+        let plays = policy && wish.mode == Mode::Playing;
+        track.tick(now, self.period, plays);
+        let state = self.state.filter(|_| plays);
+        self.residual_input = state.map(|JointState { stamp, position, velocity, .. }| {
+            ResidualInput { stamp, position, velocity, planned: wish.position }
+        });
+    }
+
+    /// What a residual policy is to answer, once for each cycle in which the plan is executed.
+    pub fn take_residual_input(&mut self) -> Option<ResidualInput> {
+        self.residual_input.take()
+    }
+
+    /// Where the policy's own curve stands: the command without a person's and a residual policy's correction.
     fn policy_command(&self) -> CommandState {
         let (mut position, mut velocity) = (*self.guard.position(), *self.guard.velocity());
         let by = self.teleop.correction();
-        for joint in 0..position.len() {
-            position[joint] -= by.position[joint];
-            velocity[joint] -= by.velocity[joint];
+        add(&mut position, &mut velocity, &by.position, &by.velocity, -1.0);
+        if let Some(track) = &self.residual {
+            let by = track.correction();
+            add(&mut position, &mut velocity, &by.position, &by.velocity, -1.0);
         }
         CommandState { position, velocity, acceleration: self.guard.acceleration() }
     }
@@ -459,10 +512,35 @@ impl ControlCore {
                 None
             }
             Authority::Policy | Authority::Motion | Authority::Shared => {
+                self.forget_correction();
                 self.scheduler.start(self.guard.position())
             }
-            Authority::Hold | Authority::Stop | Authority::Teleop => self.scheduler.stop(),
+            Authority::Hold | Authority::Stop | Authority::Teleop => {
+                self.forget_correction();
+                self.scheduler.stop()
+            }
         }
+    }
+
+    /// What comes next begins at the command itself: no correction is in it any more.
+    fn forget_correction(&mut self) {
+        if let Some(track) = &mut self.residual {
+            track.reset();
+        }
+    }
+}
+
+/// Adds `factor` times an offset and its velocity.
+fn add(
+    position: &mut JointVec,
+    velocity: &mut JointVec,
+    offset: &JointVec,
+    rate: &JointVec,
+    factor: f64,
+) {
+    for joint in 0..position.len() {
+        position[joint] += factor * offset[joint];
+        velocity[joint] += factor * rate[joint];
     }
 }
 
@@ -475,6 +553,8 @@ impl Effect {
     }
 }
 
+#[cfg(test)]
+mod residual_tests;
 #[cfg(test)]
 mod teleop_tests;
 #[cfg(test)]
