@@ -11,6 +11,7 @@
 //! # }
 //! ```
 
+pub mod backbones;
 pub mod checkpoint;
 mod error;
 pub mod families;
@@ -24,6 +25,7 @@ mod random;
 pub mod smolvla;
 mod synthetic;
 mod verify;
+pub mod xvla;
 
 use std::path::Path;
 
