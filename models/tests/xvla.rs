@@ -226,7 +226,8 @@ fn bundles_give_nearly_the_same_chunk() {
         let out = folder.path().join("bundle.gguf");
         sinew_models::quantize(&dir, kind, &out).unwrap_or_else(|e| panic!("{e}"));
         let checkpoint = Checkpoint::open(&out, true).unwrap_or_else(|e| panic!("{e}"));
-        let mut policy = XvlaPolicy::load(&checkpoint, &options()).unwrap_or_else(|e| panic!("{e}"));
+        let mut policy =
+            XvlaPolicy::load(&checkpoint, &options()).unwrap_or_else(|e| panic!("{e}"));
         let difference = largest_difference(&whole, &chunk(&mut policy, &observation, &request));
         println!("{kind:?}: {difference:.1e}");
         assert!(difference > 0.0 && difference < most, "{kind:?} differs by {difference}");

@@ -131,14 +131,21 @@ impl StoredTensor {
     /// When it is no matrix, or a row is past its end.
     pub fn rows(&self, indices: &[u32]) -> candle_core::Result<Tensor> {
         let &[count, width] = self.shape.as_slice() else {
-            candle_core::bail!("tensor `{}` has shape {:?}, not two dimensions", self.name, self.shape);
+            candle_core::bail!(
+                "tensor `{}` has shape {:?}, not two dimensions",
+                self.name,
+                self.shape
+            );
         };
         let row_bytes = width / self.dtype.block_values() * self.dtype.block_bytes();
         let mut out = vec![0.0; indices.len() * width];
         for (row, index) in out.chunks_exact_mut(width.max(1)).zip(indices) {
             let start = *index as usize * row_bytes;
             let Some(bytes) = self.bytes().get(start..start + row_bytes) else {
-                candle_core::bail!("row {index} is not among the {count} of tensor `{}`", self.name);
+                candle_core::bail!(
+                    "row {index} is not among the {count} of tensor `{}`",
+                    self.name
+                );
             };
             blocks::decode(self.dtype, bytes, row);
         }

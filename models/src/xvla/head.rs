@@ -165,21 +165,14 @@ impl Head {
     ///
     /// # Errors
     /// When `x` is not `[H, M]`.
-    pub fn predict(
-        &self,
-        cache: &HeadCache,
-        x: &Tensor,
-        state: &[f32],
-        t: f64,
-    ) -> Result<Tensor> {
+    pub fn predict(&self, cache: &HeadCache, x: &Tensor, state: &[f32], t: f64) -> Result<Tensor> {
         let rows = x.dim(0)?;
         let mut shared = state.to_vec();
         shared.extend(time_embedding(t, self.time_width));
         let width = shared.len();
         let shared = Tensor::from_vec(shared, (1, width), &Device::Cpu)?;
         let inputs = Tensor::cat(&[x, &shared.broadcast_as((rows, width))?.contiguous()?], 1)?;
-        let actions =
-            add(self.action_in.forward(&inputs)?, &self.positions.narrow(0, 0, rows)?)?;
+        let actions = add(self.action_in.forward(&inputs)?, &self.positions.narrow(0, 0, rows)?)?;
         let h = Tensor::cat(&[&actions, &cache.context], 0)?;
         let h = self.blocks.iter().try_fold(h, |h, block| self.block(block, &h))?;
         self.action_out.forward(&self.norm.forward(&h.narrow(0, 0, rows)?)?)

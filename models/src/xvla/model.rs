@@ -1,11 +1,13 @@
 //! The network, stage by stage.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Tensor};
+use sinew_runtime::PolicyError;
 
 use super::{ActionSpace, Head, HeadCache, XvlaConfig};
 use crate::ModelError;
 use crate::backbones::florence2::{Encoder, VisionFeatures, VisionTower, modern_name};
 use crate::checkpoint::Checkpoint;
+use crate::processors::Boundary;
 
 /// What the encoder made of the images and the instruction.
 #[derive(Debug, Clone)]
@@ -25,6 +27,7 @@ pub struct Xvla {
     /// `[M]`: 1 for the channels that the model sees.
     seen: Tensor,
     views: usize,
+    most_tokens: usize,
     state_width: usize,
     horizon: usize,
 }
@@ -34,10 +37,7 @@ impl Xvla {
     ///
     /// # Errors
     /// [`ModelError`] naming the tensor or key that does not fit.
-    pub fn load(
-        checkpoint: &Checkpoint,
-        config: &XvlaConfig,
-    ) -> std::result::Result<Self, ModelError> {
+    pub fn load(checkpoint: &Checkpoint, config: &XvlaConfig) -> Result<Self, ModelError> {
         let (path, features) = (checkpoint.config_path(), &checkpoint.features);
         let action_dim = features.action_dim(&path)?;
         let space =
@@ -56,8 +56,16 @@ impl Xvla {
         let store = &checkpoint.store.renamed(modern_name);
         let florence = &config.florence_config;
         let (width, channels) = (florence.text_config.d_model, space.width());
+        let vision = VisionTower::load(store, &florence.vision_config)?;
+        if let Some(size) = config.resize_imgs_with_padding
+            && let Err(e) = vision.grid(size)
+        {
+            let reason = format!("is {size:?}, which the vision tower cannot take: {e}");
+            return Err(ModelError::config(&path, "resize_imgs_with_padding", reason));
+        }
         Ok(Self {
-            vision: VisionTower::load(store, &florence.vision_config)?,
+            vision,
+            most_tokens: config.max_len_seq,
             encoder: Encoder::load(store, &florence.text_config)?,
             head: Head::load(store, config, domain, width, channels)?,
             seen: Tensor::from_vec(space.seen(), channels, &Device::Cpu)?,
@@ -82,7 +90,7 @@ impl Xvla {
     ///
     /// # Errors
     /// When the image is too small or too large for the tower.
-    pub fn encode_image(&self, pixels: &Tensor) -> Result<VisionFeatures> {
+    pub fn encode_image(&self, pixels: &Tensor) -> candle_core::Result<VisionFeatures> {
         self.vision.forward(pixels)
     }
 
@@ -101,10 +109,15 @@ impl Xvla {
     ///
     /// # Errors
     /// When a token is not in the table, or there are more tokens than learned positions.
-    pub fn encode(&self, images: &[Tensor], ids: &[u32]) -> Result<Features> {
+    pub fn encode(&self, images: &[Tensor], ids: &[u32]) -> candle_core::Result<Features> {
         let Some((first, others)) = images.split_first() else {
             candle_core::bail!("there is no image to encode");
         };
+        let tokens = self.views.max(images.len()) * first.dim(0)?;
+        if tokens > self.most_tokens {
+            let most = self.most_tokens;
+            candle_core::bail!("all views have {tokens} tokens, max_len_seq is {most}");
+        }
         let text = self.encoder.embed(ids)?;
         let encoded = self.encoder.forward(&Tensor::cat(&[first, &text], 0)?)?;
         let mut views = others.to_vec();
@@ -119,7 +132,7 @@ impl Xvla {
     ///
     /// # Errors
     /// When the sequence is longer than the learned positions.
-    pub fn prepare(&self, features: &Features) -> Result<HeadCache> {
+    pub fn prepare(&self, features: &Features) -> candle_core::Result<HeadCache> {
         self.head.prepare(&features.encoded, features.views.as_ref())
     }
 
@@ -133,7 +146,17 @@ impl Xvla {
         x: &Tensor,
         state: &[f32],
         t: f64,
-    ) -> Result<Tensor> {
+    ) -> candle_core::Result<Tensor> {
         self.head.predict(cache, &x.broadcast_mul(&self.seen)?, state, t)
+    }
+
+    /// The clean actions `clean` (`[H, M]`) in physical units, row by row.
+    ///
+    /// # Errors
+    /// [`PolicyError::NotFinite`] when a value is no number.
+    pub fn actions(&self, clean: &Tensor, boundary: &Boundary) -> Result<Vec<f64>, PolicyError> {
+        let rows = clean.to_vec2::<f32>().map_err(|e| PolicyError::Compute(e.to_string()))?;
+        let rows: Vec<Vec<f32>> = rows.iter().map(|row| self.space.action(row).collect()).collect();
+        boundary.actions(rows.iter().map(Vec::as_slice))
     }
 }

@@ -121,8 +121,7 @@ impl XvlaPolicy {
         let (horizon, width) = shape;
         let space = self.model.space();
         let rows = planned.chunks_exact(expected).take(horizon);
-        let mut rows: Vec<f32> =
-            rows.flat_map(|row| space.channels(row.iter().copied())).collect();
+        let mut rows: Vec<f32> = rows.flat_map(|row| space.channels(row.iter().copied())).collect();
         // Past the plan's end the last planned action goes on.
         while rows.len() < horizon * width {
             rows.extend_from_within(rows.len() - width..);
@@ -214,10 +213,7 @@ impl Policy for XvlaPolicy {
             .run
             .take_if(|run| run.sampler.is_done())
             .ok_or(PolicyError::OutOfTurn("take_chunk was called before the chunk was done"))?;
-        let rows = run.sampler.clean().to_vec2::<f32>().map_err(compute)?;
-        let space = self.model.space();
-        let rows: Vec<Vec<f32>> = rows.iter().map(|row| space.action(row).collect()).collect();
-        let actions = self.preparer.boundary().actions(rows.iter().map(Vec::as_slice))?;
+        let actions = self.model.actions(run.sampler.clean(), self.preparer.boundary())?;
         let mut chunk =
             ActionChunk::new(run.request, run.instant, self.dt, self.spec.action_dim, actions)
                 .map_err(|e| PolicyError::Compute(e.to_string()))?;

@@ -144,8 +144,8 @@ mod tests {
         let mut whole = CleanSampler::new(NOISE.to_vec(), (2, 2), 5).expect("it fits");
         run(&mut whole, 2);
         let estimate = values(whole.clean());
-        let mut rest = CleanSampler::from_estimate(estimate, NOISE.to_vec(), (2, 2), 3, 0.6)
-            .expect("it fits");
+        let mut rest =
+            CleanSampler::from_estimate(estimate, NOISE.to_vec(), (2, 2), 3, 0.6).expect("it fits");
         run(&mut whole, 5);
         run(&mut rest, 3);
         assert_eq!(values(whole.clean()), values(rest.clean()));

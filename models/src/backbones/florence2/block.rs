@@ -42,8 +42,7 @@ impl Block {
         config: &VisionConfig,
         stage: usize,
     ) -> std::result::Result<Self, ModelError> {
-        let places =
-            Mixing::Places { window: config.window_size, heads: config.num_heads[stage] };
+        let places = Mixing::Places { window: config.window_size, heads: config.num_heads[stage] };
         let channels = Mixing::Channels { groups: config.num_groups[stage] };
         let half = |part: &str, attention: &str, mixing| {
             let (width, inner) = (config.embed_dim[stage], config.mlp_width(stage));
@@ -113,14 +112,14 @@ impl Half {
             .permute((0, 2, 1, 3, 4))?
             .contiguous()?
             .reshape((windows * places, channels))?;
-        let packed = self.qkv.forward(&x)?.reshape((windows, places, 3, heads, channels / heads))?;
+        let packed =
+            self.qkv.forward(&x)?.reshape((windows, places, 3, heads, channels / heads))?;
         let part = |index: usize| {
-            packed
-                .narrow(2, index, 1)?
-                .squeeze(2)?
-                .transpose(1, 2)?
-                .contiguous()?
-                .reshape((windows * heads, places, channels / heads))
+            packed.narrow(2, index, 1)?.squeeze(2)?.transpose(1, 2)?.contiguous()?.reshape((
+                windows * heads,
+                places,
+                channels / heads,
+            ))
         };
         // Rows of the result are places, each holding that place of all windows.
         let mixed = attend(&part(0)?, &part(1)?, &part(2)?, Visible::All)?

@@ -33,9 +33,14 @@ impl PatchConvolution {
 
     /// `x` (`[h·w, C]`) convolved, and the grid of the result.
     pub fn forward(&self, x: &Tensor, grid: Grid) -> Result<(Tensor, Grid)> {
-        let out = (self.side(grid.0)?, self.side(grid.1)?);
+        let out = self.grid(grid)?;
         let gather = Gather { convolution: self, grid, out };
         Ok((self.weight.forward(&x.apply_op1_no_bwd(&gather)?)?, out))
+    }
+
+    /// Grid of the result on a map of `grid`.
+    pub fn grid(&self, grid: Grid) -> Result<Grid> {
+        Ok((self.side(grid.0)?, self.side(grid.1)?))
     }
 
     fn side(&self, side: usize) -> Result<usize> {
@@ -218,8 +223,7 @@ mod tests {
 
     #[test]
     fn depthwise_convolutions_are_candles() {
-        let (pixels, weight, bias) =
-            (numbers(&[4, 5, 6]), numbers(&[4, 1, 3, 3]), numbers(&[4]));
+        let (pixels, weight, bias) = (numbers(&[4, 5, 6]), numbers(&[4, 1, 3, 3]), numbers(&[4]));
         let taps = weight.reshape((4, 9)).and_then(|w| w.t()).and_then(|w| w.contiguous());
         let convolution =
             Depthwise { weight: values(&taps.expect("nine taps")), bias: values(&bias) };

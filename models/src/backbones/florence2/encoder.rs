@@ -39,10 +39,7 @@ impl Encoder {
     ///
     /// # Errors
     /// [`ModelError`] naming the tensor that does not fit.
-    pub fn load(
-        store: &TensorStore,
-        config: &TextConfig,
-    ) -> std::result::Result<Self, ModelError> {
+    pub fn load(store: &TensorStore, config: &TextConfig) -> std::result::Result<Self, ModelError> {
         let (width, inner) = (config.d_model, config.encoder_ffn_dim);
         let layer = |i: usize| {
             let name = |part: &str| format!("bart.layers.{i}.{part}");

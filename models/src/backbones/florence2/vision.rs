@@ -113,26 +113,34 @@ impl VisionTower {
     /// When the image is too small for the patches or too large for the position tables.
     pub fn forward(&self, pixels: &Tensor) -> Result<VisionFeatures> {
         let (map, grid) = to_map(pixels)?;
-        let (x, grid) = self
-            .stages
-            .iter()
-            .try_fold((map, grid), |(x, grid), stage| stage.forward(&x, grid))?;
-        let places = (&x + self.positions(grid)?)?.broadcast_add(&self.instant)?;
+        // First of all: an image that is too large would take very long.
+        let positions = self.positions(self.grid(grid)?)?;
+        let (x, _) =
+            self.stages.iter().try_fold((map, grid), |(x, grid), stage| stage.forward(&x, grid))?;
+        let places = (&x + positions)?.broadcast_add(&self.instant)?;
         let tokens = Tensor::cat(&[&places.mean_keepdim(0)?, &places], 0)?;
         let tokens = self.norm.forward(&self.projection.forward(&tokens)?)?;
         Ok(VisionFeatures { last_hidden: x, tokens })
     }
 
-    /// Learned positions of a grid, `[h·w, C]`: the column's, then the row's.
-    fn positions(&self, (height, width): Grid) -> Result<Tensor> {
-        let most = self.rows.dim(0)?;
+    /// Height and width of the last feature map of an image of `size` (height, width; pixels).
+    ///
+    /// # Errors
+    /// When the image is too small for the patches or too large for the position tables.
+    pub fn grid(&self, size: (usize, usize)) -> Result<(usize, usize)> {
+        let last = self.stages.iter().try_fold(size, |grid, s| s.convolution.grid(grid))?;
+        let ((height, width), most) = (last, self.rows.dim(0)?);
         if height > most || width > most {
             bail!("a feature map of {width} x {height} has more places than the {most} learned");
         }
-        let wide = |table: &Tensor, count: usize| table.narrow(0, 0, count);
+        Ok(last)
+    }
+
+    /// Learned positions of a grid, `[h·w, C]`: the column's, then the row's.
+    fn positions(&self, (height, width): Grid) -> Result<Tensor> {
         let (across, down) = (self.columns.dim(1)?, self.rows.dim(1)?);
-        let columns = wide(&self.columns, width)?.unsqueeze(0)?;
-        let rows = wide(&self.rows, height)?.unsqueeze(1)?;
+        let columns = self.columns.narrow(0, 0, width)?.unsqueeze(0)?;
+        let rows = self.rows.narrow(0, 0, height)?.unsqueeze(1)?;
         let columns = columns.broadcast_as((height, width, across))?;
         let rows = rows.broadcast_as((height, width, down))?;
         Tensor::cat(&[columns, rows], 2)?.reshape((height * width, across + down))
