@@ -187,6 +187,24 @@ pub enum ModelVerb {
         #[arg(long)]
         json: bool,
     },
+    /// Say what quantising costs: action errors of q8_0 and q4_0 for each checkpoint, in one table.
+    Errors {
+        /// LeRobot checkpoint folders.
+        #[arg(required = true)]
+        folders: Vec<PathBuf>,
+        /// Inputs to compare on.
+        #[arg(long, default_value_t = 8)]
+        cases: usize,
+        /// Seed of the inputs.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Folder for the bundles, which are removed again; without it the system's temporary folder.
+        #[arg(long, value_name = "FOLDER")]
+        scratch: Option<PathBuf>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Write a self-contained GGUF bundle of a checkpoint folder.
     Quantize {
         /// LeRobot checkpoint folder.

@@ -1,7 +1,7 @@
 //! `sinew model …`: makes, converts and compares policies.
 
 use sinew_models::onnx::OnnxOptions;
-use sinew_models::{QuantType, RandomSize};
+use sinew_models::{QuantType, QuantizationError, RandomSize};
 
 use crate::cli::{Failure, Kind, ModelVerb, Size, print_json, say};
 
@@ -30,6 +30,11 @@ pub fn run(verb: ModelVerb) -> Result<(), Failure> {
                 _ => Ok(()),
             }
         }
+        ModelVerb::Errors { folders, cases, seed, scratch, json } => {
+            let scratch = scratch.unwrap_or_else(std::env::temp_dir);
+            let rows = sinew_models::quantization_errors(&folders, &scratch, cases, seed)?;
+            if json { print_json(&rows) } else { error_table(&rows) }
+        }
         ModelVerb::Quantize { folder, kind, output } => {
             let kind = match kind {
                 Kind::Q8_0 => QuantType::Q8_0,
@@ -55,6 +60,26 @@ pub fn run(verb: ModelVerb) -> Result<(), Failure> {
             Ok(())
         }
     }
+}
+
+/// Errors are in the action's own unit (rad, m).
+fn error_table(rows: &[QuantizationError]) -> Result<(), Failure> {
+    say!("| architecture | checkpoint | type | smaller | mean | p99 | max | mean of range |");
+    say!("| --- | --- | --- | --- | --- | --- | --- | --- |");
+    for row in rows {
+        let folder = row.checkpoint.display();
+        say!(
+            "| {} | {folder} | {} | {:.1} x | {:.5} | {:.5} | {:.5} | {:.5} |",
+            row.architecture,
+            row.quantization,
+            row.smaller,
+            row.mean,
+            row.p99,
+            row.max,
+            row.mean_relative
+        );
+    }
+    Ok(())
 }
 
 /// Prints `value` as JSON, or as indented text.

@@ -11,6 +11,7 @@
 //! # }
 //! ```
 
+pub mod backbones;
 pub mod checkpoint;
 mod error;
 pub mod families;
@@ -25,6 +26,7 @@ mod random;
 pub mod smolvla;
 mod synthetic;
 mod verify;
+pub mod xvla;
 
 use std::path::Path;
 
@@ -35,7 +37,10 @@ pub use gguf::{QuantType, quantize};
 pub use inspect::{Inspection, KeptGroup, Normalization, Part, inspect};
 use sinew_runtime::Policy;
 pub use synthetic::{RandomSize, random_smolvla};
-pub use verify::{DimensionError, STAGE_THRESHOLD, StageError, VerifyReport, verify};
+pub use verify::{
+    DimensionError, QuantizationError, STAGE_THRESHOLD, StageError, VerifyReport,
+    quantization_errors, verify,
+};
 
 /// What the user may set when loading a policy.
 #[derive(Debug, Clone, Default, PartialEq)]

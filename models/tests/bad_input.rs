@@ -4,27 +4,15 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use common::fixtures;
+use common::{copy_folder, fixtures};
 use proptest::prelude::*;
 use sinew_models::{Checkpoint, LoadOptions, ModelError, QuantType, load_policy, quantize};
 use tempfile::TempDir;
 
 /// A copy of the tiny checkpoint that may be damaged.
 fn copy() -> TempDir {
-    fn copy_all(from: &Path, to: &Path) {
-        std::fs::create_dir_all(to).expect("a temporary folder can be written");
-        for entry in std::fs::read_dir(from).expect("the fixture is there") {
-            let entry = entry.expect("the fixture can be listed").path();
-            let target = to.join(entry.file_name().expect("entries have names"));
-            if entry.is_dir() {
-                copy_all(&entry, &target);
-            } else {
-                std::fs::copy(&entry, &target).expect("a temporary folder can be written");
-            }
-        }
-    }
     let dir = tempfile::tempdir().expect("a temporary folder");
-    copy_all(&fixtures().join("smolvla_tiny"), dir.path());
+    copy_folder(&fixtures().join("smolvla_tiny"), dir.path());
     dir
 }
 

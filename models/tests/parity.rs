@@ -8,41 +8,13 @@ mod common;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use common::{Case, max_difference, reference};
+use common::{Case, Worst, max_difference, reference, values};
 use sinew_models::smolvla::{EulerSampler, Preparer, SmolVla, SmolVlaPolicy};
 use sinew_models::{Checkpoint, LoadOptions};
 use sinew_runtime::{ChunkRequest, MaskSchedule, Prefix, PrefixUse, inference};
 
 const INTERMEDIATE: f32 = 1e-4;
 const CHUNK: f32 = 5e-5;
-
-fn values(tensor: &Tensor) -> Vec<f32> {
-    tensor.flatten_all().and_then(|t| t.to_vec1()).expect("a CPU tensor of f32")
-}
-
-/// The worst differences seen, by name.
-#[derive(Default)]
-struct Worst(Vec<(String, f32)>);
-
-impl Worst {
-    fn check(&mut self, name: &str, ours: &[f32], theirs: &[f32], tolerance: f32) {
-        let difference = max_difference(ours, theirs);
-        assert!(difference <= tolerance, "{name} differs by {difference:e}");
-        self.0.push((name.to_owned(), difference));
-    }
-
-    fn print(&self, title: &str) {
-        let mut groups: Vec<(String, f32)> = Vec::new();
-        for (name, difference) in &self.0 {
-            match groups.iter_mut().find(|(n, _)| n == name) {
-                Some((_, worst)) => *worst = worst.max(*difference),
-                None => groups.push((name.clone(), *difference)),
-            }
-        }
-        let text: Vec<_> = groups.iter().map(|(n, d)| format!("{n} {d:.1e}")).collect();
-        println!("{title}: {}", text.join(", "));
-    }
-}
 
 /// Rows of `theirs` (`[P, width]`) where `mask` is set.
 fn valid(theirs: &[f32], mask: &[f32]) -> Vec<f32> {

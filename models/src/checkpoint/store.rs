@@ -125,6 +125,33 @@ impl StoredTensor {
         out
     }
 
+    /// Rows `indices` (of the outermost of two dimensions), widened: `[rows, width]`.
+    ///
+    /// # Errors
+    /// When it is no matrix, or a row is past its end.
+    pub fn rows(&self, indices: &[u32]) -> candle_core::Result<Tensor> {
+        let &[count, width] = self.shape.as_slice() else {
+            candle_core::bail!(
+                "tensor `{}` has shape {:?}, not two dimensions",
+                self.name,
+                self.shape
+            );
+        };
+        let row_bytes = width / self.dtype.block_values() * self.dtype.block_bytes();
+        let mut out = vec![0.0; indices.len() * width];
+        for (row, index) in out.chunks_exact_mut(width.max(1)).zip(indices) {
+            let start = *index as usize * row_bytes;
+            let Some(bytes) = self.bytes().get(start..start + row_bytes) else {
+                candle_core::bail!(
+                    "row {index} is not among the {count} of tensor `{}`",
+                    self.name
+                );
+            };
+            blocks::decode(self.dtype, bytes, row);
+        }
+        Tensor::from_vec(out, (indices.len(), width), &Device::Cpu)
+    }
+
     /// Lets the kernel take back its pages.
     pub(crate) fn release(&self) {
         self.file.release(self.range.clone());
@@ -151,6 +178,12 @@ impl TensorStore {
 
     pub(crate) fn insert(&mut self, name: String, tensor: StoredTensor) -> Option<StoredTensor> {
         self.entries.insert(name, tensor)
+    }
+
+    /// The same tensors, each under the name that `rename` gives it.
+    pub(crate) fn renamed(&self, rename: impl Fn(&str) -> String) -> Self {
+        let entries = self.entries.iter().map(|(name, tensor)| (rename(name), tensor.clone()));
+        Self { entries: entries.collect(), ..self.clone() }
     }
 
     /// The weights file.

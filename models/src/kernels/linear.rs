@@ -16,6 +16,8 @@ pub enum Activation {
     None,
     /// GELU, tanh form.
     Gelu,
+    /// GELU, by the error function.
+    GeluErf,
 }
 
 #[derive(Debug)]
@@ -106,6 +108,19 @@ impl Linear {
         Ok(Self { weight, bias, inputs, outputs })
     }
 
+    /// A layer of values at hand: `weight` `[out, in]` row by row, one bias per output or none.
+    ///
+    /// # Errors
+    /// When `weight` has another number of values.
+    pub fn from_values(
+        weight: Vec<f32>,
+        bias: Option<Vec<f32>>,
+        (inputs, outputs): (usize, usize),
+    ) -> Result<Self> {
+        let weight = Weight::Dense(Tensor::from_vec(weight, (outputs, inputs), &Device::Cpu)?);
+        Ok(Self { weight, bias, inputs, outputs })
+    }
+
     /// Width of the result.
     pub fn outputs(&self) -> usize {
         self.outputs
@@ -139,11 +154,10 @@ impl Linear {
                 y
             })?,
         };
-        let gelu = activation == Activation::Gelu;
         match &self.bias {
-            Some(bias) => y.inplace_op1(&Bias { bias, gelu })?,
-            None if gelu => y.inplace_op1(&Bias { bias: &vec![0.0; self.outputs], gelu })?,
-            None => {}
+            Some(bias) => y.inplace_op1(&Bias { bias, activation })?,
+            None if activation == Activation::None => {}
+            None => y.inplace_op1(&Bias { bias: &vec![0.0; self.outputs], activation })?,
         }
         Ok(y)
     }

@@ -6,10 +6,12 @@
 mod attention;
 mod inplace;
 mod linear;
+mod norm;
 
 pub use attention::{Rope, Visible, attend};
 pub use inplace::{add, silu, silu_mul};
 pub use linear::{Activation, Linear};
+pub use norm::LayerNorm;
 
 /// e to the power of `x`, with a relative error below 3e-7; NaN stays NaN.
 ///

@@ -33,6 +33,14 @@ pub struct Pipeline {
     pub append_newline: bool,
     /// Longest instruction (tokens), when a tokenizer step says so.
     pub max_length: Option<usize>,
+    /// The tokens are filled up to the longest instruction.
+    pub pads: bool,
+    /// The filling comes first.
+    pub pads_left: bool,
+    /// Pixels are normalised by ImageNet's mean and deviation.
+    pub imagenet: bool,
+    /// Which of a checkpoint's robots this one is.
+    pub domain: Option<u32>,
     /// Mode by feature type.
     pub modes: BTreeMap<String, NormMode>,
     /// Name of the statistics file.
@@ -58,6 +66,16 @@ impl Pipeline {
         let fail = |reason: String| Err(ModelError::config(path, &step.registry_name, reason));
         match step.registry_name.as_str() {
             "to_batch_processor" | "device_processor" => {}
+            // Between [0, 1] and [0, 255] and back: pixels here are in [0, 1] from the start.
+            "xvla_image_to_float" | "xvla_image_scale" => {}
+            "xvla_imagenet_normalize" => self.imagenet = true,
+            "xvla_add_domain_id" => {
+                let id = step.config.get("domain_id").and_then(serde_json::Value::as_u64);
+                let Some(id) = id.and_then(|id| u32::try_from(id).ok()) else {
+                    return fail("has no domain_id, expected a whole number such as 0".into());
+                };
+                self.domain = Some(id);
+            }
             "rename_observations_processor" => {
                 if let Some(map) = step.config.get("rename_map").and_then(|m| m.as_object()) {
                     let pairs =
@@ -67,6 +85,11 @@ impl Pipeline {
             }
             "smolvla_new_line_processor" | "pi0_new_line_processor" => self.append_newline = true,
             "tokenizer_processor" => {
+                let is = |key: &str, value: &str| {
+                    step.config.get(key).and_then(serde_json::Value::as_str) == Some(value)
+                };
+                self.pads = is("padding", "max_length");
+                self.pads_left = is("padding_side", "left");
                 let length = step.config.get("max_length").and_then(serde_json::Value::as_u64);
                 self.max_length = length.and_then(|n| usize::try_from(n).ok());
                 if self.max_length == Some(0) {

@@ -23,6 +23,7 @@ pub use expert::ExpertCache;
 pub use flow::{EulerSampler, gaussian_noise, time_embedding};
 pub use model::SmolVla;
 pub use policy::SmolVlaPolicy;
+pub(crate) use policy::reuse;
 pub use preparer::{Inputs, Preparer};
 pub use text::Prefix;
 pub use vision::VisionFeatures;

@@ -1,12 +1,11 @@
 //! The text model (SmolLM2 kind), of which only the keys and values of each layer are used.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use super::config::TextConfig;
 use super::{ROPE_BASE, split_heads};
 use crate::ModelError;
 use crate::checkpoint::{StoredTensor, TensorStore};
-use crate::gguf::blocks;
 use crate::kernels::{Linear, Rope, Visible, add, attend, silu_mul};
 
 /// RMS norm with a gain.
@@ -142,17 +141,7 @@ impl Text {
 
     /// Rows of the token table, `[tokens, D]`, not scaled.
     pub fn embed(&self, ids: &[u32]) -> Result<Tensor> {
-        let dtype = self.table.dtype;
-        let row_bytes = self.width / dtype.block_values() * dtype.block_bytes();
-        let mut out = vec![0.0; ids.len() * self.width];
-        for (row, id) in out.chunks_exact_mut(self.width).zip(ids) {
-            let start = *id as usize * row_bytes;
-            let Some(bytes) = self.table.bytes().get(start..start + row_bytes) else {
-                candle_core::bail!("token {id} is not among the table's {}", self.table.shape[0]);
-            };
-            blocks::decode(dtype, bytes, row);
-        }
-        Tensor::from_vec(out, (ids.len(), self.width), &Device::Cpu)
+        self.table.rows(ids)
     }
 
     /// Runs the prefix `embeddings` (`[P, D]`, the state last) through all layers.

@@ -6,7 +6,7 @@ use super::VlmConfig;
 use super::split_heads;
 use crate::ModelError;
 use crate::checkpoint::TensorStore;
-use crate::kernels::{Activation, Linear, Visible, add, attend};
+use crate::kernels::{Activation, LayerNorm, Linear, Visible, add, attend};
 
 /// What one image became.
 #[derive(Debug, Clone)]
@@ -15,29 +15,6 @@ pub struct VisionFeatures {
     pub last_hidden: Tensor,
     /// Tokens for the text model, `[tokens, D]`, not scaled.
     pub tokens: Tensor,
-}
-
-struct LayerNorm {
-    gain: Tensor,
-    bias: Tensor,
-    eps: f32,
-}
-
-impl LayerNorm {
-    fn load(
-        store: &TensorStore,
-        name: &str,
-        width: usize,
-        eps: f64,
-    ) -> std::result::Result<Self, ModelError> {
-        let gain = store.tensor(&format!("{name}.weight"), &[width])?;
-        let bias = store.tensor(&format!("{name}.bias"), &[width])?;
-        Ok(Self { gain, bias, eps: eps as f32 })
-    }
-
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        candle_nn::ops::layer_norm(x, &self.gain, &self.bias, self.eps)
-    }
 }
 
 struct Layer {

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use candle_core::Tensor;
 use safetensors::{Dtype, SafeTensors};
 use sinew_models::processors::{NormMode, Normalizer};
 use sinew_runtime::{CameraFrame, Image, Observation, ObservedImage, Stamp};
@@ -120,4 +121,48 @@ pub fn normalizer(case: &Case, mode: NormMode, key: &str, width: usize) -> Norma
         .collect();
     Normalizer::new(mode, key, width, &statistics, Path::new("fixture"))
         .expect("the fixture's statistics are whole")
+}
+
+pub fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().and_then(|t| t.to_vec1()).expect("a CPU tensor of f32")
+}
+
+/// The worst differences seen, by name.
+#[derive(Default)]
+pub struct Worst(Vec<(String, f32)>);
+
+impl Worst {
+    pub fn check(&mut self, name: &str, ours: &[f32], theirs: &[f32], tolerance: f32) {
+        let difference = max_difference(ours, theirs);
+        assert!(difference <= tolerance, "{name} differs by {difference:e}");
+        self.0.push((name.to_owned(), difference));
+    }
+
+    pub fn print(&self, title: &str) {
+        let mut groups: Vec<(String, f32)> = Vec::new();
+        for (name, difference) in &self.0 {
+            match groups.iter_mut().find(|(n, _)| n == name) {
+                Some((_, worst)) => *worst = worst.max(*difference),
+                None => groups.push((name.clone(), *difference)),
+            }
+        }
+        let text: Vec<_> = groups.iter().map(|(n, d)| format!("{n} {d:.1e}")).collect();
+        println!("{title}: {}", text.join(", "));
+    }
+}
+
+/// Copies `from` with everything in it into the folder `to`.
+pub fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("there is room");
+    for entry in std::fs::read_dir(from).expect("it is a folder") {
+        let entry = entry.expect("it can be listed");
+        let (path, target) = (entry.path(), to.join(entry.file_name()));
+        if path.is_dir() {
+            copy_folder(&path, &target);
+        } else {
+            // By contents: the original may be read-only.
+            let bytes = std::fs::read(&path).expect("it can be read");
+            std::fs::write(&target, bytes).expect("there is room");
+        }
+    }
 }

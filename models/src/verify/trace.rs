@@ -1,0 +1,137 @@
+//! Running one form of a policy, with the outputs of its stages where the family gives them.
+
+use candle_core::Tensor;
+use sinew_runtime::{ChunkRequest, Observation, Policy, PolicyError, inference};
+
+use crate::checkpoint::Checkpoint;
+use crate::smolvla::{self, EulerSampler, SmolVla, SmolVlaConfig, gaussian_noise};
+use crate::xvla::{self, CleanSampler, Xvla, XvlaConfig};
+use crate::{LoadOptions, ModelError};
+
+/// Actions in physical units, and every stage's values under its name.
+pub(super) type Outcome = (Vec<f64>, Vec<(String, Tensor)>);
+
+/// One form of a policy.
+pub(super) enum Subject {
+    /// SmolVLA, stage by stage.
+    SmolVla { model: SmolVla, preparer: smolvla::Preparer, steps: usize },
+    /// X-VLA, stage by stage.
+    Xvla { model: Xvla, preparer: xvla::Preparer, steps: usize },
+    /// Any other, whose stages are not seen.
+    Whole(Box<dyn Policy>),
+}
+
+impl Subject {
+    /// The policy of `checkpoint`, with its stages where the family gives them.
+    pub fn load(checkpoint: &Checkpoint) -> Result<Self, ModelError> {
+        Ok(match checkpoint.family.name {
+            "smolvla" => Self::SmolVla {
+                model: SmolVla::load(checkpoint)?,
+                preparer: smolvla::Preparer::new(checkpoint, 0)?,
+                steps: SmolVlaConfig::of(checkpoint)?.num_steps,
+            },
+            "xvla" => {
+                let config = XvlaConfig::of(checkpoint)?;
+                Self::Xvla {
+                    model: Xvla::load(checkpoint, &config)?,
+                    preparer: xvla::Preparer::new(checkpoint, &config, 0)?,
+                    steps: config.num_denoising_steps,
+                }
+            }
+            _ => Self::whole(checkpoint)?,
+        })
+    }
+
+    /// The policy of `checkpoint`, without its stages.
+    pub fn whole(checkpoint: &Checkpoint) -> Result<Self, ModelError> {
+        // The time between two actions does not enter the comparison.
+        let rate = checkpoint.actions.action_rate_hz.unwrap_or(1.0);
+        let options = LoadOptions { action_rate_hz: Some(rate), ..LoadOptions::default() };
+        Ok(Self::Whole((checkpoint.family.load)(checkpoint, &options)?))
+    }
+
+    /// What it makes of `observation`, from noise of `seed`.
+    pub fn run(&mut self, observation: &Observation, seed: u64) -> Result<Outcome, ModelError> {
+        match self {
+            Self::SmolVla { model, preparer, steps } => {
+                run_smolvla(model, preparer, observation, seed, *steps)
+            }
+            Self::Xvla { model, preparer, steps } => {
+                run_xvla(model, preparer, observation, seed, *steps)
+            }
+            Self::Whole(policy) => {
+                let request = ChunkRequest { seed, ..ChunkRequest::default() };
+                let chunk = inference::run(policy.as_mut(), observation, &request);
+                Ok((chunk.map_err(compute)?.values().to_vec(), Vec::new()))
+            }
+        }
+    }
+}
+
+fn compute(error: PolicyError) -> ModelError {
+    ModelError::Compute(candle_core::Error::Msg(error.to_string()))
+}
+
+fn run_smolvla(
+    model: &SmolVla,
+    preparer: &mut smolvla::Preparer,
+    observation: &Observation,
+    seed: u64,
+    steps: usize,
+) -> Result<Outcome, ModelError> {
+    let inputs = preparer.prepare(observation).map_err(compute)?;
+    let mut stages = Vec::new();
+    let mut tokens = Vec::new();
+    for (i, pixels) in inputs.pixels.iter().enumerate() {
+        let features = model.encode_image(pixels)?;
+        stages.push((format!("vision camera {}", i + 1), features.last_hidden));
+        stages.push((format!("connector camera {}", i + 1), features.tokens.clone()));
+        tokens.push(features.tokens);
+    }
+    let embeddings = model.embed_prefix(&tokens, inputs.dummies, &inputs.tokens, &inputs.state)?;
+    let prefix = model.prefill(&embeddings)?;
+    for (i, (keys, values)) in prefix.layers.iter().enumerate() {
+        stages.push((format!("prefix layer {i} keys"), keys.clone()));
+        stages.push((format!("prefix layer {i} values"), values.clone()));
+    }
+    let cache = model.prepare(&prefix)?;
+    let (rows, width) = model.sample_shape();
+    let noise = gaussian_noise(seed, rows * width);
+    let mut sampler = EulerSampler::new(noise, (rows, width), steps)?;
+    while !sampler.is_done() {
+        let velocity = model.velocity(&cache, sampler.sample(), &[sampler.time()])?;
+        stages.push((format!("denoise step {}", sampler.done() + 1), velocity.clone()));
+        sampler.step(&velocity)?;
+    }
+    Ok((preparer.actions(sampler.sample()).map_err(compute)?, stages))
+}
+
+fn run_xvla(
+    model: &Xvla,
+    preparer: &mut xvla::Preparer,
+    observation: &Observation,
+    seed: u64,
+    steps: usize,
+) -> Result<Outcome, ModelError> {
+    let inputs = preparer.prepare(observation).map_err(compute)?;
+    let mut stages = Vec::new();
+    let mut images = Vec::new();
+    for (i, pixels) in inputs.pixels.iter().enumerate() {
+        let features = model.encode_image(pixels)?;
+        stages.push((format!("vision camera {}", i + 1), features.last_hidden));
+        stages.push((format!("projector camera {}", i + 1), features.tokens.clone()));
+        images.push(features.tokens);
+    }
+    let features = model.encode(&images, &inputs.tokens)?;
+    stages.push(("encoder".to_owned(), features.encoded.clone()));
+    let (cache, state) = (model.prepare(&features)?, model.pad_state(&inputs.state));
+    let (rows, width) = model.sample_shape();
+    let noise = gaussian_noise(seed, rows * width);
+    let mut sampler = CleanSampler::new(noise, (rows, width), steps)?;
+    while !sampler.is_done() {
+        let clean = model.predict(&cache, &sampler.sample()?, &state, sampler.time())?;
+        stages.push((format!("denoise step {}", sampler.done() + 1), clean.clone()));
+        sampler.step(clean);
+    }
+    Ok((model.actions(sampler.clean(), preparer.boundary()).map_err(compute)?, stages))
+}

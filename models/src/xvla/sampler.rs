@@ -1,0 +1,165 @@
+//! Sampling with a model that predicts clean actions.
+
+use candle_core::{Device, Result, Tensor};
+
+/// Denoising by renewed mixing: noise and the newest clean estimate are mixed by the flow time, the model
+/// predicts the clean actions anew.
+///
+/// Flow time runs from 1 (noise) down to, but not including, 0 (actions): `n` steps take the times
+/// `n/n, (n−1)/n, …, 1/n`. The caller asks for [`Self::sample`] and [`Self::time`], and gives the prediction to
+/// [`Self::step`].
+///
+/// Source: LeRobot 0.6.1 `src/lerobot/policies/xvla/modeling_xvla.py`, `generate_actions`.
+#[derive(Debug, Clone)]
+pub struct CleanSampler {
+    noise: Tensor,
+    clean: Tensor,
+    start: f64,
+    steps: usize,
+    done: usize,
+}
+
+impl CleanSampler {
+    /// Starts at `noise` (`[H, M]` row by row); `steps` must be at least 1.
+    ///
+    /// # Errors
+    /// When `noise` has another number of values.
+    pub fn new(noise: Vec<f32>, shape: (usize, usize), steps: usize) -> Result<Self> {
+        let noise = Tensor::from_vec(noise, shape, &Device::Cpu)?;
+        Ok(Self { clean: noise.zeros_like()?, noise, start: 1.0, steps, done: 0 })
+    }
+
+    /// Starts at time `start` (above 0, at most 1) from the clean estimate `clean` (`[H, M]` row by row).
+    ///
+    /// # Errors
+    /// When `clean` or `noise` has another number of values.
+    pub fn from_estimate(
+        clean: Vec<f32>,
+        noise: Vec<f32>,
+        shape: (usize, usize),
+        steps: usize,
+        start: f64,
+    ) -> Result<Self> {
+        let clean = Tensor::from_vec(clean, shape, &Device::Cpu)?;
+        Ok(Self { clean, start, ..Self::new(noise, shape, steps)? })
+    }
+
+    /// Changes the number of steps; false once the first is done.
+    pub fn set_steps(&mut self, steps: usize) -> bool {
+        let may = self.done == 0 && steps > 0;
+        if may {
+            self.steps = steps;
+        }
+        may
+    }
+
+    /// Ends at the newest estimate; false before the first step.
+    pub fn finish(&mut self) -> bool {
+        let may = self.done > 0;
+        if may {
+            self.steps = self.done;
+        }
+        may
+    }
+
+    /// Its time; rounded to single precision, as in training.
+    pub fn time(&self) -> f64 {
+        let left = self.steps.saturating_sub(self.done) as f64;
+        f64::from((self.start * left / self.steps as f64) as f32)
+    }
+
+    /// What the model is to see now, `[H, M]`: `noise·t + clean·(1 − t)`.
+    ///
+    /// # Errors
+    /// Never with the shapes of [`Self::new`].
+    pub fn sample(&self) -> Result<Tensor> {
+        let t = self.time() as f32;
+        (&self.noise * f64::from(t))? + (&self.clean * f64::from(1.0 - t))?
+    }
+
+    /// The newest estimate of the clean actions, `[H, M]`.
+    pub fn clean(&self) -> &Tensor {
+        &self.clean
+    }
+
+    /// Takes the model's prediction of the clean actions.
+    pub fn step(&mut self, clean: Tensor) {
+        self.clean = clean;
+        self.done += 1;
+    }
+
+    /// Steps done.
+    pub fn done(&self) -> usize {
+        self.done
+    }
+
+    /// Steps in all.
+    pub fn steps(&self) -> usize {
+        self.steps
+    }
+
+    /// Whether the estimate is the result.
+    pub fn is_done(&self) -> bool {
+        self.done >= self.steps
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOISE: [f32; 4] = [0.3, -1.2, 0.8, 2.0];
+
+    /// A made-up model that depends on sample and time.
+    fn predict(x: &Tensor, t: f64) -> Tensor {
+        x.sin().and_then(|y| y * (1.0 - 0.4 * t)).and_then(|y| y + 0.1).expect("f32")
+    }
+
+    fn run(sampler: &mut CleanSampler, until: usize) {
+        while sampler.done() < until {
+            let clean = predict(&sampler.sample().expect("f32"), sampler.time());
+            sampler.step(clean);
+        }
+    }
+
+    fn values(x: &Tensor) -> Vec<f32> {
+        x.flatten_all().and_then(|t| t.to_vec1()).expect("f32")
+    }
+
+    #[test]
+    fn the_first_sample_is_the_noise_and_times_run_down() {
+        let mut sampler = CleanSampler::new(NOISE.to_vec(), (2, 2), 4).expect("it fits");
+        assert_eq!(values(&sampler.sample().expect("f32")), NOISE);
+        let mut times = Vec::new();
+        while !sampler.is_done() {
+            times.push(sampler.time());
+            let next = sampler.done() + 1;
+            run(&mut sampler, next);
+        }
+        assert_eq!(times, [1.0, 0.75, 0.5, 0.25]);
+    }
+
+    #[test]
+    fn a_warm_start_goes_on_where_the_estimate_was_made() {
+        let mut whole = CleanSampler::new(NOISE.to_vec(), (2, 2), 5).expect("it fits");
+        run(&mut whole, 2);
+        let estimate = values(whole.clean());
+        let mut rest =
+            CleanSampler::from_estimate(estimate, NOISE.to_vec(), (2, 2), 3, 0.6).expect("it fits");
+        run(&mut whole, 5);
+        run(&mut rest, 3);
+        assert_eq!(values(whole.clean()), values(rest.clean()));
+    }
+
+    #[test]
+    fn an_early_end_gives_the_newest_estimate() {
+        let mut sampler = CleanSampler::new(NOISE.to_vec(), (2, 2), 5).expect("it fits");
+        assert!(!sampler.finish(), "nothing is known before the first step");
+        assert!(sampler.set_steps(7));
+        run(&mut sampler, 2);
+        assert!(!sampler.set_steps(9), "too late");
+        let newest = values(sampler.clean());
+        assert!(sampler.finish() && sampler.is_done());
+        assert_eq!(values(sampler.clean()), newest);
+    }
+}
