@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 use sinew_drivers::peer::StreamFigures;
+use sinew_runtime::Reach;
 use sinew_runtime::ingest::Intake;
 use sinew_runtime::scheduler::starvation::{Holds, StepLatency};
 use sinew_runtime::telemetry::Quantiles;
@@ -65,6 +66,8 @@ pub struct RunReport {
     pub denoise_steps: BTreeMap<String, u64>,
     /// What the caches did.
     pub caches: BTreeMap<String, CacheFigures>,
+    /// How well the joints met the policy's poses; `None` when it speaks of joints.
+    pub reach: Option<Reach>,
     /// Guard interventions, `joint: cause`, in control periods.
     pub interventions: BTreeMap<String, u64>,
     /// Messages from each sensor.
@@ -389,6 +392,18 @@ impl RunReport {
                 out,
                 "  {cache}: {} chunks, {} of {} actions reused, error up to {:.4}",
                 used.chunks, used.hits, used.lookups, used.largest_error
+            )?;
+        }
+        if let Some(Reach { poses, missed, position_error, rotation_error, path_error }) =
+            self.reach
+        {
+            writeln!(
+                out,
+                "  poses: {missed} of {poses} out of reach, off by up to {:.1} mm and {:.1} deg; between two the tip \
+                 is up to {:.1} mm off the straight way",
+                position_error * 1e3,
+                rotation_error.to_degrees(),
+                path_error * 1e3
             )?;
         }
         write_counts(out, "  refused", &c.refused)?;

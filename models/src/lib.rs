@@ -36,6 +36,7 @@ pub use fetch::fetch;
 pub use gguf::{QuantType, quantize};
 pub use inspect::{Inspection, KeptGroup, Normalization, Part, inspect};
 use sinew_runtime::Policy;
+use sinew_runtime::action_space::SpaceKeys;
 pub use synthetic::{RandomSize, random_smolvla};
 pub use verify::{
     DimensionError, QuantizationError, STAGE_THRESHOLD, StageError, VerifyReport,
@@ -67,6 +68,11 @@ impl LoadOptions {
         rate.filter(|rate| *rate > 0.0 && rate.is_finite())
             .ok_or_else(|| ModelError::RateUnknown { path: checkpoint.path.clone() })
     }
+}
+
+/// What the checkpoint at `path` says of its actions' space; nothing where it says nothing, or cannot be opened.
+pub fn action_keys(path: &Path) -> SpaceKeys {
+    Checkpoint::open(path, false).map(|c| c.actions.action_space).unwrap_or_default()
 }
 
 /// Loads the policy at `path`: a LeRobot checkpoint folder, a `.gguf` bundle, or a folder with an ONNX file and its

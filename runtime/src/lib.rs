@@ -5,6 +5,7 @@
 //! ([`control`]) → [`stream`] → [`transport`]. The parts that decide are pure state machines driven by
 //! `(event, now)`; threads, zenoh and the clock are thin shells around them.
 
+pub mod action_space;
 pub mod arbiter;
 pub mod blackbox;
 pub mod control;

@@ -70,6 +70,9 @@ pub enum PolicyError {
         /// Most that the head knows.
         most: usize,
     },
+    /// The chunk cannot become joint positions, or the plan not actions of the policy.
+    #[error("the policy's actions cannot be played: {0}; the log says which")]
+    ActionSpace(&'static str),
     /// `advance` or `take_chunk` out of turn.
     #[error("{0}")]
     OutOfTurn(&'static str),

@@ -1,5 +1,6 @@
 //! Launch files: TOML with arguments, units in the values, and every mistake found before anything moves.
 
+mod action_space;
 mod args;
 mod authority;
 mod finding;
@@ -8,6 +9,7 @@ mod scheduling;
 mod schema;
 mod space;
 
+pub use action_space::ActionSettings;
 pub use args::{Argument, Override};
 pub use authority::{Addresses, AuthoritySettings, addresses};
 pub use finding::{Finding, Findings};

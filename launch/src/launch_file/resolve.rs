@@ -12,6 +12,7 @@ use toml::Spanned;
 
 use crate::supervise::Restart;
 
+use super::action_space::{self, ActionSettings};
 use super::args::Argument;
 use super::authority::AuthoritySettings;
 use super::finding::{Finding, Findings, line_of, value_at};
@@ -119,6 +120,8 @@ pub struct PolicySettings {
     pub instruction: String,
     /// The policy's input and the robot's camera.
     pub cameras: Vec<(String, String)>,
+    /// What its actions are.
+    pub actions: ActionSettings,
     /// Denoise steps; `None` for the checkpoint's own.
     pub denoise_steps: Option<usize>,
     /// Older parts make no observation.
@@ -395,6 +398,7 @@ pub(super) fn resolve(
             );
         }
     }
+    let actions = action_space::resolve(&mut check, policy, folder);
     if let Some(steps) = &policy.denoise_steps
         && !(1..=1000).contains(steps.get_ref())
     {
@@ -499,6 +503,7 @@ pub(super) fn resolve(
             file: path(&policy.file),
             instruction: policy.instruction.clone(),
             cameras: policy.cameras.iter().map(|(i, c)| (i.clone(), c.get_ref().clone())).collect(),
+            actions,
             denoise_steps: policy.denoise_steps.as_ref().map(|s| *s.get_ref()),
             max_observation_age,
             onnx_engine,

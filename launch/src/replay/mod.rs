@@ -19,6 +19,8 @@ use std::process::ExitCode;
 
 use clap::Args;
 use sinew_models::{LoadOptions, load_policy};
+use sinew_runtime::Policy;
+use sinew_runtime::action_space::InJoints;
 use sinew_runtime::blackbox::{Header, Images, Recording};
 use sinew_runtime::control::{ControlConfig, ControlCore};
 
@@ -175,6 +177,12 @@ fn policy(header: &Header, runs: Runs<'_>) -> Result<Option<(Again, PolicyIdenti
             eprintln!("sinew: {name} is not the recorded file: SHA-256 {now}, recorded {before}");
         }
     })?;
+    let policy: Box<dyn Policy> = match &header.actions {
+        Some(map) => Box::new(InJoints::new(policy, map.clone()).map_err(|e| {
+            Failure::Result(format!("{}: {e}; it is not the recorded policy", path.display()))
+        })?),
+        None => policy,
+    };
     let identity = PolicyIdentity { path: path.to_owned(), different };
     Ok(Some((Again::new(policy, header), identity)))
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use sinew_drivers::peer::StreamFigures;
 use sinew_models::onnx::ResidualNet;
+use sinew_runtime::action_space::JointMap;
 use sinew_runtime::control::{ControlConfig, ControlCore, ResidualConfig};
 use sinew_runtime::guard::SpaceConfig;
 use sinew_runtime::inference::{self, InferenceInputs};
@@ -70,6 +71,8 @@ pub struct Plan {
     pub priority: i32,
     /// How the actions of each joint are played.
     pub kinds: Vec<ActionKind>,
+    /// How the policy's actions become joint positions; `None` when they are.
+    pub actions: Option<JointMap>,
     /// The processor that the control thread stays on; `None`: any.
     pub cpu: Option<usize>,
     /// How chunks follow each other.

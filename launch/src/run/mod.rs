@@ -260,6 +260,7 @@ fn report(
             .map(|((why, steps), n)| (format!("{steps} ({why})"), *n))
             .collect(),
         caches: m.caches.iter().map(|(k, v)| ((*k).to_owned(), *v)).collect(),
+        reach: m.reach,
         handover_us: m.handover.quantiles(),
         chunks: ChunkFigures {
             made: m.chunk_latency.quantiles().count,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 use rtrb::Consumer;
+use sinew_runtime::Reach;
 use sinew_runtime::arbiter::{Authority, AuthorityChange, Reason};
 use sinew_runtime::guard::Cause;
 use sinew_runtime::inference::InferenceReport;
@@ -58,6 +59,8 @@ pub(super) struct Monitor {
     pub decisions: BTreeMap<(&'static str, usize), u64>,
     /// What the caches did, by name.
     pub caches: BTreeMap<&'static str, CacheFigures>,
+    /// How well the joints met the policy's poses.
+    pub reach: Option<Reach>,
     /// Orders that made no chunk, by reason.
     pub failures: BTreeMap<String, u64>,
 }
@@ -139,6 +142,9 @@ impl Monitor {
                     sum.lookups += u64::from(used.lookups);
                     sum.hits += u64::from(used.hits);
                     sum.largest_error = sum.largest_error.max(used.error.unwrap_or(0.0));
+                }
+                if let Some(reach) = &report.reach {
+                    self.reach.get_or_insert_default().merge(reach);
                 }
                 for stage in report.stages {
                     self.stages.entry(stage.stage).or_default().record(stage.time);

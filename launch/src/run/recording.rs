@@ -112,6 +112,7 @@ impl Recording {
             views: plan.views.clone(),
             max_observation_age: plan.max_observation_age,
             images: setup.images,
+            actions: plan.actions.clone(),
             policy: setup.policy,
             policy_sha256: setup.policy_sha256,
             launch_text: setup.launch_text,

@@ -15,6 +15,8 @@ pub use features::{Feature, Features, check_size};
 pub use store::{StoredTensor, StoredType, TensorStore};
 pub use weights::open_safetensors;
 
+use sinew_runtime::action_space::SpaceKeys;
+
 use crate::families::Family;
 use crate::processors::{Pipeline, Statistics};
 use crate::{ModelError, gguf};
@@ -37,6 +39,8 @@ pub struct ActionInfo {
     pub noise_scale: Option<f64>,
     /// The head was trained on clean prefixes of up to so many actions (training-time real-time chunking).
     pub trained_prefix: Option<usize>,
+    /// What the values mean; nothing said: joint positions, as the robot has them.
+    pub action_space: SpaceKeys,
 }
 
 impl ActionInfo {

@@ -88,6 +88,7 @@ impl Policy for RecordedPolicy {
             head: ChunkHead::of(&chunk),
             stages: report.stages.iter().map(|s| (s.stage.to_owned(), s.time)).collect(),
             denoise_steps: report.denoise_steps,
+            reach: report.reach,
             caches: report.caches.iter().map(|(name, used)| ((*name).to_owned(), *used)).collect(),
         });
         Ok(chunk)

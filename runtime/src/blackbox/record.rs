@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::action_space::JointMap;
 use crate::arbiter::{AuthorityChange, AuthorityRequest};
 use crate::control::{
     AuthorityConfig, ControlConfig, ControlEvent, Cycle, Effect, OperatorAnswer, OperatorRequest,
@@ -12,7 +13,9 @@ use crate::control::{
 };
 use crate::guard::SpaceConfig;
 use crate::scheduler::Refusal;
-use crate::{ActionChunk, CacheUse, ChunkRequest, Clock, JointState, JointVec, Observation, Stamp};
+use crate::{
+    ActionChunk, CacheUse, ChunkRequest, Clock, JointState, JointVec, Observation, Reach, Stamp,
+};
 
 /// Which camera frames are recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -59,6 +62,9 @@ pub struct Header {
     pub max_observation_age: Duration,
     /// Which frames are in the file.
     pub images: Images,
+    /// How the policy's actions became joint positions; `None` when they were.
+    #[serde(default)]
+    pub actions: Option<JointMap>,
     /// Where the policy was, as the launch file names it.
     pub policy: String,
     /// SHA-256 of each of the policy's files (weights, configuration, statistics), by name.
@@ -89,6 +95,7 @@ impl Header {
             views: Vec::new(),
             max_observation_age: Duration::MAX,
             images: Images::default(),
+            actions: None,
             policy: String::new(),
             policy_sha256: BTreeMap::new(),
             launch_text: String::new(),
@@ -386,6 +393,9 @@ pub enum InferenceResult {
         denoise_steps: usize,
         /// What each cache did, by name.
         caches: Vec<(String, CacheUse)>,
+        /// How well the joints meet the policy's poses.
+        #[serde(default)]
+        reach: Option<Reach>,
     },
     /// With an error.
     Failed(String),

@@ -1,8 +1,13 @@
 //! A serial chain of revolute joints: where its links are, and how points on them move. Lengths in m, angles in rad.
 //!
 //! Link 0 is the base; link `k` is what joint `k` (from 1) moves. A link's frame stands on its joint's axis:
-//! `frame(k) = frame(k - 1) · origin(k) · turn(axis(k), angle)`, as in a URDF. Nothing here allocates after
-//! the chain is made.
+//! `frame(k) = frame(k - 1) · origin(k) · turn(axis(k), angle)`, as in a URDF, which [`urdf`] reads. Nothing here
+//! allocates after the chain is made.
+
+mod inverse;
+pub mod urdf;
+
+pub use inverse::{ArmModel, Solution};
 
 use nalgebra::{Isometry3, Point3, Unit, UnitQuaternion, Vector3};
 

@@ -38,6 +38,40 @@ pub struct CacheUse {
     pub error: Option<f64>,
 }
 
+/// How well the arm's joints meet a chunk of tool poses ([`crate::action_space`]).
+#[derive(Debug, Clone, Copy, PartialEq, Default, serde::Serialize, serde::Deserialize)]
+pub struct Reach {
+    /// Poses of the chunk.
+    pub poses: u32,
+    /// Poses that the arm cannot reach in time: it goes to the nearest ones instead.
+    pub missed: u32,
+    /// Largest distance (m) from a wanted position.
+    pub position_error: f64,
+    /// Largest angle (rad) from a wanted rotation.
+    pub rotation_error: f64,
+    /// Largest distance (m) of the tip from the straight way, half-way between two poses.
+    pub path_error: f64,
+}
+
+impl Reach {
+    /// Counts the poses of `other` too.
+    pub fn merge(&mut self, other: &Self) {
+        self.poses = self.poses.saturating_add(other.poses);
+        self.missed = self.missed.saturating_add(other.missed);
+        self.position_error = self.position_error.max(other.position_error);
+        self.rotation_error = self.rotation_error.max(other.rotation_error);
+        self.path_error = self.path_error.max(other.path_error);
+    }
+
+    /// Counts a pose that is met to `position` (m) and `rotation` (rad).
+    pub fn add(&mut self, position: f64, rotation: f64, reached: bool) {
+        self.poses += 1;
+        self.missed += u32::from(!reached);
+        self.position_error = self.position_error.max(position);
+        self.rotation_error = self.rotation_error.max(rotation);
+    }
+}
+
 /// How a chunk came to be.
 #[derive(Debug, Clone, PartialEq, Default, serde::Serialize)]
 pub struct ChunkReport {
@@ -47,6 +81,8 @@ pub struct ChunkReport {
     pub denoise_steps: usize,
     /// What each cache did, by name: `warm_start`, `frozen_prefix`, later `denoiser`, `prefix_kv`, `vision`.
     pub caches: Vec<(&'static str, CacheUse)>,
+    /// How well the joints meet the policy's poses; `None` when it speaks of joints.
+    pub reach: Option<Reach>,
 }
 
 /// Actions predicted at once: `horizon` actions of `dim` values, `dt` apart.

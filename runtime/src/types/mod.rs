@@ -7,7 +7,7 @@ mod plan;
 mod wire;
 
 pub use action::{
-    ActionChunk, CacheUse, ChunkReport, ChunkRequest, ChunkShapeError, Command, StageTime,
+    ActionChunk, CacheUse, ChunkReport, ChunkRequest, ChunkShapeError, Command, Reach, StageTime,
 };
 pub use joint::{JointLimits, JointState, JointVec, MAX_JOINTS};
 pub use observation::{CameraFrame, Image, ImageShapeError, Observation, ObservedImage};

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 
-use super::{ActionChunk, CacheUse, ChunkReport, ChunkShapeError, StageTime};
+use super::{ActionChunk, CacheUse, ChunkReport, ChunkShapeError, Reach, StageTime};
 use crate::Stamp;
 
 /// Names of stages and caches; one that is not among them comes back as `other`.
@@ -67,9 +67,11 @@ impl<'de> Deserialize<'de> for ChunkReport {
             stages: Vec<StageTime>,
             denoise_steps: usize,
             caches: Vec<(String, CacheUse)>,
+            #[serde(default)]
+            reach: Option<Reach>,
         }
-        let Raw { stages, denoise_steps, caches } = Raw::deserialize(from)?;
+        let Raw { stages, denoise_steps, caches, reach } = Raw::deserialize(from)?;
         let caches = caches.into_iter().map(|(name, used)| (known(&name), used)).collect();
-        Ok(Self { stages, denoise_steps, caches })
+        Ok(Self { stages, denoise_steps, caches, reach })
     }
 }

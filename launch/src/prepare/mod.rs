@@ -1,6 +1,8 @@
 //! From a launch file to parts that are ready to start: loads the description and the policy and checks
 //! that they fit each other. `sinew check` stops here; nothing has moved.
 
+mod actions;
+
 use nalgebra::{Unit, Vector3};
 use sinew_drivers::pattern::PatternCamera;
 use sinew_drivers::sim::{ArmDescription, CameraKind, SimConfig, SimHandle};
@@ -53,11 +55,14 @@ pub fn prepare(config: LaunchConfig, placement: Placement) -> Result<Prepared, U
         Unprepared::Launch(Findings::one(finding))
     })?;
     let mut findings = fit_devices(&config, &placement);
+    let one = |finding: Box<Finding>| Unprepared::Launch(Findings::one(*finding));
+    let actions = actions::joint_map(&config, &description).map_err(one)?;
     let policy = match placement.here(&Part::Policy) {
         true => {
             let options = LoadOptions { onnx: onnx(&config), ..LoadOptions::default() };
             let policy = sinew_models::load_policy(&config.policy.file, &options)
                 .map_err(Unprepared::Model)?;
+            let policy = actions::in_joints(policy, actions.as_ref(), &config).map_err(one)?;
             findings.splice(0..0, fit(&config, &description, policy.as_ref()));
             Some(policy)
         }
@@ -115,6 +120,7 @@ pub fn prepare(config: LaunchConfig, placement: Placement) -> Result<Prepared, U
         realtime: config.control.realtime,
         priority: config.control.priority,
         kinds: description.kinds(),
+        actions,
         cpu: config.control.cpu,
         strategy: config.scheduler.strategy,
         execution_horizon: config.scheduler.execution_horizon,
