@@ -17,6 +17,7 @@ pub mod families;
 mod fetch;
 pub mod gguf;
 pub mod guidance;
+pub mod heads;
 mod inspect;
 pub mod kernels;
 pub mod onnx;
