@@ -142,7 +142,7 @@ class MaskedVla(SmolVla):
             left = 0 if k + 1 == rounds else math.cos(0.5 * math.pi * (k + 1) / rounds)
             keep = free - (free * left).floor().long()
             score = torch.where(open_, p, 2.0)
-            rank = score.argsort(1, descending=True, stable=True).argsort(1)
+            rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
             tokens = torch.where(open_ & (rank < keep[:, None] + (n - free)[:, None]), y, tokens)
         return tokens
 

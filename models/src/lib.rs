@@ -20,6 +20,8 @@ pub mod guidance;
 pub mod heads;
 mod inspect;
 pub mod kernels;
+pub mod masked;
+pub mod oft;
 pub mod onnx;
 pub mod processors;
 mod random;

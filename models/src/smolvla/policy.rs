@@ -225,7 +225,7 @@ impl Policy for SmolVlaPolicy {
 }
 
 /// How well `chunk` kept the planned actions: the largest difference on the frozen ones (physical units).
-fn reuse(prefix: &Prefix, chunk: &ActionChunk) -> (&'static str, CacheUse) {
+pub(crate) fn reuse(prefix: &Prefix, chunk: &ActionChunk) -> (&'static str, CacheUse) {
     let rows = prefix.rows().min(chunk.horizon());
     let (name, kept) = match prefix.usage {
         PrefixUse::WarmStart { .. } => ("warm_start", rows),
