@@ -20,7 +20,7 @@ CASES = [
     {"name": "cosine", "rounds": 5},
     {"name": "linear", "rounds": 4, "schedule": "linear"},
     {"name": "gap", "rounds": 5, "confidence": "gap"},
-    {"name": "sure", "rounds": 6, "commit_threshold": 0.3},
+    {"name": "sure", "rounds": 6, "commit_threshold": 0.15},
     {"name": "remask", "rounds": 7, "remask_threshold": 0.9, "remask_drop": 0.1},
     {"name": "one_round", "rounds": 1},
     {"name": "frozen", "rounds": 4, "frozen": [[-0.9, -0.1, 0.3], [-0.7, 0.4, 0.2]]},
@@ -47,7 +47,8 @@ def logits(w: Weights, s: Sizes, tokens: list[int], past: list, start: int) -> t
     x = table[tokens] + w("model.action_tokens.place.weight", len(tokens), s.width, std=1.0)
     allowed = torch.ones(len(tokens), start + len(tokens), dtype=torch.bool)
     h, _ = text(w, s, x, allowed, past, start)
-    return w.linear(h, "model.action_tokens.out", BINS)
+    out = w("model.action_tokens.out.weight", BINS, s.width, std=0.5)  # some tokens are surer than others
+    return h @ out.T + w("model.action_tokens.out.bias", BINS, std=0.2)
 
 
 def decode(case: dict, length: int, frozen: dict[int, int], allowed: list[list[bool]], model) -> tuple[list, list, list]:
@@ -142,7 +143,8 @@ def main() -> None:
         OUT.mkdir(parents=True, exist_ok=True)
         save_file(kept, OUT / f"{case['name']}.safetensors")
         listed.append({**case, "task": task})
-        print(case["name"], len(seen), "rounds", result)
+        sure = [round(float(o.softmax(-1).max()), 2) for o in outputs]
+        print(case["name"], sure, len(seen), "rounds", result)
     assert remasked > 0, "no case takes a token back"
     head = {"num_bins": BINS, "num_steps": 5, "mask_schedule": "cosine", "confidence": "max", "temperature": 0.0}
     write_folder(OUT, s, w, stats, tok, "masked_diffusion", head)
