@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from export import save_policy, statistics
 from rollout import CLASSES, encode_texts
-from smolvla import Config, RmsNorm, SmolVla
+from smolvla import Config, Prefix, RmsNorm, SmolVla
 
 COLOURS = ["red", "green", "blue", "yellow"]
 SIDES = ["left", "right"]
@@ -154,20 +154,26 @@ def make_batch(rows: np.ndarray, tok: Tokenizer, c: Config, stats: dict, index: 
     }
 
 
-def losses(model: SmolVla, heads: Heads, batch: dict[str, Tensor], draws: int, flow: bool = True) -> dict[str, Tensor]:
-    """The flow-matching loss and the auxiliary ones."""
+def flow_loss(model: SmolVla, prefix: Prefix, batch: dict[str, Tensor], draws: int) -> dict[str, Tensor]:
+    """The flow-matching loss."""
+    c, b = model.config, len(batch["chunk"])
+    action = F.pad(batch["chunk"], (0, c.max_action_dim - c.action_dim))[:, None]
+    noise = torch.randn(b, draws, c.chunk, c.max_action_dim)
+    u = torch.rand(b, draws)
+    t = u.pow(1 / 1.5) * 0.999 + 0.001  # Beta(1.5, 1)
+    x = t[..., None, None] * noise + (1 - t[..., None, None]) * action
+    v = model.velocity(prefix, model.cross(prefix), x, t)
+    return {"flow": (v - (noise - action)).square().mean()}
+
+
+def losses(
+    model: SmolVla, heads: Heads, batch: dict[str, Tensor], draws: int, head: Callable = flow_loss
+) -> dict[str, Tensor]:
+    """The action head's loss and the auxiliary ones."""
     c = model.config
     prefix = model.encode(batch["images"], batch["tokens"], batch["mask"], batch["state"])
     b, n = batch["images"].shape[:2]
-    out: dict[str, Tensor] = {}
-    if flow:
-        action = F.pad(batch["chunk"], (0, c.max_action_dim - c.action_dim))[:, None]
-        noise = torch.randn(b, draws, c.chunk, c.max_action_dim)
-        u = torch.rand(b, draws)
-        t = u.pow(1 / 1.5) * 0.999 + 0.001  # Beta(1.5, 1)
-        x = t[..., None, None] * noise + (1 - t[..., None, None]) * action
-        v = model.velocity(prefix, model.cross(prefix), x, t)
-        out["flow"] = (v - (noise - action)).square().mean()
+    out: dict[str, Tensor] = head(model, prefix, batch, draws)
     counts = batch["counts"]  # [B, cameras, patches, classes]
     logp = heads.dense(prefix.patches).log_softmax(-1)
     out["dense"] = -(counts / counts.sum(-1, keepdim=True) * logp * torch.tensor(CLASS_WEIGHT)).sum(-1).mean()

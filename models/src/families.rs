@@ -9,10 +9,10 @@ use serde_json::Value;
 use sinew_runtime::Policy;
 
 use crate::checkpoint::{Checkpoint, StoredType};
-use crate::{LoadOptions, ModelError, smolvla, xvla};
+use crate::{LoadOptions, ModelError, masked, oft, smolvla, xvla};
 
 /// Every family, in the order in which they are listed.
-pub static FAMILIES: &[&Family] = &[&smolvla::FAMILY, &xvla::FAMILY];
+pub static FAMILIES: &[&Family] = &[&smolvla::FAMILY, &xvla::FAMILY, &masked::FAMILY, &oft::FAMILY];
 
 /// A text file that a family needs beside `config.json`; a bundle carries it under `sinew.ROLE`.
 pub struct Extra {

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
+use sinew_runtime::action_space::SpaceKeys;
 
 pub use quantize::{QuantType, quantize};
 
@@ -38,6 +39,7 @@ mod keys {
     pub const ACTION_RATE: &str = "sinew.action.rate_hz";
     pub const NOISE_SCALE: &str = "sinew.noise_scale";
     pub const TRAINED_PREFIX: &str = "sinew.trained_prefix";
+    pub const ACTION_SPACE: &str = "sinew.action.space";
     pub const SOURCE_HASH: &str = "sinew.source.sha256";
     pub const DATA_HASH: &str = "sinew.data.sha256";
     pub const KEPT: &str = "sinew.kept";
@@ -146,7 +148,14 @@ pub(crate) fn open(path: &Path, verify_hash: bool) -> Result<Checkpoint, ModelEr
         written_by: own(keys::WRITTEN_BY),
         kept: kept.collect(),
     };
+    let action_space = match own(keys::ACTION_SPACE) {
+        Some(text) => serde_json::from_str(&text).map_err(|e| {
+            ModelError::malformed(path, format!("metadata `{}`", keys::ACTION_SPACE), e, "its keys")
+        })?,
+        None => SpaceKeys::default(),
+    };
     let actions = ActionInfo {
+        action_space,
         action_names: metadata.texts(keys::ACTION_NAMES),
         action_units: metadata.texts(keys::ACTION_UNITS),
         action_rate_hz: metadata.number(keys::ACTION_RATE),

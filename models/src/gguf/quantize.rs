@@ -5,6 +5,7 @@ use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
+use sinew_runtime::action_space::SpaceKeys;
 
 use super::format::{self, ALIGNMENT, TensorInfo, Value};
 use super::{ARCHITECTURE, blocks, hex, keys};
@@ -135,6 +136,10 @@ fn metadata(
         (keys::ACTION_NAMES.to_owned(), Value::Texts(checkpoint.actions.action_names.clone())),
         (keys::ACTION_UNITS.to_owned(), Value::Texts(checkpoint.actions.action_units.clone())),
     ];
+    if checkpoint.actions.action_space != SpaceKeys::default() {
+        let keys = serde_json::json!(checkpoint.actions.action_space);
+        all.push(text(keys::ACTION_SPACE, &keys.to_string()));
+    }
     all.extend(checkpoint.extras.iter().map(|(role, f)| text(&keys::extra(role), &f.text)));
     let numbers = [
         (keys::ACTION_RATE, checkpoint.actions.action_rate_hz),

@@ -12,6 +12,7 @@ mod config;
 mod expert;
 mod flow;
 mod model;
+mod observer;
 mod planned;
 mod policy;
 mod preparer;
@@ -22,6 +23,7 @@ pub use config::{AttentionMode, SMOLVLM2_500M, SMOLVLM2_500M_CONFIG, SmolVlaConf
 pub use expert::ExpertCache;
 pub use flow::{EulerSampler, gaussian_noise, time_embedding};
 pub use model::SmolVla;
+pub(crate) use observer::{Observer, Parts};
 pub use policy::SmolVlaPolicy;
 pub(crate) use policy::reuse;
 pub use preparer::{Inputs, Preparer};
@@ -45,34 +47,40 @@ pub(crate) const VLM_CONFIG: &str = "vlm_config";
 /// Role of `tokenizer.json`.
 pub(crate) const TOKENIZER: &str = "tokenizer";
 
+/// Names of the vision-language model's tensors, in LeRobot's checkpoints and here.
+pub(crate) const NAMES: &[(&str, &str)] = &[
+    ("model.vlm_with_expert.vlm.model.vision_model.encoder.layers.", "vision.layers."),
+    ("model.vlm_with_expert.vlm.model.vision_model.", "vision."),
+    ("model.vlm_with_expert.vlm.model.connector.modality_projection.proj.", "connector."),
+    ("model.vlm_with_expert.vlm.model.text_model.", "text."),
+    ("model.vlm_with_expert.lm_expert.", "expert."),
+];
+
+/// Its configuration and its tokenizer.
+pub(crate) const EXTRAS: &[Extra] = &[
+    Extra {
+        role: VLM_CONFIG,
+        candidates: |config| vlm_files(config, "config.json"),
+        built_in: |config| (vlm_name(config) == SMOLVLM2_500M).then_some(SMOLVLM2_500M_CONFIG),
+        remedy: Some("copy config.json of the vision-language model there"),
+    },
+    Extra {
+        role: TOKENIZER,
+        candidates: |config| vlm_files(config, "tokenizer.json"),
+        built_in: |_| None,
+        remedy: Some("copy tokenizer.json of the vision-language model there"),
+    },
+];
+
 /// SmolVLA in the registry.
 pub(crate) static FAMILY: Family = Family {
     name: "smolvla",
     backbone: "SmolVLM2 (SigLIP, SmolLM2)",
     head: "flow matching",
     proof: "LeRobot 0.6.1",
-    names: &[
-        ("model.vlm_with_expert.vlm.model.vision_model.encoder.layers.", "vision.layers."),
-        ("model.vlm_with_expert.vlm.model.vision_model.", "vision."),
-        ("model.vlm_with_expert.vlm.model.connector.modality_projection.proj.", "connector."),
-        ("model.vlm_with_expert.vlm.model.text_model.", "text."),
-        ("model.vlm_with_expert.lm_expert.", "expert."),
-    ],
+    names: NAMES,
     unused: |name| name.ends_with("lm_head.weight"),
-    extras: &[
-        Extra {
-            role: VLM_CONFIG,
-            candidates: |config| vlm_files(config, "config.json"),
-            built_in: |config| (vlm_name(config) == SMOLVLM2_500M).then_some(SMOLVLM2_500M_CONFIG),
-            remedy: Some("copy config.json of the vision-language model there"),
-        },
-        Extra {
-            role: TOKENIZER,
-            candidates: |config| vlm_files(config, "tokenizer.json"),
-            built_in: |_| None,
-            remedy: Some("copy tokenizer.json of the vision-language model there"),
-        },
-    ],
+    extras: EXTRAS,
     keep,
     sizes,
     load: |checkpoint, options| Ok(Box::new(SmolVlaPolicy::load(checkpoint, options)?)),
@@ -90,7 +98,8 @@ fn vlm_files(config: &Value, file: &str) -> Vec<PathBuf> {
     own.into_iter().chain([named]).chain(folders).collect()
 }
 
-fn keep(name: &str) -> Keep {
+/// How a bundle keeps the tensor `name`; heads on this backbone are named apart from it.
+pub(crate) fn keep(name: &str) -> Keep {
     if name.contains("position_embedding") {
         return Some((StoredType::F32, "position table: added to every patch, not multiplied"));
     }
@@ -104,6 +113,18 @@ fn keep(name: &str) -> Keep {
 }
 
 fn sizes(checkpoint: &Checkpoint) -> std::result::Result<Value, ModelError> {
+    let (config, mut sizes) = (SmolVlaConfig::of(checkpoint)?, vlm_sizes(checkpoint)?);
+    if let Some(sizes) = sizes.as_object_mut() {
+        let width = (VlmConfig::of(checkpoint)?.text_config.hidden_size as f64
+            * config.expert_width_multiplier) as usize;
+        sizes.insert("expert_width".into(), json!(width));
+        sizes.insert("attention".into(), json!(config.attention_mode));
+    }
+    Ok(sizes)
+}
+
+/// Sizes that every head on this backbone has.
+pub(crate) fn vlm_sizes(checkpoint: &Checkpoint) -> std::result::Result<Value, ModelError> {
     let (config, vlm) = (SmolVlaConfig::of(checkpoint)?, VlmConfig::of(checkpoint)?);
     let (text, vision) = (&vlm.text_config, &vlm.vision_config);
     let layers = usize::try_from(config.num_vlm_layers).ok().filter(|n| *n > 0);
@@ -116,8 +137,6 @@ fn sizes(checkpoint: &Checkpoint) -> std::result::Result<Value, ModelError> {
         "text_width": text.hidden_size,
         "heads": [text.num_attention_heads, text.num_key_value_heads],
         "vocabulary": text.vocab_size,
-        "expert_width": (text.hidden_size as f64 * config.expert_width_multiplier) as usize,
-        "attention": config.attention_mode,
         "action_horizon": config.chunk_size,
         "denoise_steps": config.num_steps,
         "instruction_tokens": config.tokenizer_max_length,

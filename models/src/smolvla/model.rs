@@ -4,26 +4,21 @@ use candle_core::{Device, Result, Tensor};
 
 use super::expert::Expert;
 use super::flow::time_embedding;
-use super::text::Text;
-use super::vision::Vision;
+use super::observer::{Observer, Parts};
 use super::{ExpertCache, Prefix, SmolVlaConfig, VisionFeatures, VlmConfig};
 use crate::ModelError;
 use crate::checkpoint::Checkpoint;
 use crate::kernels::{Linear, silu};
-use crate::processors::Prompter;
 
 /// A SmolVLA network.
 pub struct SmolVla {
-    vision: Vision,
-    text: Text,
+    observer: Observer,
     expert: Expert,
     state_proj: Linear,
     action_in: Linear,
     time_in: Linear,
     time_out: Linear,
     action_out: Linear,
-    /// Embeddings before and after each image, not scaled; `None` without special tokens.
-    image_marks: Option<(Tensor, Tensor)>,
     periods: (f64, f64),
     state_width: usize,
     sample_shape: (usize, usize),
@@ -38,27 +33,9 @@ impl SmolVla {
         let (config, vlm) = (&SmolVlaConfig::of(checkpoint)?, &VlmConfig::of(checkpoint)?);
         let store = &checkpoint.store;
         let path = checkpoint.config_path();
-        let all = vlm.text_config.num_hidden_layers;
-        let text_layers = match usize::try_from(config.num_vlm_layers) {
-            Ok(n) if n > all => {
-                let reason = format!("is {n}, the vision-language model has {all} layers");
-                return Err(ModelError::config(&path, "num_vlm_layers", reason));
-            }
-            Ok(n) if n > 0 => n,
-            _ => all,
-        };
-        let text = Text::load(store, &vlm.text_config, text_layers)?;
-        let vision = Vision::load(store, vlm)?;
-        if let Some((width, height)) = config.resize_imgs_with_padding {
-            let unit = vision.granularity();
-            let whole = |n: usize| n > 0 && n <= 1 << 14 && n.is_multiple_of(unit);
-            if !whole(width) || !whole(height) {
-                let reason = format!("is [{width}, {height}], expected multiples of {unit}");
-                return Err(ModelError::config(&path, "resize_imgs_with_padding", reason));
-            }
-        }
-        let expert = Expert::load(store, config, vlm, text_layers, &path)?;
-        let (width, depth) = (expert.width(), text.width());
+        let observer = Observer::load(checkpoint, config, vlm, Parts::default())?;
+        let expert = Expert::load(store, config, vlm, observer.depth(), &path)?;
+        let (width, depth) = (expert.width(), observer.width());
         let linear = |name: &str, inputs, outputs| Linear::load(store, name, inputs, outputs, true);
         Ok(Self {
             state_proj: linear("state_proj", config.max_state_dim, depth)?,
@@ -66,12 +43,10 @@ impl SmolVla {
             time_in: linear("action_time_mlp_in", 2 * width, width)?,
             time_out: linear("action_time_mlp_out", width, width)?,
             action_out: linear("action_out_proj", width, config.max_action_dim)?,
-            image_marks: image_marks(checkpoint, config, &text)?,
             periods: (config.min_period, config.max_period),
             state_width: config.max_state_dim,
             sample_shape: (config.chunk_size, config.max_action_dim),
-            vision,
-            text,
+            observer,
             expert,
         })
     }
@@ -86,7 +61,7 @@ impl SmolVla {
     /// # Errors
     /// When the size cannot be cut into patches.
     pub fn encode_image(&self, pixels: &Tensor) -> Result<VisionFeatures> {
-        self.vision.forward(pixels)
+        self.observer.encode_image(pixels, None)
     }
 
     /// `state` padded to the width that the network takes.
@@ -108,25 +83,9 @@ impl SmolVla {
         tokens: &[u32],
         state: &[f32],
     ) -> Result<Tensor> {
-        let scale = (self.text.width() as f64).sqrt();
-        let mut parts = Vec::with_capacity(3 * (images.len() + dummies) + 2);
-        for image in images.iter().map(Some).chain(std::iter::repeat_n(None, dummies)) {
-            if let Some((before, _)) = &self.image_marks {
-                parts.push(before.clone());
-            }
-            if let Some(image) = image {
-                parts.push((image * scale)?);
-            }
-            if let Some((_, after)) = &self.image_marks {
-                parts.push(after.clone());
-            }
-        }
-        if !tokens.is_empty() {
-            parts.push((self.text.embed(tokens)? * scale)?);
-        }
         let state = Tensor::from_vec(self.pad_state(state), (1, self.state_width), &Device::Cpu)?;
-        parts.push(self.state_proj.forward(&state)?);
-        Tensor::cat(&parts, 0)
+        let state = self.state_proj.forward(&state)?;
+        self.observer.embed(images, dummies, tokens, &state)
     }
 
     /// Keys and values of the prefix in every text layer.
@@ -134,7 +93,7 @@ impl SmolVla {
     /// # Errors
     /// When memory runs out.
     pub fn prefill(&self, embeddings: &Tensor) -> Result<Prefix> {
-        self.text.prefill(embeddings)
+        self.observer.prefill(embeddings)
     }
 
     /// What the expert reads of the prefix, computed once for all denoise steps.
@@ -168,19 +127,4 @@ impl SmolVla {
         let out = self.expert.forward(&self.embed_suffix(x, times)?, cache)?;
         self.action_out.forward(&out)
     }
-}
-
-fn image_marks(
-    checkpoint: &Checkpoint,
-    config: &SmolVlaConfig,
-    text: &Text,
-) -> std::result::Result<Option<(Tensor, Tensor)>, ModelError> {
-    if !config.add_image_special_tokens {
-        return Ok(None);
-    }
-    let tokenizer = checkpoint.extra(super::TOKENIZER)?;
-    let prompter = Prompter::new(&tokenizer.path, tokenizer.text.as_bytes(), 1, false)?;
-    let fake = prompter.special("<fake_token_around_image>")?;
-    let global = prompter.special("<global-img>")?;
-    Ok(Some((text.embed(&[fake, global])?, text.embed(&[fake])?)))
 }

@@ -1,4 +1,5 @@
-//! The text model (SmolLM2 kind), of which only the keys and values of each layer are used.
+//! The text model (SmolLM2 kind). Of the prefix only the keys and values of each layer are used; heads whose
+//! tokens follow the prefix in the same layers load it whole.
 
 use candle_core::{Result, Tensor};
 
@@ -71,7 +72,7 @@ struct Layer {
     input_norm: RmsNorm,
     k: Linear,
     v: Linear,
-    /// What follows keys and values; the last layer's is never used, and never loaded.
+    /// What follows keys and values; the last layer's is loaded only for tokens that follow the prefix.
     rest: Option<Rest>,
 }
 
@@ -91,13 +92,17 @@ pub(super) struct Text {
     /// `[V, D]`, read row by row from the mapped file.
     table: StoredTensor,
     layers: Vec<Layer>,
+    /// The norm after the last layer, loaded with the whole of it.
+    norm: Option<RmsNorm>,
 }
 
 impl Text {
+    /// The first `count` layers; `whole`: with what [`Self::follow`] needs of the last.
     pub fn load(
         store: &TensorStore,
         config: &TextConfig,
         count: usize,
+        whole: bool,
     ) -> std::result::Result<Self, ModelError> {
         let (width, eps, head) = (config.hidden_size, config.rms_norm_eps, config.head());
         let (heads, key_heads) = (config.num_attention_heads, config.num_key_value_heads);
@@ -107,7 +112,7 @@ impl Text {
                 let linear = |part: &str, inputs, outputs| {
                     Linear::load(store, &name(part), inputs, outputs, false)
                 };
-                let rest = if i + 1 == count {
+                let rest = if i + 1 == count && !whole {
                     None
                 } else {
                     Some(Rest {
@@ -131,7 +136,8 @@ impl Text {
             })
             .collect::<std::result::Result<_, ModelError>>()?;
         let table = store.get("text.embed_tokens.weight", &[config.vocab_size, width])?.clone();
-        Ok(Self { width, heads, key_heads, head, table, layers })
+        let norm = if whole { Some(RmsNorm::load(store, "text.norm", width, eps)?) } else { None };
+        Ok(Self { width, heads, key_heads, head, table, layers, norm })
     }
 
     /// Hidden size `D`.
@@ -144,24 +150,66 @@ impl Text {
         self.table.rows(ids)
     }
 
+    /// Number of layers.
+    pub fn depth(&self) -> usize {
+        self.layers.len()
+    }
+
     /// Runs the prefix `embeddings` (`[P, D]`, the state last) through all layers.
     pub fn prefill(&self, embeddings: &Tensor) -> Result<Prefix> {
         let length = embeddings.dim(0)?;
         let rope = Rope::new(ROPE_BASE, self.head, 0, length)?;
         let mut h = embeddings.clone();
         let mut layers = Vec::with_capacity(self.layers.len());
-        for layer in &self.layers {
+        for (i, layer) in self.layers.iter().enumerate() {
             let x = layer.input_norm.forward(&h)?;
-            let k = rope.apply(&split_heads(&layer.k.forward(&x)?, self.key_heads)?)?;
-            let v = split_heads(&layer.v.forward(&x)?, self.key_heads)?;
-            if let Some(rest) = &layer.rest {
-                let q = rope.apply(&split_heads(&rest.q.forward(&x)?, self.heads)?)?;
-                let attended = attend(&q, &k, &v, Visible::LastOnlyByItself)?;
-                h = add(rest.out.forward(&attended)?, &h)?;
-                h = add(rest.mlp.forward(&rest.post_norm.forward(&h)?)?, &h)?;
+            let (k, v) = self.keys_values(layer, &x, &rope)?;
+            if let Some(rest) = layer.rest.as_ref().filter(|_| i + 1 < self.layers.len()) {
+                h = self.rest(rest, h, &x, (&k, &v), &rope, Visible::LastOnlyByItself)?;
             }
             layers.push((k, v));
         }
         Ok(Prefix { layers, length })
+    }
+
+    /// Runs tokens that come after `prefix` (`[L, D]`) through all layers and the last norm. They see the
+    /// prefix and each other; the prefix does not see them.
+    pub fn follow(&self, embeddings: &Tensor, prefix: &Prefix) -> Result<Tensor> {
+        let rope = Rope::new(ROPE_BASE, self.head, prefix.length, embeddings.dim(0)?)?;
+        let mut h = embeddings.clone();
+        for (i, layer) in self.layers.iter().enumerate() {
+            let x = layer.input_norm.forward(&h)?;
+            let (mut k, mut v) = self.keys_values(layer, &x, &rope)?;
+            if let Some((before_k, before_v)) = prefix.layers.get(i) {
+                k = Tensor::cat(&[before_k, &k], 1)?;
+                v = Tensor::cat(&[before_v, &v], 1)?;
+            }
+            let Some(rest) = &layer.rest else { candle_core::bail!("layer {i} is not whole") };
+            h = self.rest(rest, h, &x, (&k, &v), &rope, Visible::All)?;
+        }
+        match &self.norm {
+            Some(norm) => norm.forward(&h),
+            None => candle_core::bail!("the last norm was not loaded"),
+        }
+    }
+
+    fn keys_values(&self, layer: &Layer, x: &Tensor, rope: &Rope) -> Result<(Tensor, Tensor)> {
+        let k = rope.apply(&split_heads(&layer.k.forward(x)?, self.key_heads)?)?;
+        Ok((k, split_heads(&layer.v.forward(x)?, self.key_heads)?))
+    }
+
+    /// The stream `h`, normed `x`, after attention over `keys` and values, and the MLP.
+    fn rest(
+        &self,
+        rest: &Rest,
+        h: Tensor,
+        x: &Tensor,
+        (keys, values): (&Tensor, &Tensor),
+        rope: &Rope,
+        visible: Visible,
+    ) -> Result<Tensor> {
+        let q = rope.apply(&split_heads(&rest.q.forward(x)?, self.heads)?)?;
+        let h = add(rest.out.forward(&attend(&q, keys, values, visible)?)?, &h)?;
+        add(rest.mlp.forward(&rest.post_norm.forward(&h)?)?, &h)
     }
 }

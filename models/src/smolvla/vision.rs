@@ -26,6 +26,8 @@ struct Layer {
     norm2: LayerNorm,
     fc1: Linear,
     fc2: Linear,
+    /// Scale and shift by the instruction, from its mean embedding.
+    film: Option<(Linear, Linear)>,
 }
 
 /// Vision tower and connector.
@@ -44,8 +46,14 @@ pub(super) struct Vision {
 }
 
 impl Vision {
-    pub fn load(store: &TensorStore, config: &VlmConfig) -> std::result::Result<Self, ModelError> {
+    /// Tower and connector; `film`: layers that the instruction scales and shifts.
+    pub fn load(
+        store: &TensorStore,
+        config: &VlmConfig,
+        film: bool,
+    ) -> std::result::Result<Self, ModelError> {
         let v = &config.vision_config;
+        let words = config.text_config.hidden_size;
         let (width, eps) = (v.hidden_size, v.layer_norm_eps);
         let side = v.image_size / v.patch_size;
         let layers = (0..v.num_hidden_layers)
@@ -63,6 +71,14 @@ impl Vision {
                     norm2: LayerNorm::load(store, &name("layer_norm2"), width, eps)?,
                     fc1: linear("mlp.fc1", width, v.intermediate_size)?,
                     fc2: linear("mlp.fc2", v.intermediate_size, width)?,
+                    film: if film {
+                        Some((
+                            linear("film.scale", words, width)?,
+                            linear("film.shift", words, width)?,
+                        ))
+                    } else {
+                        None
+                    },
                 })
             })
             .collect::<std::result::Result<_, ModelError>>()?;
@@ -98,8 +114,9 @@ impl Vision {
         self.patch * self.scale
     }
 
-    /// `pixels` (`[3, height, width]`, in [−1, 1]) through tower and connector.
-    pub fn forward(&self, pixels: &Tensor) -> Result<VisionFeatures> {
+    /// `pixels` (`[3, height, width]`, in [−1, 1]) through tower and connector; `words` (`[1, D]`) is the
+    /// instruction's mean embedding for layers that it scales and shifts.
+    pub fn forward(&self, pixels: &Tensor, words: Option<&Tensor>) -> Result<VisionFeatures> {
         let (_, height, width) = pixels.dims3()?;
         if !height.is_multiple_of(self.granularity()) || !width.is_multiple_of(self.granularity()) {
             candle_core::bail!(
@@ -111,7 +128,7 @@ impl Vision {
         let patches = self.cut(pixels, rows, columns)?;
         let mut h = add(self.patches.forward(&patches)?, &self.position_rows(rows, columns)?)?;
         for layer in &self.layers {
-            h = self.layer(layer, h)?;
+            h = self.layer(layer, h, words)?;
         }
         let last_hidden = self.post_norm.forward(&h)?;
         let tokens = self.connector.forward(&self.merge(&last_hidden, rows, columns)?)?;
@@ -143,12 +160,16 @@ impl Vision {
         self.positions.index_select(&Tensor::from_vec(index, rows * columns, &Device::Cpu)?, 0)
     }
 
-    fn layer(&self, layer: &Layer, h: Tensor) -> Result<Tensor> {
+    fn layer(&self, layer: &Layer, h: Tensor, words: Option<&Tensor>) -> Result<Tensor> {
         let x = layer.norm1.forward(&h)?;
         let split = |linear: &Linear| split_heads(&linear.forward(&x)?, self.heads);
         let attended =
             attend(&split(&layer.q)?, &split(&layer.k)?, &split(&layer.v)?, Visible::All)?;
-        let h = add(layer.out.forward(&attended)?, &h)?;
+        let mut h = add(layer.out.forward(&attended)?, &h)?;
+        if let (Some((scale, shift)), Some(words)) = (&layer.film, words) {
+            let scale = (scale.forward(words)? + 1.0)?;
+            h = h.broadcast_mul(&scale)?.broadcast_add(&shift.forward(words)?)?;
+        }
         let x = layer.norm2.forward(&h)?;
         let x = layer.fc1.forward_with(&x, Activation::Gelu)?;
         add(layer.fc2.forward(&x)?, &h)

@@ -1,0 +1,112 @@
+//! The head's keys in `config.json`; those of the observation are SmolVLA's.
+
+use serde::Deserialize;
+
+use crate::ModelError;
+use crate::checkpoint::Checkpoint;
+use crate::heads::{Bins, Confidence, MaskSchedule, Masking};
+
+/// Values that actions may have, per dimension, in the policy's unit.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct ActionLimits {
+    /// Least values.
+    pub lower: Vec<f64>,
+    /// Largest values.
+    pub upper: Vec<f64>,
+}
+
+/// How action tokens are made and decided. `num_steps`, read with the observation's keys, says in how many rounds.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct MaskedConfig {
+    /// Classes of the head.
+    pub num_bins: usize,
+    /// Tokens that stay unknown, by round.
+    pub mask_schedule: MaskSchedule,
+    /// What the order goes by.
+    pub confidence: Confidence,
+    /// Noise on choice and order in the first round.
+    pub temperature: f32,
+    /// Tokens this sure are decided at once; `null`: as many as the schedule says.
+    pub commit_threshold: Option<f32>,
+    /// Decided tokens that no bin of is this likely become unknown again; `null`: never.
+    pub remask_threshold: Option<f32>,
+    /// Decided tokens whose probability fell by more become unknown again; `null`: never.
+    pub remask_drop: Option<f32>,
+    /// Bins outside are never chosen; `null`: all may be.
+    pub action_limits: Option<ActionLimits>,
+}
+
+impl Default for MaskedConfig {
+    fn default() -> Self {
+        Self {
+            num_bins: 256,
+            mask_schedule: MaskSchedule::default(),
+            confidence: Confidence::default(),
+            temperature: 0.0,
+            commit_threshold: None,
+            remask_threshold: None,
+            remask_drop: None,
+            action_limits: None,
+        }
+    }
+}
+
+impl MaskedConfig {
+    /// The configuration of `checkpoint`, checked.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] with the key.
+    pub fn of(checkpoint: &Checkpoint) -> Result<Self, ModelError> {
+        let path = checkpoint.config_path();
+        let config: Self = serde_json::from_str(&checkpoint.config_text)
+            .map_err(|e| ModelError::config(&path, "the file", format!("cannot be read: {e}")))?;
+        if Bins::new(config.num_bins).is_none() {
+            let reason = format!("is {}, expected 2 to 65536", config.num_bins);
+            return Err(ModelError::config(&path, "num_bins", reason));
+        }
+        for (key, value) in [
+            ("temperature", Some(config.temperature)),
+            ("commit_threshold", config.commit_threshold),
+            ("remask_threshold", config.remask_threshold),
+            ("remask_drop", config.remask_drop),
+        ] {
+            if let Some(value) = value.filter(|v| !(0.0..=100.0).contains(v)) {
+                let reason = format!("is {value}, expected 0 to 100");
+                return Err(ModelError::config(&path, key, reason));
+            }
+        }
+        if let Some(limits) = &config.action_limits {
+            let expected = checkpoint.features.action_dim(&path)?;
+            let found = (limits.lower.len(), limits.upper.len());
+            if found != (expected, expected) {
+                let reason = format!("has {found:?} values, the action has {expected}");
+                return Err(ModelError::config(&path, "action_limits", reason));
+            }
+        }
+        Ok(config)
+    }
+
+    /// The bins.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] for a number that [`Self::of`] refuses.
+    pub(super) fn bins(&self, checkpoint: &Checkpoint) -> Result<Bins, ModelError> {
+        Bins::new(self.num_bins).ok_or_else(|| {
+            ModelError::config(&checkpoint.config_path(), "num_bins", "is out of range")
+        })
+    }
+
+    /// How to decode.
+    pub fn masking(&self) -> Masking {
+        let default = Masking::default();
+        Masking {
+            schedule: self.mask_schedule,
+            confidence: self.confidence,
+            temperature: self.temperature,
+            sure: self.commit_threshold.unwrap_or(default.sure),
+            remask_below: self.remask_threshold.unwrap_or(default.remask_below),
+            remask_drop: self.remask_drop.unwrap_or(default.remask_drop),
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! Masked diffusion as an anytime task.
+
+use std::time::{Duration, Instant};
+
+use candle_core::Tensor;
+use sinew_runtime::{
+    ActionChunk, ChunkRequest, Observation, Policy, PolicyError, PolicySpec, PrefixSupport,
+    PrefixUse, Progress, StageTime, Stamp,
+};
+
+use super::{MaskedConfig, MaskedVla};
+use crate::checkpoint::Checkpoint;
+use crate::heads::{MaskedDecoder, Masking};
+use crate::smolvla::{Inputs, Prefix, Preparer, SmolVlaConfig, reuse};
+use crate::{LoadOptions, ModelError};
+
+const STAGES: [&str; 4] = ["preprocess", "vision", "prefix", "denoise"];
+const PREPROCESS: usize = 0;
+const VISION: usize = 1;
+const PREFIX: usize = 2;
+const DENOISE: usize = 3;
+
+/// The most rounds that one request may ask for.
+const ROUND_LIMIT: usize = 1000;
+
+struct Run {
+    request: u64,
+    instant: Stamp,
+    inputs: Inputs,
+    /// Tokens of the images encoded so far.
+    images: Vec<Tensor>,
+    prefix: Option<Prefix>,
+    decoder: MaskedDecoder,
+    /// The frozen actions as the network has them, row by row.
+    frozen: Vec<f32>,
+    planned: Option<sinew_runtime::Prefix>,
+    times: [Duration; 4],
+}
+
+/// A masked-diffusion policy: one step per camera, one for the prefix, one per round.
+pub struct MaskedPolicy {
+    model: MaskedVla,
+    preparer: Preparer,
+    masking: Masking,
+    /// Per dimension, the bins inside the limits; none: all.
+    allowed: Option<Vec<Vec<bool>>>,
+    spec: PolicySpec,
+    dt: Duration,
+    run: Option<Run>,
+}
+
+fn compute(error: impl std::fmt::Display) -> PolicyError {
+    PolicyError::Compute(error.to_string())
+}
+
+impl MaskedPolicy {
+    /// Builds the policy of `checkpoint`.
+    ///
+    /// # Errors
+    /// [`ModelError`] naming what does not fit; [`ModelError::RateUnknown`] when neither checkpoint nor
+    /// `options` give the action rate.
+    pub fn load(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Self, ModelError> {
+        let preparer = Preparer::new(checkpoint, options.missing_cameras)?;
+        let model = MaskedVla::load(checkpoint)?;
+        let (config, head) = (SmolVlaConfig::of(checkpoint)?, MaskedConfig::of(checkpoint)?);
+        let rate = options.rate(checkpoint)?;
+        let boundary = preparer.boundary();
+        let spec = PolicySpec {
+            cameras: boundary.cameras(),
+            optional_cameras: boundary.optional_cameras(),
+            state_dim: boundary.state_dim(),
+            action_dim: boundary.action_dim(),
+            action_names: checkpoint.actions.action_names.clone(),
+            action_horizon: config.chunk_size,
+            action_rate_hz: Some(rate),
+            denoise_steps: options.denoise_steps.unwrap_or(config.num_steps),
+            prefix: PrefixSupport {
+                guided: false,
+                trained: checkpoint.actions.trained_prefix,
+                warm_start: false,
+            },
+        };
+        let dt = Duration::from_secs_f64(1.0 / rate);
+        let masking = head.masking();
+        let mut policy = Self { model, preparer, masking, allowed: None, spec, dt, run: None };
+        if let Some(limits) = &head.action_limits {
+            let pairs: Vec<_> =
+                limits.lower.iter().copied().zip(limits.upper.iter().copied()).collect();
+            policy.set_limits(&pairs).map_err(|dim| {
+                let reason = format!("leaves no bin of dimension {dim}; widen it");
+                ModelError::config(&checkpoint.config_path(), "action_limits", reason)
+            })?;
+        }
+        Ok(policy)
+    }
+
+    /// Lets actions only have values from `limits`, least and largest of each dimension in the policy's unit.
+    ///
+    /// Bins outside are never chosen: the model decides the rest of the chunk around that.
+    ///
+    /// # Errors
+    /// The first dimension that has no bin inside its limits, or no limits; nothing changes then.
+    pub fn set_limits(&mut self, limits: &[(f64, f64)]) -> Result<(), usize> {
+        let (_, action) = self.preparer.boundary().normalizers();
+        let bins = self.model.bins();
+        let mut allowed = Vec::with_capacity(self.spec.action_dim);
+        for dim in 0..self.spec.action_dim {
+            let (lower, upper) = limits.get(dim).copied().ok_or(dim)?;
+            let inside = |bin| {
+                let value = action.unnormalize(dim, f64::from(bins.decode(bin)));
+                (lower..=upper).contains(&value)
+            };
+            let row: Vec<bool> = (0..bins.classes()).map(inside).collect();
+            if !row.contains(&true) {
+                return Err(dim);
+            }
+            allowed.push(row);
+        }
+        self.allowed = Some(allowed);
+        Ok(())
+    }
+
+    /// The decoder of one chunk: limits applied, planned actions frozen; and those actions.
+    fn decoder(
+        &self,
+        request: &ChunkRequest,
+        rounds: usize,
+    ) -> Result<(MaskedDecoder, Vec<f32>), PolicyError> {
+        let (horizon, dim) = self.model.shape();
+        let bins = self.model.bins();
+        let mut decoder =
+            MaskedDecoder::new(horizon * dim, bins.classes(), rounds, self.masking, request.seed);
+        if let Some(allowed) = &self.allowed {
+            for position in 0..horizon * dim {
+                let row = &allowed[position % dim];
+                decoder.allow(position, |bin| row[bin]).map_err(compute)?;
+            }
+        }
+        let Some(prefix) = request.prefix.as_ref().filter(|p| p.rows() > 0) else {
+            return Ok((decoder, Vec::new()));
+        };
+        if prefix.dim != dim {
+            return Err(PolicyError::PrefixWidth { expected: dim, found: prefix.dim });
+        }
+        match (prefix.usage, self.spec.prefix.trained) {
+            (PrefixUse::Trained, Some(most)) if prefix.frozen > most => {
+                Err(PolicyError::PrefixTooLong { frozen: prefix.frozen, most })
+            }
+            (PrefixUse::Trained, Some(_)) => {
+                let mut rows = self.preparer.boundary().model_actions(&prefix.actions, dim)?;
+                rows.truncate(prefix.frozen.min(horizon) * dim);
+                for (position, value) in rows.iter().enumerate() {
+                    decoder.freeze(position, bins.encode(*value));
+                }
+                Ok((decoder, rows))
+            }
+            (PrefixUse::Trained, None) => Err(PolicyError::Unsupported("clean prefixes")),
+            (PrefixUse::Guided { .. }, _) => Err(PolicyError::Unsupported("guidance")),
+            (PrefixUse::WarmStart { .. }, _) => Err(PolicyError::Unsupported("warm starts")),
+        }
+    }
+}
+
+impl Policy for MaskedPolicy {
+    fn spec(&self) -> &PolicySpec {
+        &self.spec
+    }
+
+    fn begin(
+        &mut self,
+        observation: &Observation,
+        request: &ChunkRequest,
+    ) -> Result<(), PolicyError> {
+        self.run = None;
+        let start = Instant::now();
+        let rounds = request.denoise_steps.unwrap_or(self.spec.denoise_steps);
+        if rounds == 0 || rounds > ROUND_LIMIT {
+            let reason = format!("{rounds} rounds were asked for; use 1 to {ROUND_LIMIT}");
+            return Err(PolicyError::Compute(reason));
+        }
+        let (decoder, frozen) = self.decoder(request, rounds)?;
+        let inputs = self.preparer.prepare(observation)?;
+        let mut times = [Duration::ZERO; 4];
+        times[PREPROCESS] = start.elapsed();
+        self.run = Some(Run {
+            request: request.id,
+            instant: observation.instant,
+            inputs,
+            images: Vec::new(),
+            prefix: None,
+            decoder,
+            frozen,
+            planned: request.prefix.clone(),
+            times,
+        });
+        Ok(())
+    }
+
+    fn advance(&mut self) -> Result<Progress, PolicyError> {
+        let run =
+            self.run.as_mut().ok_or(PolicyError::OutOfTurn("advance was called before begin"))?;
+        if run.decoder.is_done() {
+            return Ok(Progress::Done);
+        }
+        let start = Instant::now();
+        let stage = if let Some(pixels) = run.inputs.pixels.get(run.images.len()) {
+            run.images.push(self.model.encode_image(pixels).map_err(compute)?.tokens);
+            VISION
+        } else if let Some(prefix) = &run.prefix {
+            let tokens = run.decoder.tokens(self.model.mask());
+            let logits = self.model.logits(prefix, &tokens).map_err(compute)?;
+            let logits = logits.flatten_all().and_then(|l| l.to_vec1()).map_err(compute)?;
+            run.decoder.step(&logits).map_err(compute)?;
+            DENOISE
+        } else {
+            let Inputs { dummies, tokens, state, .. } = &run.inputs;
+            let prefix = self.model.prefill(&run.images, *dummies, tokens, state);
+            run.prefix = Some(prefix.map_err(compute)?);
+            PREFIX
+        };
+        run.times[stage] += start.elapsed();
+        if run.decoder.is_done() {
+            return Ok(Progress::Done);
+        }
+        let ready = usize::from(run.prefix.is_some());
+        Ok(Progress::Step {
+            stage: STAGES[stage],
+            done: run.images.len() + ready + run.decoder.done(),
+            total: run.inputs.pixels.len() + 1 + run.decoder.rounds(),
+            denoised: stage == DENOISE,
+            next_denoises: run.prefix.is_some(),
+        })
+    }
+
+    fn take_chunk(&mut self) -> Result<ActionChunk, PolicyError> {
+        let run = self
+            .run
+            .take_if(|run| run.decoder.is_done())
+            .ok_or(PolicyError::OutOfTurn("take_chunk was called before the chunk was done"))?;
+        let bins = self.model.bins();
+        let tokens = run.decoder.tokens(self.model.mask());
+        let mut values: Vec<f32> = tokens.into_iter().map(|bin| bins.decode(bin)).collect();
+        // What is being executed is known better than to a bin.
+        values[..run.frozen.len()].copy_from_slice(&run.frozen);
+        let dim = self.spec.action_dim;
+        let actions = self.preparer.boundary().actions(values.chunks_exact(dim))?;
+        let mut chunk =
+            ActionChunk::new(run.request, run.instant, self.dt, dim, actions).map_err(compute)?;
+        chunk.report.stages =
+            STAGES.iter().zip(run.times).map(|(stage, time)| StageTime { stage, time }).collect();
+        chunk.report.denoise_steps = run.decoder.done();
+        chunk.report.caches.extend(run.planned.as_ref().map(|prefix| reuse(prefix, &chunk)));
+        Ok(chunk)
+    }
+
+    fn set_denoise_steps(&mut self, steps: usize) -> Result<bool, PolicyError> {
+        let run = self.run.as_mut().ok_or(PolicyError::OutOfTurn("nothing was begun"))?;
+        Ok(run.decoder.set_rounds(steps.min(ROUND_LIMIT)))
+    }
+
+    fn finish_early(&mut self) -> Result<bool, PolicyError> {
+        let run = self.run.as_mut().ok_or(PolicyError::OutOfTurn("nothing was begun"))?;
+        Ok(run.decoder.finish())
+    }
+}

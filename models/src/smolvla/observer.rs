@@ -1,0 +1,153 @@
+//! What sees and reads, whatever head follows: vision tower, connector, text layers.
+
+use candle_core::{Result, Tensor};
+
+use super::text::Text;
+use super::vision::Vision;
+use super::{Prefix, SmolVlaConfig, VisionFeatures, VlmConfig};
+use crate::ModelError;
+use crate::checkpoint::Checkpoint;
+use crate::processors::Prompter;
+
+/// What a head needs beyond the prefix's keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Parts {
+    /// The last text layer and the norm after it, for tokens that follow the prefix.
+    pub whole_text: bool,
+    /// Vision layers that the instruction scales and shifts.
+    pub film: bool,
+}
+
+/// Vision tower, connector and text model.
+pub(crate) struct Observer {
+    vision: Vision,
+    text: Text,
+    /// Embeddings before and after each image, not scaled; `None` without special tokens.
+    image_marks: Option<(Tensor, Tensor)>,
+}
+
+impl Observer {
+    /// Builds them from `checkpoint`, with the `parts` that the head needs.
+    ///
+    /// # Errors
+    /// [`ModelError`] naming the tensor or key that does not fit.
+    pub fn load(
+        checkpoint: &Checkpoint,
+        config: &SmolVlaConfig,
+        vlm: &VlmConfig,
+        parts: Parts,
+    ) -> std::result::Result<Self, ModelError> {
+        let (store, path) = (&checkpoint.store, checkpoint.config_path());
+        let all = vlm.text_config.num_hidden_layers;
+        let text_layers = match usize::try_from(config.num_vlm_layers) {
+            Ok(n) if n > all => {
+                let reason = format!("is {n}, the vision-language model has {all} layers");
+                return Err(ModelError::config(&path, "num_vlm_layers", reason));
+            }
+            Ok(n) if n > 0 => n,
+            _ => all,
+        };
+        let text = Text::load(store, &vlm.text_config, text_layers, parts.whole_text)?;
+        let vision = Vision::load(store, vlm, parts.film)?;
+        if let Some((width, height)) = config.resize_imgs_with_padding {
+            let unit = vision.granularity();
+            let whole = |n: usize| n > 0 && n <= 1 << 14 && n.is_multiple_of(unit);
+            if !whole(width) || !whole(height) {
+                let reason = format!("is [{width}, {height}], expected multiples of {unit}");
+                return Err(ModelError::config(&path, "resize_imgs_with_padding", reason));
+            }
+        }
+        let image_marks = image_marks(checkpoint, config, &text)?;
+        Ok(Self { vision, text, image_marks })
+    }
+
+    /// Hidden size `D` of the text model.
+    pub fn width(&self) -> usize {
+        self.text.width()
+    }
+
+    /// Text layers.
+    pub fn depth(&self) -> usize {
+        self.text.depth()
+    }
+
+    /// One image (`[3, height, width]`, in [−1, 1]) through vision tower and connector; `words` is the
+    /// instruction's mean embedding (`[1, D]`) for layers that it scales and shifts.
+    ///
+    /// # Errors
+    /// When the size cannot be cut into patches.
+    pub fn encode_image(&self, pixels: &Tensor, words: Option<&Tensor>) -> Result<VisionFeatures> {
+        self.vision.forward(pixels, words)
+    }
+
+    /// Embeddings of `tokens`, not scaled, `[T, D]`.
+    ///
+    /// # Errors
+    /// When a token is not in the table.
+    pub fn embed_words(&self, tokens: &[u32]) -> Result<Tensor> {
+        self.text.embed(tokens)
+    }
+
+    /// The prefix as it enters the first text layer, `[P, D]`: images, `dummies` masked cameras,
+    /// instruction, `state` (`[1, D]`). A masked camera leaves only its special tokens behind.
+    ///
+    /// # Errors
+    /// When a token is not in the table.
+    pub fn embed(
+        &self,
+        images: &[Tensor],
+        dummies: usize,
+        tokens: &[u32],
+        state: &Tensor,
+    ) -> Result<Tensor> {
+        let scale = (self.text.width() as f64).sqrt();
+        let mut parts = Vec::with_capacity(3 * (images.len() + dummies) + 2);
+        for image in images.iter().map(Some).chain(std::iter::repeat_n(None, dummies)) {
+            if let Some((before, _)) = &self.image_marks {
+                parts.push(before.clone());
+            }
+            if let Some(image) = image {
+                parts.push((image * scale)?);
+            }
+            if let Some((_, after)) = &self.image_marks {
+                parts.push(after.clone());
+            }
+        }
+        if !tokens.is_empty() {
+            parts.push((self.text.embed(tokens)? * scale)?);
+        }
+        parts.push(state.clone());
+        Tensor::cat(&parts, 0)
+    }
+
+    /// Keys and values of the prefix in every text layer.
+    ///
+    /// # Errors
+    /// When memory runs out.
+    pub fn prefill(&self, embeddings: &Tensor) -> Result<Prefix> {
+        self.text.prefill(embeddings)
+    }
+
+    /// Tokens (`[L, D]`) that come after `prefix` and see it and each other, after the last norm.
+    ///
+    /// # Errors
+    /// Without [`Parts::whole_text`].
+    pub fn follow(&self, embeddings: &Tensor, prefix: &Prefix) -> Result<Tensor> {
+        self.text.follow(embeddings, prefix)
+    }
+}
+
+fn image_marks(
+    checkpoint: &Checkpoint,
+    config: &SmolVlaConfig,
+    text: &Text,
+) -> std::result::Result<Option<(Tensor, Tensor)>, ModelError> {
+    if !config.add_image_special_tokens {
+        return Ok(None);
+    }
+    let tokenizer = checkpoint.extra(super::TOKENIZER)?;
+    let prompter = Prompter::new(&tokenizer.path, tokenizer.text.as_bytes(), 1, false)?;
+    let fake = prompter.special("<fake_token_around_image>")?;
+    let global = prompter.special("<global-img>")?;
+    Ok(Some((text.embed(&[fake, global])?, text.embed(&[fake])?)))
+}
