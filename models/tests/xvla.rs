@@ -230,6 +230,11 @@ fn bundles_give_nearly_the_same_chunk() {
             XvlaPolicy::load(&checkpoint, &options()).unwrap_or_else(|e| panic!("{e}"));
         let difference = largest_difference(&whole, &chunk(&mut policy, &observation, &request));
         println!("{kind:?}: {difference:.1e}");
+        let report = sinew_models::verify(&dir, &out, 2, 1).unwrap_or_else(|e| panic!("{e}"));
+        let stages: Vec<_> = report.stages.iter().map(|s| s.stage.as_str()).collect();
+        // Two cameras with two stages each, the encoder, six denoise steps.
+        assert_eq!((stages.len(), stages[4], stages[10]), (11, "encoder", "denoise step 6"));
+        assert!(report.p99_absolute > 0.0 && report.p99_absolute <= report.max_absolute);
         assert!(difference > 0.0 && difference < most, "{kind:?} differs by {difference}");
     }
 }
