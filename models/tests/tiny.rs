@@ -8,8 +8,8 @@ use common::{Case, fixtures, max_difference};
 use safetensors::tensor::{Dtype, TensorView};
 use sinew_models::smolvla::SmolVlaPolicy;
 use sinew_models::{
-    Checkpoint, LoadOptions, ModelError, QuantType, RandomSize, inspect, load_policy, quantize,
-    random_smolvla, verify,
+    Checkpoint, LoadOptions, ModelError, QuantType, RandomSize, inspect, load_policy,
+    quantization_errors, quantize, random_smolvla, verify,
 };
 use sinew_runtime::{ActionChunk, ChunkRequest, Policy, PolicyError, Progress, inference};
 
@@ -232,4 +232,26 @@ fn writes_the_fixture() {
     let actions = single(&chunk).iter().flat_map(|v| v.to_le_bytes()).collect();
     tensors.push(("actions.final", Dtype::F32, vec![8, 6], actions));
     write(&tensors);
+}
+
+#[test]
+fn one_table_says_what_quantising_costs() {
+    let mut folders = vec![fixtures().join("smolvla_tiny")];
+    folders.extend(common::reference("xvla"));
+    let scratch = tempfile::tempdir().expect("there is room");
+    let rows =
+        quantization_errors(&folders, scratch.path(), 3, 1).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(rows.len(), 2 * folders.len());
+    for (pair, folder) in rows.chunks_exact(2).zip(&folders) {
+        let [eight, four] = pair else { panic!("two rows for each") };
+        assert_eq!((&eight.checkpoint, &four.checkpoint), (folder, folder));
+        assert_eq!((&*eight.quantization, &*four.quantization), ("Q8_0", "Q4_0"));
+        assert!(eight.mean > 0.0 && eight.mean < four.mean, "{eight:?} {four:?}");
+        for row in pair {
+            assert!(row.mean <= row.p99 && row.p99 <= row.max, "{row:?}");
+            assert!(row.mean_relative > 0.0 && row.smaller > 0.0, "{row:?}");
+        }
+    }
+    let left = std::fs::read_dir(scratch.path()).expect("it is a folder").count();
+    assert_eq!(left, 0, "the bundles are removed");
 }

@@ -1,7 +1,7 @@
 //! Running one form of a policy, with the outputs of its stages where the family gives them.
 
 use candle_core::Tensor;
-use sinew_runtime::{ChunkRequest, Observation, Policy, PolicyError, inference};
+use sinew_runtime::{ChunkRequest, Observation, PolicyError, inference};
 
 use crate::checkpoint::Checkpoint;
 use crate::smolvla::{self, EulerSampler, SmolVla, SmolVlaConfig, gaussian_noise};
@@ -11,35 +11,35 @@ use crate::{LoadOptions, ModelError};
 /// Actions in physical units, and every stage's values under its name.
 pub(super) type Outcome = (Vec<f64>, Vec<(String, Tensor)>);
 
+/// Runs a policy on an observation, from noise of a seed.
+type Run = dyn FnMut(&Observation, u64) -> Result<Outcome, ModelError>;
+
 /// One form of a policy.
-pub(super) enum Subject {
-    /// SmolVLA, stage by stage.
-    SmolVla { model: SmolVla, preparer: smolvla::Preparer, steps: usize },
-    /// X-VLA, stage by stage.
-    Xvla { model: Xvla, preparer: xvla::Preparer, steps: usize },
-    /// Any other, whose stages are not seen.
-    Whole(Box<dyn Policy>),
-}
+pub(super) struct Subject(Box<Run>);
 
 impl Subject {
     /// The policy of `checkpoint`, with its stages where the family gives them.
     pub fn load(checkpoint: &Checkpoint) -> Result<Self, ModelError> {
-        Ok(match checkpoint.family.name {
-            "smolvla" => Self::SmolVla {
-                model: SmolVla::load(checkpoint)?,
-                preparer: smolvla::Preparer::new(checkpoint, 0)?,
-                steps: SmolVlaConfig::of(checkpoint)?.num_steps,
-            },
+        match checkpoint.family.name {
+            "smolvla" => {
+                let model = SmolVla::load(checkpoint)?;
+                let mut preparer = smolvla::Preparer::new(checkpoint, 0)?;
+                let steps = SmolVlaConfig::of(checkpoint)?.num_steps;
+                Ok(Self(Box::new(move |observation, seed| {
+                    run_smolvla(&model, &mut preparer, observation, seed, steps)
+                })))
+            }
             "xvla" => {
                 let config = XvlaConfig::of(checkpoint)?;
-                Self::Xvla {
-                    model: Xvla::load(checkpoint, &config)?,
-                    preparer: xvla::Preparer::new(checkpoint, &config, 0)?,
-                    steps: config.num_denoising_steps,
-                }
+                let model = Xvla::load(checkpoint, &config)?;
+                let mut preparer = xvla::Preparer::new(checkpoint, &config, 0)?;
+                let steps = config.num_denoising_steps;
+                Ok(Self(Box::new(move |observation, seed| {
+                    run_xvla(&model, &mut preparer, observation, seed, steps)
+                })))
             }
-            _ => Self::whole(checkpoint)?,
-        })
+            _ => Self::whole(checkpoint),
+        }
     }
 
     /// The policy of `checkpoint`, without its stages.
@@ -47,24 +47,17 @@ impl Subject {
         // The time between two actions does not enter the comparison.
         let rate = checkpoint.actions.action_rate_hz.unwrap_or(1.0);
         let options = LoadOptions { action_rate_hz: Some(rate), ..LoadOptions::default() };
-        Ok(Self::Whole((checkpoint.family.load)(checkpoint, &options)?))
+        let mut policy = (checkpoint.family.load)(checkpoint, &options)?;
+        Ok(Self(Box::new(move |observation, seed| {
+            let request = ChunkRequest { seed, ..ChunkRequest::default() };
+            let chunk = inference::run(policy.as_mut(), observation, &request);
+            Ok((chunk.map_err(compute)?.values().to_vec(), Vec::new()))
+        })))
     }
 
     /// What it makes of `observation`, from noise of `seed`.
     pub fn run(&mut self, observation: &Observation, seed: u64) -> Result<Outcome, ModelError> {
-        match self {
-            Self::SmolVla { model, preparer, steps } => {
-                run_smolvla(model, preparer, observation, seed, *steps)
-            }
-            Self::Xvla { model, preparer, steps } => {
-                run_xvla(model, preparer, observation, seed, *steps)
-            }
-            Self::Whole(policy) => {
-                let request = ChunkRequest { seed, ..ChunkRequest::default() };
-                let chunk = inference::run(policy.as_mut(), observation, &request);
-                Ok((chunk.map_err(compute)?.values().to_vec(), Vec::new()))
-            }
-        }
+        (self.0)(observation, seed)
     }
 }
 

@@ -54,7 +54,9 @@ pub fn files(path: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         } else {
             let name = path.strip_prefix(root).expect("it lies in the folder").to_owned();
             // Recorded cases are no part of the checkpoint.
-            if !name.to_string_lossy().starts_with("case") {
+            let text = name.to_string_lossy().into_owned();
+            let case = text.ends_with(".safetensors") && !text.starts_with("policy_");
+            if text != "cases.json" && (!case || text == WEIGHTS) {
                 files.insert(name, std::fs::read(path).expect("it can be read"));
             }
         }

@@ -1,6 +1,6 @@
 //! Damaged and hostile checkpoints: 200 seeded mutations of each family in each format. Each one either loads
 //! and runs, or is an error that names the file; nothing panics, and loading never takes more memory than a
-//! few times the files' size. Other families than SmolVLA come from LeRobot's recorded checkpoints.
+//! few times the files' size.
 //!
 //! The unsafe code here: the allocator's pass-through to the system's.
 #![allow(unsafe_code)]
@@ -67,15 +67,16 @@ fn measured<T>(load: impl FnOnce() -> T) -> (T, usize) {
     (result, PEAK.load(Ordering::Relaxed).saturating_sub(before))
 }
 
-/// Whole checkpoints, one a family; only SmolVLA's is in the repository.
+/// Whole checkpoints, one a family: the repository's own, else LeRobot's recorded ones.
 fn checkpoints() -> Vec<(String, PathBuf)> {
-    let mut found = vec![("smolvla".to_owned(), fixtures().join("smolvla_tiny"))];
-    let others = families::FAMILIES.iter().filter(|family| family.name != "smolvla");
-    for name in others.map(|family| family.name) {
+    let mut found = Vec::new();
+    for name in families::FAMILIES.iter().map(|family| family.name) {
         // Some have more than one recorded checkpoint, which differ in what follows their name.
-        let folders = [name.to_owned(), format!("{name}_ddpm")];
-        let folder = folders.iter().find_map(|folder| reference(folder));
-        found.extend(folder.map(|path| (name.to_owned(), path)));
+        let recorded = [name.to_owned(), format!("{name}_ddpm")];
+        let own = [format!("{name}_tiny"), format!("reference/{name}")];
+        let own = own.iter().map(|folder| fixtures().join(folder)).find(|path| path.is_dir());
+        let path = own.or_else(|| recorded.iter().find_map(|folder| reference(folder)));
+        found.extend(path.map(|path| (name.to_owned(), path)));
     }
     found
 }
