@@ -43,6 +43,8 @@ enum Verb {
     Reset(OperatorArgs),
     /// Say who holds authority over the arm, give it to the policy (the consent to go on), or take it away.
     Authority(AuthorityArgs),
+    /// Tell a running robot what to do: now, after all that waits, or go on to the next.
+    Say(SayArgs),
     /// Compute a recorded run again: are commands, decisions and inferred chunks the same, bit for bit?
     Replay(ReplayArgs),
     /// Make, convert and compare policies.
@@ -141,6 +143,26 @@ pub struct AuthorityArgs {
     #[arg(value_enum, default_value = "status")]
     pub request: AuthorityWish,
     /// Where the robot is, and who asks.
+    #[command(flatten)]
+    pub operator: OperatorArgs,
+}
+
+/// `sinew say`.
+#[derive(Debug, Clone, Args)]
+pub struct SayArgs {
+    /// The instruction, from now on; a chunk that is being made for the old one is dropped. Without any: what is
+    /// followed and what waits.
+    pub instruction: Option<String>,
+    /// Let it wait until those before it are over: an episode ends by success or time, or by --next.
+    #[arg(long, requires = "instruction")]
+    pub queue: bool,
+    /// Go on with the next that waits.
+    #[arg(long, conflicts_with_all = ["instruction", "clear"])]
+    pub next: bool,
+    /// Forget all that wait.
+    #[arg(long, conflicts_with = "instruction")]
+    pub clear: bool,
+    /// Where the robot is, and who speaks. Its KEY:=VALUE come after the instruction.
     #[command(flatten)]
     pub operator: OperatorArgs,
 }
@@ -465,6 +487,7 @@ impl Cli {
             Verb::Stop(args) => operator_verbs::stop(&args),
             Verb::Reset(args) => operator_verbs::reset(&args),
             Verb::Authority(args) => operator_verbs::authority(&args),
+            Verb::Say(args) => operator_verbs::speak(&args),
             Verb::Replay(args) => replay::run(&args),
             Verb::Model(verb) => model_verbs::run(verb).map(|()| ExitCode::SUCCESS),
             Verb::Bench(verb) => bench_verbs::run(verb).map(|()| ExitCode::SUCCESS),

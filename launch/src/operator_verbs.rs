@@ -1,4 +1,4 @@
-//! `sinew stop`, `sinew reset` and `sinew authority`: a person speaks to a running robot.
+//! `sinew stop`, `sinew reset`, `sinew authority` and `sinew say`: a person speaks to a running robot.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -7,9 +7,9 @@ use serde::Serialize;
 use sinew_runtime::operator::{self, Confirmation, EVERY_ROBOT};
 use sinew_runtime::transport::{AuthorityAsk, AuthorityStatus, Bus, Keys};
 
-use crate::cli::{AuthorityArgs, AuthorityWish, Failure, OperatorArgs, print_json, say};
+use crate::cli::{AuthorityArgs, AuthorityWish, Failure, OperatorArgs, SayArgs, print_json, say};
 use crate::launch_file::addresses;
-use crate::run::{ARM, RunError};
+use crate::run::{ARM, RunError, SayMessage, Saying, Told};
 
 /// Where the demo's runtime listens.
 const DEFAULT_ENDPOINT: &str = "tcp/127.0.0.1:7447";
@@ -78,6 +78,36 @@ pub fn authority(args: &AuthorityArgs) -> Result<ExitCode, Failure> {
         print_json(&status)?;
     } else {
         say!("{}", describe(&status));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Tells the robot what to do.
+///
+/// # Errors
+/// [`Failure`] when the robot cannot be reached, or does not take it.
+pub fn speak(args: &SayArgs) -> Result<ExitCode, Failure> {
+    let saying = match (&args.instruction, args.queue, args.next, args.clear) {
+        (Some(text), true, ..) => Saying::Later(text.clone()),
+        (Some(text), ..) => Saying::Now(text.clone()),
+        (None, _, true, _) => Saying::Next,
+        (None, _, _, true) => Saying::Clear,
+        (None, ..) => Saying::Status,
+    };
+    let args = &args.operator;
+    let Line { bus, keys, .. } = reach(args)?;
+    let message = SayMessage { source: args.source, saying };
+    let message = serde_json::to_vec(&message).map_err(|e| Failure::Result(e.to_string()))?;
+    let answer = bus.query(&keys.instruction(), message, args.timeout).map_err(RunError::Bus)?;
+    let told: Told = serde_json::from_slice(&answer)
+        .map_err(|e| Failure::Result(format!("the robot's answer is none: {e}")))?;
+    if args.json {
+        print_json(&told)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    say!("follows: {}", told.instruction);
+    for (k, waits) in told.queue.iter().enumerate() {
+        say!("{}. {waits}", k + 1);
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -388,6 +388,19 @@ impl RunReport {
         }
         write_counts(out, "  denoise steps", &self.denoise_steps)?;
         for (cache, used) in &self.caches {
+            if cache == "candidates" {
+                let CacheFigures { chunks, hits, lookups, .. } = used;
+                writeln!(out, "  candidates: {hits} of {lookups} made for {chunks} chunks")?;
+                continue;
+            }
+            if cache == "success_memory" {
+                let CacheFigures { chunks, hits, lookups, .. } = used;
+                writeln!(
+                    out,
+                    "  success memory: {hits} of {lookups} records followed in {chunks} chunks"
+                )?;
+                continue;
+            }
             writeln!(
                 out,
                 "  {cache}: {} chunks, {} of {} actions reused, error up to {:.4}",

@@ -29,6 +29,7 @@ mod random;
 pub mod smolvla;
 mod synthetic;
 mod verify;
+pub mod wrappers;
 pub mod xvla;
 
 use std::path::Path;

@@ -151,6 +151,15 @@ pub trait Policy: Send {
         request: &ChunkRequest,
     ) -> Result<(), PolicyError>;
 
+    /// After a chunk was taken: begins another of the same observation, keeping all that depends on neither noise nor
+    /// prefix. False when the head cannot, or has nothing left: [`Policy::begin`] then does it.
+    ///
+    /// # Errors
+    /// As [`Policy::begin`].
+    fn resample(&mut self, _request: &ChunkRequest) -> Result<bool, PolicyError> {
+        Ok(false)
+    }
+
     /// Does one bounded step.
     ///
     /// # Errors

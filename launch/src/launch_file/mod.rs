@@ -5,6 +5,7 @@ mod args;
 mod authority;
 mod finding;
 mod resolve;
+mod sampling;
 mod scheduling;
 mod schema;
 mod space;
@@ -17,6 +18,7 @@ pub use resolve::{
     CameraConfig, ControlSettings, LaunchConfig, PolicySettings, RecordSettings, ResidualSettings,
     RobotConfig, RunSettings,
 };
+pub use sampling::{CandidateSettings, MemorySettings, SamplingSettings, VerifierKind};
 pub use scheduling::what_if_settings;
 pub use schema::KEYS;
 pub use space::{HalfSpace, SpaceSettings};

@@ -10,12 +10,14 @@ use sinew_runtime::rt::RealtimeMode;
 use sinew_runtime::units;
 use toml::Spanned;
 
+use crate::run::PLACE;
 use crate::supervise::Restart;
 
 use super::action_space::{self, ActionSettings};
 use super::args::Argument;
 use super::authority::AuthoritySettings;
 use super::finding::{Finding, Findings, line_of, value_at};
+use super::sampling::{self, SamplingSettings};
 use super::scheduling::SchedulerSettings;
 use super::schema;
 use super::space::{self, SpaceSettings};
@@ -118,10 +120,14 @@ pub struct PolicySettings {
     pub file: PathBuf,
     /// The instruction; empty for each scene's own.
     pub instruction: String,
+    /// The text that it stands in, in place of `{instruction}`.
+    pub prompt: Option<String>,
     /// The policy's input and the robot's camera.
     pub cameras: Vec<(String, String)>,
     /// What its actions are.
     pub actions: ActionSettings,
+    /// Candidates and memory.
+    pub sampling: SamplingSettings,
     /// Denoise steps; `None` for the checkpoint's own.
     pub denoise_steps: Option<usize>,
     /// Older parts make no observation.
@@ -398,7 +404,14 @@ pub(super) fn resolve(
             );
         }
     }
+    if let Some(prompt) = &policy.prompt
+        && !prompt.get_ref().contains(PLACE)
+    {
+        let remedy = "write {instruction} where the instruction is to stand";
+        check.report("policy.prompt", prompt, "has no place for the instruction", remedy);
+    }
     let actions = action_space::resolve(&mut check, policy, folder);
+    let sampling = sampling::resolve(&mut check, policy, folder);
     if let Some(steps) = &policy.denoise_steps
         && !(1..=1000).contains(steps.get_ref())
     {
@@ -502,8 +515,10 @@ pub(super) fn resolve(
         policy: PolicySettings {
             file: path(&policy.file),
             instruction: policy.instruction.clone(),
+            prompt: policy.prompt.as_ref().map(|p| p.get_ref().clone()),
             cameras: policy.cameras.iter().map(|(i, c)| (i.clone(), c.get_ref().clone())).collect(),
             actions,
+            sampling,
             denoise_steps: policy.denoise_steps.as_ref().map(|s| *s.get_ref()),
             max_observation_age,
             onnx_engine,

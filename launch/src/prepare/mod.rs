@@ -2,6 +2,7 @@
 //! that they fit each other. `sinew check` stops here; nothing has moved.
 
 mod actions;
+mod sampling;
 
 use nalgebra::{Unit, Vector3};
 use sinew_drivers::pattern::PatternCamera;
@@ -15,6 +16,8 @@ use sinew_runtime::{JointLimits, Policy};
 
 use crate::launch_file::{Finding, Findings, LaunchConfig, PolicySettings};
 use crate::run::{Devices, Part, Placement, Plan};
+pub use sampling::Successes;
+pub(crate) use sampling::with_candidates;
 
 /// Everything of a launch, loaded and checked.
 pub struct Prepared {
@@ -24,6 +27,8 @@ pub struct Prepared {
     pub policy: Option<Box<dyn Policy>>,
     /// The residual policy, when the control thread runs here and there is one.
     pub residual: Option<ResidualNet>,
+    /// What the run adds to the policy's memory, when it has one here.
+    pub successes: Option<Successes>,
     /// The arm's description.
     pub description: ArmDescription,
     /// The launch file's content.
@@ -57,14 +62,33 @@ pub fn prepare(config: LaunchConfig, placement: Placement) -> Result<Prepared, U
     let mut findings = fit_devices(&config, &placement);
     let one = |finding: Box<Finding>| Unprepared::Launch(Findings::one(*finding));
     let actions = actions::joint_map(&config, &description).map_err(one)?;
+    let mut successes = None;
     let policy = match placement.here(&Part::Policy) {
         true => {
-            let options = LoadOptions { onnx: onnx(&config), ..LoadOptions::default() };
-            let policy = sinew_models::load_policy(&config.policy.file, &options)
-                .map_err(Unprepared::Model)?;
+            let policy =
+                sinew_models::load_policy(&config.policy.file, &load_options(&config.policy))
+                    .map_err(Unprepared::Model)?;
+            let candidates = &config.policy.sampling.candidates;
+            let policy = with_candidates(policy, candidates.as_ref()).map_err(|e| {
+                let count = candidates.map_or(0, |c| c.count);
+                let remedy = "change candidates, verifier or past_actions";
+                Unprepared::Launch(Findings::one(config.finding(
+                    "policy.candidates",
+                    count,
+                    e,
+                    remedy,
+                )))
+            })?;
             let policy = actions::in_joints(policy, actions.as_ref(), &config).map_err(one)?;
             findings.splice(0..0, fit(&config, &description, policy.as_ref()));
-            Some(policy)
+            if findings.is_empty() {
+                let kinds = description.kinds();
+                let (policy, kept) = sampling::with_memory(policy, &config, &kinds).map_err(one)?;
+                successes = kept;
+                Some(policy)
+            } else {
+                Some(policy)
+            }
         }
         false => None,
     };
@@ -72,7 +96,7 @@ pub fn prepare(config: LaunchConfig, placement: Placement) -> Result<Prepared, U
     let residual = match wanted {
         Some(settings) => {
             // It is small: more threads would cost more than they bring.
-            let options = OnnxOptions { threads: Some(1), ..onnx(&config) };
+            let options = OnnxOptions { threads: Some(1), ..load_options(&config.policy).onnx };
             let net = ResidualNet::load(&settings.folder, &options).map_err(Unprepared::Model)?;
             findings.extend(fit_residual(&config, &description, &net));
             Some(net)
@@ -125,17 +149,26 @@ pub fn prepare(config: LaunchConfig, placement: Placement) -> Result<Prepared, U
         strategy: config.scheduler.strategy,
         execution_horizon: config.scheduler.execution_horizon,
         least_denoise_steps: config.scheduler.least_denoise_steps,
+        prompt: config.policy.prompt.clone(),
         policy_file: config.policy.file.display().to_string(),
-        denoise_steps: config.policy.denoise_steps,
+        // With candidates the policy itself says how many there are in all.
+        denoise_steps: match config.policy.sampling.candidates {
+            Some(_) => None,
+            None => config.policy.denoise_steps,
+        },
         seed: config.policy.seed,
     };
-    Ok(Prepared { plan, policy, residual, description, config })
+    Ok(Prepared { plan, policy, residual, successes, description, config })
 }
 
-/// How ONNX files are run.
-fn onnx(config: &LaunchConfig) -> OnnxOptions {
-    let PolicySettings { onnx_engine, onnx_library, .. } = &config.policy;
-    OnnxOptions { engine: *onnx_engine, library: onnx_library.clone(), threads: None }
+/// How the policy of `settings` is loaded: the steps of one candidate, where there are several, belong to the head.
+fn load_options(settings: &PolicySettings) -> LoadOptions {
+    let PolicySettings { onnx_engine, onnx_library, .. } = settings;
+    LoadOptions {
+        denoise_steps: settings.sampling.candidates.and(settings.denoise_steps),
+        onnx: OnnxOptions { engine: *onnx_engine, library: onnx_library.clone(), threads: None },
+        ..LoadOptions::default()
+    }
 }
 
 /// What does not fit between the arm and the residual policy.

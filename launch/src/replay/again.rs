@@ -54,7 +54,9 @@ impl Again {
     /// `policy`, seeing the cameras as in the run of `header`.
     pub fn new(policy: Box<dyn Policy>, header: &Header) -> Self {
         let kinds = header.control.scheduler.joints.iter().map(|j| j.kind).collect();
-        Self { policy: Renamed::new(policy, header.views.clone()), kinds }
+        let prompt = header.launch.pointer("/policy/prompt").and_then(|p| p.as_str());
+        let policy = Renamed::new(policy, header.views.clone());
+        Self { policy: policy.with_prompt(prompt.map(str::to_owned)), kinds }
     }
 
     /// Does the inference of `record` again, answering `order` as the core gave it now.

@@ -25,6 +25,8 @@ use sinew_runtime::blackbox::{Header, Images, Recording};
 use sinew_runtime::control::{ControlConfig, ControlCore};
 
 use crate::cli::{Failure, print, print_json};
+use crate::launch_file::CandidateSettings;
+use crate::prepare::with_candidates;
 use crate::run::sums;
 use again::Again;
 
@@ -172,11 +174,21 @@ fn policy(header: &Header, runs: Runs<'_>) -> Result<Option<(Again, PolicyIdenti
         ))
     })?;
     let different = differing(&header.policy_sha256, &found);
-    let policy = load_policy(path, &LoadOptions::default()).inspect_err(|_| {
+    if header.launch.pointer("/policy/sampling/memory").is_some_and(|m| !m.is_null()) {
+        let text = "the recorded policy started from a memory of successes, which has grown since; add --no-policy";
+        return Err(Failure::Result(text.to_owned()));
+    }
+    // With candidates the steps of one are the head's own.
+    let candidates: Option<CandidateSettings> = said(header, "/policy/sampling/candidates");
+    let denoise_steps = candidates.and_then(|_| said(header, "/policy/denoise_steps"));
+    let options = LoadOptions { denoise_steps, ..LoadOptions::default() };
+    let policy = load_policy(path, &options).inspect_err(|_| {
         for (name, before, now) in &different {
             eprintln!("sinew: {name} is not the recorded file: SHA-256 {now}, recorded {before}");
         }
     })?;
+    let policy = with_candidates(policy, candidates.as_ref())
+        .map_err(|e| Failure::Result(format!("{}: {e}", path.display())))?;
     let policy: Box<dyn Policy> = match &header.actions {
         Some(map) => Box::new(InJoints::new(policy, map.clone()).map_err(|e| {
             Failure::Result(format!("{}: {e}; it is not the recorded policy", path.display()))
@@ -185,6 +197,12 @@ fn policy(header: &Header, runs: Runs<'_>) -> Result<Option<(Again, PolicyIdenti
     };
     let identity = PolicyIdentity { path: path.to_owned(), different };
     Ok(Some((Again::new(policy, header), identity)))
+}
+
+/// What the launch of `header` said at `pointer`; none in recordings from before there was such a key.
+fn said<T: serde::de::DeserializeOwned>(header: &Header, pointer: &str) -> Option<T> {
+    let value = header.launch.pointer(pointer)?;
+    serde_json::from_value(value.clone()).ok()
 }
 
 /// Files whose sums differ. A single file may have another name.

@@ -21,6 +21,7 @@ use sinew_runtime::stream::{self, Stream, StreamConfig};
 use sinew_runtime::transport::{Bus, Endpoint, Keys, Priority, Subscription, encode_command};
 use sinew_runtime::{ActionKind, CameraFrame, JointLimits, Policy, PolicySpec};
 
+use super::agenda::Agenda;
 use super::devices::{Devices, RunningDevices};
 use super::monitor::Monitor;
 use super::parts::{Part, Placement};
@@ -81,6 +82,8 @@ pub struct Plan {
     pub execution_horizon: Option<usize>,
     /// Never fewer denoise steps than this; `None`: never fewer than wanted.
     pub least_denoise_steps: Option<usize>,
+    /// The text that instructions stand in; `None`: they stand alone.
+    pub prompt: Option<String>,
     /// The policy's bundle or checkpoint folder.
     pub policy_file: String,
     /// Denoise steps; `None` for the checkpoint's own.
@@ -229,6 +232,8 @@ impl Launched {
             reason: e.to_string(),
         })?;
         let instruction = Arc::new(Mutex::new(String::new()));
+        let agenda = Agenda::default();
+        subscriptions.push(agenda.serve(&bus, &keys, operator::operators(plan))?);
         let granted = Arc::new(AtomicBool::new(false));
         let (inference, inference_reports) = match policy {
             Some(policy) => {
@@ -276,6 +281,7 @@ impl Launched {
                 asked: None,
                 ingest,
                 instruction,
+                agenda,
                 recorder: inputs,
                 referee: referee_state,
                 requests: ports.requests,

@@ -67,6 +67,8 @@ pub struct SceneReply {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct EpisodePlan {
     pub scene: SceneRequest,
+    /// Its instruction waited in the queue.
+    pub told: bool,
     pub time_limit: Duration,
 }
 
@@ -87,7 +89,14 @@ pub(super) fn play(
 ) -> Result<EpisodeResult, RunError> {
     operator::wait_for_people(robot, quit, observe);
     go_home(robot, quit, observe)?;
-    let reply = robot.new_scene(&plan.scene)?;
+    let reply = match robot.new_scene(&plan.scene) {
+        Err(error) if plan.told => {
+            let said = plan.scene.instruction.as_deref().unwrap_or_default();
+            eprintln!("sinew: `{said}` is no task here: {error}");
+            robot.new_scene(&SceneRequest { instruction: None, ..plan.scene.clone() })?
+        }
+        reply => reply?,
+    };
     robot.set_instruction(&reply.instruction);
     // Fresh pictures of the new scene: two frames of the slowest camera.
     wait(robot, robot.frame_period * 2 + Duration::from_millis(100), quit, observe);

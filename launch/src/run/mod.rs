@@ -1,6 +1,7 @@
 //! Assembles the parts of a launch and runs it: threads joined by bounded channels, zenoh between the
 //! runtime and the devices.
 
+mod agenda;
 mod assembly;
 mod devices;
 mod episode;
@@ -21,6 +22,7 @@ mod status;
 mod views;
 mod waiting;
 
+pub use agenda::{SayMessage, Saying, Told};
 pub use assembly::Plan;
 pub use devices::{Devices, NamedCamera};
 pub use episode::{EpisodeResult, Outcome, SceneReply, SceneRequest};
@@ -30,7 +32,7 @@ pub use recording::{Recording, RecordingReport, sums};
 pub use robot::RunError;
 pub use roster::Presence;
 pub use status::{ControlStatus, PartStatus};
-pub use views::Renamed;
+pub use views::{PLACE, Renamed};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -47,7 +49,7 @@ use waiting::Waiting;
 use crate::cli::{Failure, LaunchArgs};
 use crate::film::Film;
 use crate::launch_file::LaunchConfig;
-use crate::prepare::Prepared;
+use crate::prepare::{Prepared, Successes};
 use crate::report::{ChunkFigures, LoopFigures, Machine, RunReport, StatusLine, Tally};
 use crate::supervise::Supervision;
 
@@ -70,7 +72,7 @@ pub fn run(
     let quit = on_interrupt()?;
     let supervision = only::children(&prepared, args)?;
     let devices = prepared.devices().map_err(RunError::Device)?;
-    let Prepared { plan, policy, residual, config, .. } = prepared;
+    let Prepared { plan, policy, residual, successes, config, .. } = prepared;
     let waiting = Waiting {
         file: &args.file,
         quit: &quit,
@@ -104,18 +106,27 @@ pub fn run(
                 break 'run;
             }
             let task = &config.policy.instruction;
-            let instruction = (!task.is_empty()).then(|| task.clone());
+            let queued = launched.robot.agenda.next();
+            let told = queued.is_some();
+            let instruction = queued.or_else(|| (!task.is_empty()).then(|| task.clone()));
             let seed = config.robot.seed.wrapping_add(k);
             let scene = SceneRequest { seed, instruction, swap };
-            let plan = EpisodePlan { scene, time_limit: args.time_limit };
+            let plan = EpisodePlan { scene, told, time_limit: args.time_limit };
             let tally = Tally::of(episodes.iter());
             let robot = &mut launched.robot;
+            // What was made before, such as the runs that were timed, belongs to no episode.
+            if let Some(successes) = &successes {
+                successes.episode.end(false);
+            }
             let result = episode::play(robot, &plan, &quit, &mut |robot| {
                 watch.look(robot, tally, supervision.as_ref());
                 if args.film.is_some() && watch.film_due() {
                     film.add(assembly::frames(robot));
                 }
             })?;
+            if let Some(successes) = &successes {
+                successes.episode.end(result.outcome == Outcome::Success);
+            }
             // Plain numbers and names.
             let said = serde_json::to_value(&result).unwrap_or_default();
             launched.robot.recorder.note(Note::Episode(said));
@@ -125,6 +136,9 @@ pub fn run(
     // The arm is held before anything ends; on Ctrl-C it stays where it is.
     if !quit.load(Ordering::Relaxed) && launched.robot.held.is_empty() {
         episode::go_home(&mut launched.robot, &quit, &mut |_| {})?;
+    }
+    if let Some(Successes { episode, file }) = &successes {
+        episode.save(file).map_err(|e| Failure::Result(e.to_string()))?;
     }
     launched.robot.drain();
     let mut report = report(&launched, &config, &plan, realtime, episodes, supervision.as_ref());

@@ -156,6 +156,9 @@ impl Monitor {
             InferenceReport::NotObserved(why) | InferenceReport::Failed(why) => {
                 *self.failures.entry(why).or_default() += 1;
             }
+            InferenceReport::Redirected => {
+                *self.failures.entry("the instruction changed".to_owned()).or_default() += 1;
+            }
             InferenceReport::Dropped => {
                 *self.failures.entry("overtaken by a newer order".to_owned()).or_default() += 1;
             }

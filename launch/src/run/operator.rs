@@ -128,6 +128,7 @@ fn notice(robot: &Robot, authority: Authority) -> String {
     }
 }
 
-fn operators(plan: &Plan) -> Operators {
+/// Who may agree, reset and say.
+pub(super) fn operators(plan: &Plan) -> Operators {
     Operators::new(plan.authority.operators.iter().copied())
 }

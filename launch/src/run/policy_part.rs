@@ -33,9 +33,9 @@ const INFERENCES: usize = 16;
 const MEASURED_RUNS: u32 = 8;
 const MEASURED_TIME: Duration = Duration::from_secs(3);
 
-/// `policy` with the robot's cameras under its own names.
+/// `policy` with the robot's cameras under its own names, and instructions as its prompt has them.
 pub(super) fn renamed(policy: Box<dyn Policy>, plan: &Plan) -> Box<dyn Policy> {
-    Box::new(Renamed::new(policy, plan.views.clone()))
+    Box::new(Renamed::new(policy, plan.views.clone()).with_prompt(plan.prompt.clone()))
 }
 
 /// Settings of the inference thread.

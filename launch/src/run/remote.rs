@@ -250,17 +250,20 @@ pub(super) fn policy_side(
         while !seen.load(Ordering::Relaxed) {
             // After a pause only the newest order counts.
             if let Some(message) = orders.try_iter().last() {
+                // Also of an order that is being answered: a new instruction ends that inference.
+                let say = |instruction| {
+                    *ends.instruction.lock().unwrap_or_else(PoisonError::into_inner) = instruction;
+                };
                 match bench.on_order(message.session, message.order.order.request) {
                     Duty::Make => {
-                        *ends.instruction.lock().unwrap_or_else(PoisonError::into_inner) =
-                            message.instruction;
+                        say(message.instruction);
                         // A full ring: the thread has older ones to answer; this one is sent again.
                         if ends.orders.push(message.order).is_err() {
                             bench = Bench::default();
                         }
                     }
                     Duty::Repeat => put(&publisher, &last),
-                    Duty::Wait => {}
+                    Duty::Wait => say(message.instruction),
                 }
             }
             while let Ok(event) = ends.chunks.pop() {

@@ -14,6 +14,7 @@ use sinew_runtime::stream::{BareCycle, StreamReport};
 use sinew_runtime::transport::{Bus, BusError, Keys, Publisher};
 use sinew_runtime::{Clock, DeviceError, JointLimits, PolicyError};
 
+use super::agenda::Agenda;
 use super::episode::{Outcome, SceneReply, SceneRequest};
 use super::monitor::Monitor;
 use super::recording::Inputs;
@@ -132,6 +133,8 @@ pub(super) struct Robot {
     pub asked: Option<Instant>,
     pub ingest: Arc<Mutex<Ingest>>,
     pub instruction: Arc<Mutex<String>>,
+    /// What people say meanwhile.
+    pub agenda: Agenda,
     pub recorder: Inputs,
     pub referee: Arc<Mutex<Referee>>,
     pub requests: Producer<ControlEvent>,
@@ -153,6 +156,9 @@ impl Robot {
             for (part, lost) in &mut self.needed {
                 *lost = self.roster.lost(part);
             }
+        }
+        if let Some(instruction) = self.agenda.take() {
+            self.set_instruction(&instruction);
         }
         self.say_status();
     }
@@ -222,6 +228,7 @@ impl Robot {
 
     pub fn set_instruction(&self, instruction: &str) {
         self.recorder.note(Note::Instruction(instruction.to_owned()));
+        self.agenda.follow(instruction);
         *self.instruction.lock().unwrap_or_else(PoisonError::into_inner) = instruction.to_owned();
     }
 

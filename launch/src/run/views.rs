@@ -1,19 +1,28 @@
-//! The policy's view of the robot's cameras.
+//! The policy's view of the robot's cameras and of what it is told.
 
 use sinew_runtime::{
     ActionChunk, ChunkRequest, Observation, Policy, PolicyError, PolicySpec, Progress,
 };
 
+/// Where the instruction stands in a prompt.
+pub const PLACE: &str = "{instruction}";
+
 /// The policy, seeing the robot's cameras under the names that it was trained with.
 pub struct Renamed {
     policy: Box<dyn Policy>,
     views: Vec<(String, String)>,
+    prompt: Option<String>,
 }
 
 impl Renamed {
     /// `policy`, given `views`: (policy's name, robot's name).
     pub fn new(policy: Box<dyn Policy>, views: Vec<(String, String)>) -> Self {
-        Self { policy, views }
+        Self { policy, views, prompt: None }
+    }
+
+    /// The same, its instructions put into `prompt` in place of `{instruction}`.
+    pub fn with_prompt(self, prompt: Option<String>) -> Self {
+        Self { prompt, ..self }
     }
 }
 
@@ -32,6 +41,9 @@ impl Policy for Renamed {
             if let Some((name, _)) = self.views.iter().find(|v| v.1 == image.camera) {
                 image.camera.clone_from(name);
             }
+        }
+        if let Some(prompt) = &self.prompt {
+            seen.instruction = prompt.replace(PLACE, &observation.instruction);
         }
         self.policy.begin(&seen, request)
     }

@@ -51,6 +51,8 @@ pub struct SmolVlaPolicy {
     spec: PolicySpec,
     dt: Duration,
     run: Option<Run>,
+    /// The run whose chunk was taken: another sample may be made from what it saw.
+    spent: Option<Run>,
     noise: Option<Vec<f32>>,
     noise_scale: f32,
 }
@@ -84,7 +86,7 @@ impl SmolVlaPolicy {
         };
         let dt = Duration::from_secs_f64(1.0 / rate);
         let noise_scale = checkpoint.actions.noise_scale.unwrap_or(1.0) as f32;
-        Ok(Self { model, preparer, spec, dt, run: None, noise: None, noise_scale })
+        Ok(Self { model, preparer, spec, dt, run: None, spent: None, noise: None, noise_scale })
     }
 
     fn check(&self, prefix: &Prefix) -> Result<(), PolicyError> {
@@ -99,6 +101,26 @@ impl SmolVlaPolicy {
             }
             _ => Ok(()),
         }
+    }
+
+    /// The sampling that `request` asks for.
+    fn sampling(&mut self, request: &ChunkRequest) -> Result<(Planned, EulerSampler), PolicyError> {
+        let steps = request.denoise_steps.unwrap_or(self.spec.denoise_steps);
+        if steps == 0 || steps > STEP_LIMIT {
+            return Err(PolicyError::Compute(format!(
+                "{steps} denoise steps were asked for; use 1 to {STEP_LIMIT}"
+            )));
+        }
+        if let Some(prefix) = &request.prefix {
+            self.check(prefix)?;
+        }
+        let shape = self.model.sample_shape();
+        let noise = self.noise.take().unwrap_or_else(|| {
+            let mut noise = gaussian_noise(request.seed, shape.0 * shape.1);
+            noise.iter_mut().for_each(|x| *x *= self.noise_scale);
+            noise
+        });
+        Planned::start(request.prefix.as_ref(), self.preparer.boundary(), noise, shape, steps)
     }
 
     /// Starts the next inference from `noise` (`[H, M]` row by row) instead of the request's seed.
@@ -121,26 +143,10 @@ impl Policy for SmolVlaPolicy {
         observation: &Observation,
         request: &ChunkRequest,
     ) -> Result<(), PolicyError> {
-        self.run = None;
+        (self.run, self.spent) = (None, None);
         let start = Instant::now();
-        let steps = request.denoise_steps.unwrap_or(self.spec.denoise_steps);
-        if steps == 0 || steps > STEP_LIMIT {
-            return Err(PolicyError::Compute(format!(
-                "{steps} denoise steps were asked for; use 1 to {STEP_LIMIT}"
-            )));
-        }
-        if let Some(prefix) = &request.prefix {
-            self.check(prefix)?;
-        }
+        let (planned, sampler) = self.sampling(request)?;
         let inputs = self.preparer.prepare(observation)?;
-        let shape = self.model.sample_shape();
-        let noise = self.noise.take().unwrap_or_else(|| {
-            let mut noise = gaussian_noise(request.seed, shape.0 * shape.1);
-            noise.iter_mut().for_each(|x| *x *= self.noise_scale);
-            noise
-        });
-        let (planned, sampler) =
-            Planned::start(request.prefix.as_ref(), self.preparer.boundary(), noise, shape, steps)?;
         let mut times = [Duration::ZERO; 4];
         times[PREPROCESS] = start.elapsed();
         self.run = Some(Run {
@@ -155,6 +161,16 @@ impl Policy for SmolVlaPolicy {
             times,
         });
         Ok(())
+    }
+
+    fn resample(&mut self, request: &ChunkRequest) -> Result<bool, PolicyError> {
+        let Some(spent) = self.spent.take().filter(|spent| spent.cache.is_some()) else {
+            return Ok(false);
+        };
+        let (planned, sampler) = self.sampling(request)?;
+        let (prefix, times) = (request.prefix.clone(), [Duration::ZERO; 4]);
+        self.run = Some(Run { request: request.id, sampler, planned, prefix, times, ..spent });
+        Ok(true)
     }
 
     fn advance(&mut self) -> Result<Progress, PolicyError> {
@@ -202,6 +218,7 @@ impl Policy for SmolVlaPolicy {
             .run
             .take_if(|run| run.sampler.is_done())
             .ok_or(PolicyError::OutOfTurn("take_chunk was called before the chunk was done"))?;
+        let run = self.spent.insert(run);
         let actions = self.preparer.actions(run.sampler.sample())?;
         let mut chunk =
             ActionChunk::new(run.request, run.instant, self.dt, self.spec.action_dim, actions)

@@ -56,6 +56,8 @@ pub enum InferenceReport {
     Failed(String),
     /// A newer order came: the inference was dropped between two steps.
     Dropped,
+    /// The instruction changed: the inference for the old one was dropped between two steps.
+    Redirected,
 }
 
 /// Settings of the thread.
@@ -129,7 +131,7 @@ impl Worker {
         let (report, event) = match self.infer(order, overtaken) {
             Ok((report, chunk)) => (report, ControlEvent::Chunk(chunk)),
             Err(report) => {
-                if !matches!(report, InferenceReport::Dropped) {
+                if !matches!(report, InferenceReport::Dropped | InferenceReport::Redirected) {
                     std::thread::sleep(RETRY);
                 }
                 (report, ControlEvent::ChunkFailed(order.order.request))
@@ -166,11 +168,19 @@ impl Worker {
             prepare(order, plan.as_ref(), &mut seen, self.policy.spec().dt(), &self.config.kinds);
         let request = ChunkRequest { denoise_steps: Some(steps), seed, ..request };
         self.made += 1;
-        let made = advance(self.policy.as_mut(), &seen, &request, &mut self.anytime, overtaken);
+        let said = &self.inputs.instruction;
+        let redirected = || *said.lock().unwrap_or_else(PoisonError::into_inner) != instruction;
+        let over = || overtaken() || redirected();
+        let made = advance(self.policy.as_mut(), &seen, &request, &mut self.anytime, over);
         let decision = self.anytime.end();
-        let mut chunk = made
-            .map_err(|e| InferenceReport::Failed(e.to_string()))?
-            .ok_or(InferenceReport::Dropped)?;
+        let dropped =
+            || if redirected() { InferenceReport::Redirected } else { InferenceReport::Dropped };
+        let mut chunk =
+            made.map_err(|e| InferenceReport::Failed(e.to_string()))?.ok_or_else(dropped)?;
+        // The last step may have been under way when the instruction changed.
+        if redirected() {
+            return Err(InferenceReport::Redirected);
+        }
         chunk.make_absolute(&self.config.kinds, &seen.proprioception);
         let report = std::mem::take(&mut chunk.report);
         let latency = Clock::now().since(order.at);

@@ -69,6 +69,11 @@ impl Keys {
         format!("sinew/{}/authority", self.robot)
     }
 
+    /// What the robot is told to do while it runs (JSON query).
+    pub fn instruction(&self) -> String {
+        format!("sinew/{}/instruction", self.robot)
+    }
+
     /// Stops the robot (query or message): every driver and the runtime latch and answer.
     pub fn stop(&self) -> String {
         format!("sinew/{}/stop", self.robot)

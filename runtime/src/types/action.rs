@@ -79,7 +79,9 @@ pub struct ChunkReport {
     pub stages: Vec<StageTime>,
     /// Denoise steps that were done.
     pub denoise_steps: usize,
-    /// What each cache did, by name: `warm_start`, `frozen_prefix`, later `denoiser`, `prefix_kv`, `vision`.
+    /// What each cache did, by name: `warm_start`, `frozen_prefix`, later `denoiser`, `prefix_kv`, `vision`;
+    /// `success_memory`: records looked at and followed; `candidates`: those wanted and made, and as error the chosen one's
+    /// score.
     pub caches: Vec<(&'static str, CacheUse)>,
     /// How well the joints meet the policy's poses; `None` when it speaks of joints.
     pub reach: Option<Reach>,
