@@ -238,10 +238,10 @@ pub enum ModelVerb {
         #[arg(short, long)]
         output: PathBuf,
     },
-    /// Write a checkpoint folder with seeded random weights.
+    /// Write a checkpoint folder, or a bundle, with seeded random weights.
     Random {
         /// Architecture.
-        #[arg(value_parser = ["smolvla"])]
+        #[arg(value_parser = sinew_models::RANDOM_ARCHITECTURES)]
         architecture: String,
         /// Size.
         #[arg(long, value_enum, default_value = "full")]
@@ -249,7 +249,7 @@ pub enum ModelVerb {
         /// Seed of the weights.
         #[arg(long, default_value_t = 1)]
         seed: u64,
-        /// The folder.
+        /// The folder; a name that ends in .gguf makes a Q8_0 bundle at once.
         #[arg(short, long)]
         output: PathBuf,
     },

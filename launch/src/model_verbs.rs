@@ -45,12 +45,12 @@ pub fn run(verb: ModelVerb) -> Result<(), Failure> {
             sinew_models::quantize(&folder, kind, &output)?;
             show(&sinew_models::inspect(&output)?, false)
         }
-        ModelVerb::Random { architecture: _, size, seed, output } => {
+        ModelVerb::Random { architecture, size, seed, output } => {
             let size = match size {
                 Size::Full => RandomSize::Full,
                 Size::Tiny => RandomSize::Tiny,
             };
-            sinew_models::random_smolvla(size, seed, &output)?;
+            sinew_models::random(&architecture, size, seed, &output)?;
             say!("{}", output.display());
             Ok(())
         }

@@ -9,10 +9,18 @@ use serde_json::Value;
 use sinew_runtime::Policy;
 
 use crate::checkpoint::{Checkpoint, StoredType};
-use crate::{LoadOptions, ModelError, masked, oft, smolvla, xvla};
+use crate::{LoadOptions, ModelError, masked, oft, pi, smolvla, xvla};
 
 /// Every family, in the order in which they are listed.
-pub static FAMILIES: &[&Family] = &[&smolvla::FAMILY, &xvla::FAMILY, &masked::FAMILY, &oft::FAMILY];
+pub static FAMILIES: &[&Family] = &[
+    &smolvla::FAMILY,
+    &pi::PI0,
+    &pi::PI05,
+    &pi::PI0_FAST,
+    &xvla::FAMILY,
+    &masked::FAMILY,
+    &oft::FAMILY,
+];
 
 /// A text file that a family needs beside `config.json`; a bundle carries it under `sinew.ROLE`.
 pub struct Extra {

@@ -17,13 +17,13 @@ mod error;
 pub mod families;
 mod fetch;
 pub mod gguf;
-pub mod guidance;
 pub mod heads;
 mod inspect;
 pub mod kernels;
 pub mod masked;
 pub mod oft;
 pub mod onnx;
+pub mod pi;
 pub mod processors;
 mod random;
 pub mod smolvla;
@@ -41,7 +41,7 @@ pub use gguf::{QuantType, quantize};
 pub use inspect::{Inspection, KeptGroup, Normalization, Part, inspect};
 use sinew_runtime::Policy;
 use sinew_runtime::action_space::SpaceKeys;
-pub use synthetic::{RandomSize, random_smolvla};
+pub use synthetic::{RANDOM_ARCHITECTURES, RandomSize, random, random_smolvla};
 pub use verify::{
     DimensionError, QuantizationError, STAGE_THRESHOLD, StageError, VerifyReport,
     quantization_errors, verify,
@@ -54,6 +54,8 @@ pub struct LoadOptions {
     pub action_rate_hz: Option<f64>,
     /// Denoise steps; overrides the checkpoint's.
     pub denoise_steps: Option<usize>,
+    /// How a denoise step follows the velocity, in flow-matching policies.
+    pub solver: heads::flow::Solver,
     /// Cameras that may be missing, beyond those that the checkpoint allows.
     pub missing_cameras: usize,
     /// Leaves out the check of a bundle's tensor data against its SHA-256.

@@ -8,20 +8,13 @@ mod common;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use common::{Case, Worst, max_difference, reference, values};
+use common::{Case, Worst, max_difference, reference, valid, values};
 use sinew_models::smolvla::{EulerSampler, Preparer, SmolVla, SmolVlaPolicy};
 use sinew_models::{Checkpoint, LoadOptions};
 use sinew_runtime::{ChunkRequest, MaskSchedule, Prefix, PrefixUse, inference};
 
 const INTERMEDIATE: f32 = 1e-4;
 const CHUNK: f32 = 5e-5;
-
-/// Rows of `theirs` (`[P, width]`) where `mask` is set.
-fn valid(theirs: &[f32], mask: &[f32]) -> Vec<f32> {
-    let width = theirs.len() / mask.len();
-    let rows = theirs.chunks_exact(width).zip(mask).filter(|(_, m)| **m > 0.0);
-    rows.flat_map(|(row, _)| row.to_vec()).collect()
-}
 
 fn check_row(
     model: &SmolVla,

@@ -6,7 +6,8 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
 use super::{
-    ActionInfo, Checkpoint, Features, Origin, Processor, StoredType, TextFile, open_safetensors,
+    ActionInfo, Checkpoint, Features, Origin, Processor, StoredType, TensorStore, TextFile,
+    open_safetensors,
 };
 use crate::ModelError;
 use crate::families::{self, Extra};
@@ -36,6 +37,20 @@ fn read_text(path: &Path, remedy: &str) -> Result<String, ModelError> {
 
 /// Opens the folder `dir`.
 pub(super) fn open(dir: &Path) -> Result<Checkpoint, ModelError> {
+    let mut checkpoint = open_without_weights(dir)?;
+    let weights = dir.join("model.safetensors");
+    if !weights.is_file() {
+        return Err(ModelError::FileMissing {
+            path: weights,
+            remedy: "copy the checkpoint's model.safetensors beside config.json".into(),
+        });
+    }
+    checkpoint.store = open_safetensors(&weights, checkpoint.family)?;
+    Ok(checkpoint)
+}
+
+/// Opens all of the folder `dir` but its weights.
+pub(crate) fn open_without_weights(dir: &Path) -> Result<Checkpoint, ModelError> {
     let config_path = dir.join("config.json");
     let config_text =
         read_text(&config_path, "give the folder that LeRobot saved (`pretrained_model`)")?;
@@ -55,14 +70,6 @@ pub(super) fn open(dir: &Path) -> Result<Checkpoint, ModelError> {
     } else {
         ActionInfo::default()
     };
-    let weights = dir.join("model.safetensors");
-    if !weights.is_file() {
-        return Err(ModelError::FileMissing {
-            path: weights,
-            remedy: "copy the checkpoint's model.safetensors beside config.json".into(),
-        });
-    }
-    let store = open_safetensors(&weights, family)?;
     Ok(Checkpoint {
         path: dir.to_owned(),
         family,
@@ -72,7 +79,7 @@ pub(super) fn open(dir: &Path) -> Result<Checkpoint, ModelError> {
         preprocessor,
         postprocessor,
         actions,
-        store,
+        store: TensorStore::new(&dir.join("model.safetensors"), Some(family)),
         origin: Origin { format: "safetensors", ..Origin::default() },
     })
 }

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use folder::open_without_weights;
 pub use features::{Feature, Features, check_size};
 pub use store::{StoredTensor, StoredType, TensorStore};
 pub use weights::open_safetensors;

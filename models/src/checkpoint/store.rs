@@ -152,6 +152,15 @@ impl StoredTensor {
         Tensor::from_vec(out, (indices.len(), width), &Device::Cpu)
     }
 
+    /// Appends the values of `range` as 32-bit floats; it must begin and end with a block.
+    pub(crate) fn read(&self, range: Range<usize>, out: &mut Vec<f32>) {
+        let byte = |value: usize| value / self.dtype.block_values() * self.dtype.block_bytes();
+        let start = out.len();
+        out.resize(start + range.len(), 0.0);
+        let bytes = &self.bytes()[byte(range.start)..byte(range.end)];
+        blocks::decode_parallel(self.dtype, bytes, &mut out[start..]);
+    }
+
     /// Lets the kernel take back its pages.
     pub(crate) fn release(&self) {
         self.file.release(self.range.clone());

@@ -10,6 +10,9 @@ use super::store::{StoredTensor, StoredType, TensorStore};
 use crate::ModelError;
 use crate::families::Family;
 
+const TOKEN_TABLE: &str = "text.embed_tokens.weight";
+const OUTPUT_MATRIX: &str = "lm_head.weight";
+
 /// Maps the safetensors file `path` of a policy of `family`; nothing is read but its header.
 ///
 /// # Errors
@@ -24,8 +27,15 @@ pub fn open_safetensors(path: &Path, family: &'static Family) -> Result<TensorSt
     })?;
     let data = header + 8;
     let mut store = TensorStore::new(path, Some(family));
-    for (name, info) in metadata.tensors() {
-        let short = family.short_name(&name);
+    let tensors = metadata.tensors();
+    // Tied tensors are stored once: the token table may be there as the output matrix only.
+    let named = |short: &str| tensors.keys().any(|name| family.short_name(name) == short);
+    let tied = !named(TOKEN_TABLE) && named(OUTPUT_MATRIX);
+    for (name, info) in &tensors {
+        let mut short = family.short_name(name);
+        if tied && short == OUTPUT_MATRIX {
+            short = TOKEN_TABLE.to_owned();
+        }
         if (family.unused)(&short) {
             continue;
         }
@@ -36,7 +46,7 @@ pub fn open_safetensors(path: &Path, family: &'static Family) -> Result<TensorSt
             other => {
                 return Err(ModelError::TensorType {
                     path: path.to_owned(),
-                    tensor: name,
+                    tensor: name.clone(),
                     found: format!("{other:?}"),
                     expected: "F32, F16 or BF16",
                 });

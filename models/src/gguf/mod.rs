@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use sinew_runtime::action_space::SpaceKeys;
 
 pub use quantize::{QuantType, quantize};
+pub(crate) use quantize::{Weights, write_bundle};
 
 use crate::ModelError;
 use crate::checkpoint::map::MappedFile;

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
@@ -11,7 +12,7 @@ use super::format::{self, ALIGNMENT, TensorInfo, Value};
 use super::{ARCHITECTURE, blocks, hex, keys};
 use crate::ModelError;
 use crate::checkpoint::map::MappedFile;
-use crate::checkpoint::{Checkpoint, Processor, StoredTensor, StoredType};
+use crate::checkpoint::{Checkpoint, Processor, StoredTensor, StoredType, TensorStore};
 use crate::families::Family;
 
 /// Type of a bundle's large matrices.
@@ -44,8 +45,61 @@ impl QuantType {
 /// [`ModelError`] of reading the folder or writing the file.
 pub fn quantize(folder: &Path, kind: QuantType, out: &Path) -> Result<(), ModelError> {
     let checkpoint = Checkpoint::open(folder, true)?;
+    let source = checkpoint.store.path();
+    let hash = hex(&Sha256::digest(MappedFile::open(source)?.bytes()));
+    write_bundle(&checkpoint, kind, Some(&hash), &mut Stored(&checkpoint.store), out)
+}
+
+/// Values made, encoded and written at a time; a multiple of every block.
+const SLICE: usize = 1 << 22;
+
+/// Where the values of a bundle come from.
+pub(crate) trait Weights {
+    /// Our name and the shape of every tensor.
+    fn tensors(&self) -> Vec<(String, Vec<usize>)>;
+    /// Appends values `range` of tensor `index`. Ranges follow each other, tensor by tensor.
+    fn read(&mut self, index: usize, range: Range<usize>, out: &mut Vec<f32>);
+    /// Tensor `index` will not be read again.
+    fn release(&mut self, _index: usize) {}
+}
+
+/// The weights of a checkpoint folder.
+struct Stored<'a>(&'a TensorStore);
+
+impl Stored<'_> {
+    fn get(&self, index: usize) -> Option<&StoredTensor> {
+        self.0.iter().nth(index).map(|(_, tensor)| tensor)
+    }
+}
+
+impl Weights for Stored<'_> {
+    fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        self.0.iter().map(|(name, tensor)| (name.to_owned(), tensor.shape.clone())).collect()
+    }
+
+    fn read(&mut self, index: usize, range: Range<usize>, out: &mut Vec<f32>) {
+        if let Some(tensor) = self.get(index) {
+            tensor.read(range, out);
+        }
+    }
+
+    fn release(&mut self, index: usize) {
+        if let Some(tensor) = self.get(index) {
+            tensor.release();
+        }
+    }
+}
+
+/// Writes what `checkpoint` holds besides its weights, and `weights`, as one bundle `out`.
+pub(crate) fn write_bundle(
+    checkpoint: &Checkpoint,
+    kind: QuantType,
+    source_hash: Option<&str>,
+    weights: &mut dyn Weights,
+    out: &Path,
+) -> Result<(), ModelError> {
     let part = out.with_extension("gguf.part");
-    let written = write(&checkpoint, kind, &part)
+    let written = write(checkpoint, kind, source_hash, weights, &part)
         .and_then(|()| std::fs::rename(&part, out).map_err(|e| ModelError::io(out, e)));
     if written.is_err() {
         // The partial file is of no use; that it cannot be removed is no further news.
@@ -58,11 +112,11 @@ pub fn quantize(folder: &Path, kind: QuantType, out: &Path) -> Result<(), ModelE
 fn choose(
     family: &Family,
     name: &str,
-    tensor: &StoredTensor,
+    shape: &[usize],
     kind: QuantType,
 ) -> (StoredType, Option<&'static str>) {
-    let width: usize = tensor.shape.iter().skip(1).product();
-    if tensor.shape.len() < 2 {
+    let width: usize = shape.iter().skip(1).product();
+    if shape.len() < 2 {
         return (
             StoredType::F32,
             Some("norm gains and biases: few values, added to every activation"),
@@ -78,38 +132,50 @@ fn choose(
     (wanted, None)
 }
 
-fn write(checkpoint: &Checkpoint, kind: QuantType, out: &Path) -> Result<(), ModelError> {
+fn write(
+    checkpoint: &Checkpoint,
+    kind: QuantType,
+    source_hash: Option<&str>,
+    weights: &mut dyn Weights,
+    out: &Path,
+) -> Result<(), ModelError> {
     let io = |e| ModelError::io(out, e);
     let mut infos = Vec::new();
     let mut kept = Vec::new();
-    for (name, tensor) in checkpoint.store.iter() {
-        let (dtype, reason) = choose(checkpoint.family, name, tensor, kind);
+    for (name, shape) in weights.tensors() {
+        let (dtype, reason) = choose(checkpoint.family, &name, &shape, kind);
         if let Some(reason) = reason {
             kept.push(format!("{name}|{}|{reason}", dtype.name()));
         }
         // A convolution is stored as the matrix that it is used as.
-        let shape = match tensor.shape.as_slice() {
+        let shape = match shape.as_slice() {
             [outputs, rest @ ..] if rest.len() == 3 => vec![*outputs, rest.iter().product()],
             other => other.to_vec(),
         };
-        infos.push(TensorInfo { name: name.to_owned(), dtype, shape });
+        infos.push(TensorInfo { name, dtype, shape });
     }
-    let source = checkpoint.store.path();
-    let source_hash = hex(&Sha256::digest(MappedFile::open(source)?.bytes()));
     let metadata =
-        |data_hash: String| metadata(checkpoint, kind, &source_hash, data_hash, kept.clone());
+        |data_hash: String| metadata(checkpoint, kind, source_hash, data_hash, kept.clone());
     let mut file = BufWriter::new(File::create(out).map_err(io)?);
     // The hash of the data is known last; it has a fixed length, so the header is written twice.
     format::write_header(&mut file, &metadata("0".repeat(64)), &infos).map_err(io)?;
     let mut hash = Sha256::new();
-    let mut bytes = Vec::new();
-    for (info, (_, tensor)) in infos.iter().zip(checkpoint.store.iter()) {
-        bytes.clear();
-        blocks::encode(info.dtype, &tensor.to_f32(), &mut bytes);
-        tensor.release();
-        bytes.resize(bytes.len().next_multiple_of(ALIGNMENT), 0);
-        hash.update(&bytes);
-        file.write_all(&bytes).map_err(io)?;
+    let (mut values, mut bytes) = (Vec::new(), Vec::new());
+    for (index, info) in infos.iter().enumerate() {
+        let (count, mut written) = (info.shape.iter().product::<usize>(), 0);
+        for start in (0..count).step_by(SLICE) {
+            values.clear();
+            bytes.clear();
+            weights.read(index, start..count.min(start + SLICE), &mut values);
+            blocks::encode(info.dtype, &values, &mut bytes);
+            written += bytes.len();
+            hash.update(&bytes);
+            file.write_all(&bytes).map_err(io)?;
+        }
+        weights.release(index);
+        let padding = vec![0; written.next_multiple_of(ALIGNMENT) - written];
+        hash.update(&padding);
+        file.write_all(&padding).map_err(io)?;
     }
     file.seek(SeekFrom::Start(0)).map_err(io)?;
     format::write_header(&mut file, &metadata(hex(&hash.finalize())), &infos).map_err(io)?;
@@ -119,7 +185,7 @@ fn write(checkpoint: &Checkpoint, kind: QuantType, out: &Path) -> Result<(), Mod
 fn metadata(
     checkpoint: &Checkpoint,
     kind: QuantType,
-    source_hash: &str,
+    source_hash: Option<&str>,
     data_hash: String,
     kept: Vec<String>,
 ) -> Vec<(String, Value)> {
@@ -129,7 +195,6 @@ fn metadata(
         (keys::ALIGNMENT.to_owned(), Value::U32(ALIGNMENT as u32)),
         text(keys::WRITTEN_BY, concat!("sinew ", env!("CARGO_PKG_VERSION"))),
         text(keys::QUANTIZATION, kind.stored().name()),
-        text(keys::SOURCE_HASH, source_hash),
         text(keys::DATA_HASH, &data_hash),
         text(keys::CONFIG, &checkpoint.config_text),
         (keys::KEPT.to_owned(), Value::Texts(kept)),
@@ -140,6 +205,7 @@ fn metadata(
         let keys = serde_json::json!(checkpoint.actions.action_space);
         all.push(text(keys::ACTION_SPACE, &keys.to_string()));
     }
+    all.extend(source_hash.map(|hash| text(keys::SOURCE_HASH, hash)));
     all.extend(checkpoint.extras.iter().map(|(role, f)| text(&keys::extra(role), &f.text)));
     let numbers = [
         (keys::ACTION_RATE, checkpoint.actions.action_rate_hz),

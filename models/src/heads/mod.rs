@@ -1,6 +1,8 @@
 //! What makes actions out of a backbone's numbers, apart from any network.
 
 pub mod bins;
+pub mod fast;
+pub mod flow;
 pub mod masked;
 
 pub use bins::Bins;

@@ -99,6 +99,7 @@ impl InplaceOp1 for Silu {
 #[derive(Clone, Copy)]
 enum Pair {
     SiluMul,
+    GeluMul,
     Add,
 }
 
@@ -120,6 +121,7 @@ impl InplaceOp2 for Pair {
         }
         target.par_chunks_mut(SLICE).zip(source.par_chunks(SLICE)).for_each(|(t, s)| match self {
             Self::SiluMul => t.iter_mut().zip(s).for_each(|(t, s)| *t = sigmoid_mul(*t, *t) * s),
+            Self::GeluMul => t.iter_mut().zip(s).for_each(|(t, s)| *t = gelu_tanh(*t) * s),
             Self::Add => t.iter_mut().zip(s).for_each(|(t, s)| *t += s),
         });
         Ok(())
@@ -141,6 +143,15 @@ pub fn silu(x: Tensor) -> Result<Tensor> {
 /// When the sizes differ, or one is not contiguous f32.
 pub fn silu_mul(gate: Tensor, up: &Tensor) -> Result<Tensor> {
     gate.inplace_op2(up, &Pair::SiluMul)?;
+    Ok(gate)
+}
+
+/// `gelu(gate)·up` (tanh form), in the memory of `gate`.
+///
+/// # Errors
+/// When the sizes differ, or one is not contiguous f32.
+pub fn gelu_mul(gate: Tensor, up: &Tensor) -> Result<Tensor> {
+    gate.inplace_op2(up, &Pair::GeluMul)?;
     Ok(gate)
 }
 

@@ -51,12 +51,19 @@ pub struct Linear {
     outputs: usize,
 }
 
+/// Weights that are widened at a time (values): 64 MiB. A larger layer is computed in parts of its outputs.
+const SCRATCH_VALUES: usize = 1 << 24;
+
 thread_local! {
     /// The widened weight of the layer being computed; grows to the largest layer's size.
     static SCRATCH: RefCell<Option<Tensor>> = const { RefCell::new(None) };
 }
 
-struct Widen<'a>(&'a StoredTensor);
+/// Widens the rows of a stored matrix that begin at a byte.
+struct Widen<'a> {
+    stored: &'a StoredTensor,
+    start: usize,
+}
 
 impl InplaceOp1 for Widen<'_> {
     fn name(&self) -> &'static str {
@@ -65,7 +72,7 @@ impl InplaceOp1 for Widen<'_> {
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
         let out = values_mut(storage, layout)?;
-        blocks::decode_parallel(self.0.dtype, self.0.bytes(), out);
+        blocks::decode_parallel(self.stored.dtype, &self.stored.bytes()[self.start..], out);
         Ok(())
     }
 }
@@ -141,18 +148,7 @@ impl Linear {
     pub fn forward_with(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
         let y = match &self.weight {
             Weight::Dense(weight) => x.matmul(&weight.t()?)?,
-            Weight::Stored(stored) => SCRATCH.with_borrow_mut(|scratch| {
-                let needed = self.inputs * self.outputs;
-                let room = match scratch.take().filter(|t| t.elem_count() >= needed) {
-                    Some(tensor) => tensor,
-                    None => Tensor::zeros(needed, candle_core::DType::F32, &Device::Cpu)?,
-                };
-                let weight = room.narrow(0, 0, needed)?.reshape((self.outputs, self.inputs))?;
-                weight.inplace_op1(&Widen(stored))?;
-                let y = x.matmul(&weight.t()?);
-                *scratch = Some(room);
-                y
-            })?,
+            Weight::Stored(stored) => self.widened(stored, x)?,
         };
         match &self.bias {
             Some(bias) => y.inplace_op1(&Bias { bias, activation })?,
@@ -160,5 +156,28 @@ impl Linear {
             None => y.inplace_op1(&Bias { bias: &vec![0.0; self.outputs], activation })?,
         }
         Ok(y)
+    }
+
+    /// `x` times the stored weight, widened part by part.
+    fn widened(&self, stored: &StoredTensor, x: &Tensor) -> Result<Tensor> {
+        let most = (SCRATCH_VALUES / self.inputs.max(1)).clamp(1, self.outputs.max(1));
+        let row_bytes = stored.bytes().len() / self.outputs.max(1);
+        SCRATCH.with_borrow_mut(|scratch| {
+            let needed = self.inputs * most;
+            let room = match scratch.take().filter(|t| t.elem_count() >= needed) {
+                Some(tensor) => tensor,
+                None => Tensor::zeros(needed, candle_core::DType::F32, &Device::Cpu)?,
+            };
+            let mut parts = Vec::with_capacity(self.outputs.div_ceil(most));
+            for row in (0..self.outputs).step_by(most) {
+                let rows = most.min(self.outputs - row);
+                let values = room.narrow(0, 0, rows * self.inputs)?;
+                let weight = values.reshape((rows, self.inputs))?;
+                weight.inplace_op1(&Widen { stored, start: row * row_bytes })?;
+                parts.push(x.matmul(&weight.t()?)?);
+            }
+            *scratch = Some(room);
+            if parts.len() == 1 { Ok(parts.remove(0)) } else { Tensor::cat(&parts, 1) }
+        })
     }
 }

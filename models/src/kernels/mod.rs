@@ -9,7 +9,7 @@ mod linear;
 mod norm;
 
 pub use attention::{Rope, Visible, attend};
-pub use inplace::{add, silu, silu_mul};
+pub use inplace::{add, gelu_mul, silu, silu_mul};
 pub use linear::{Activation, Linear};
 pub use norm::LayerNorm;
 

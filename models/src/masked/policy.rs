@@ -11,7 +11,8 @@ use sinew_runtime::{
 use super::{MaskedConfig, MaskedVla};
 use crate::checkpoint::Checkpoint;
 use crate::heads::{MaskedDecoder, Masking};
-use crate::smolvla::{Inputs, Prefix, Preparer, SmolVlaConfig, reuse};
+use crate::heads::flow::reuse;
+use crate::smolvla::{Inputs, Prefix, Preparer, SmolVlaConfig};
 use crate::{LoadOptions, ModelError};
 
 const STAGES: [&str; 4] = ["preprocess", "vision", "prefix", "denoise"];

@@ -10,6 +10,7 @@ use super::graph::{Array, Element, Graph, Port};
 use super::inputs::check_scale;
 use super::manifest::{ActionOutput, Flow};
 use crate::ModelError;
+use crate::heads::flow::{FlowTime, NoiseAtOne, NoiseAtZero};
 
 /// The most denoise steps that one request may ask for.
 pub(super) const STEP_LIMIT: usize = 1000;
@@ -102,7 +103,7 @@ impl FlowHead {
         shared.cloned().chain(context).collect()
     }
 
-    /// Velocity of the sample `x` (`[H, W]`) at time `t`, from 1 (noise) to 0, towards the noise.
+    /// Velocity of the sample `x` (`[H, W]`) at `time`, towards the noise.
     ///
     /// # Errors
     /// The engine's words, or the shape that came out.
@@ -110,11 +111,14 @@ impl FlowHead {
         &mut self,
         context: &[(String, Array)],
         x: &Tensor,
-        t: f64,
+        time: FlowTime<NoiseAtOne>,
     ) -> candle_core::Result<Tensor> {
         let values = x.flatten_all()?.to_vec1::<f32>()?;
         let sample = Array::floats(self.sample_shape.clone(), values);
-        let t = if self.noise_at_one { t } else { 1.0 - t };
+        let t = match self.noise_at_one {
+            true => time.value(),
+            false => FlowTime::<NoiseAtZero>::from(time).value(),
+        };
         let time = Array::floats(self.time_shape.clone(), vec![t as f32]);
         let mut inputs: Vec<_> =
             context.iter().map(|(name, array)| (name.as_str(), array)).collect();

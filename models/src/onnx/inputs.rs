@@ -12,7 +12,7 @@ use super::image::ImagePort;
 use super::manifest::{InstructionInput, Manifest, Recurrent, normalizer};
 use crate::ModelError;
 use crate::processors::{Normalizer, Prompter};
-use crate::smolvla::gaussian_noise;
+use crate::heads::flow::gaussian_noise;
 
 /// No instruction is longer (tokens).
 const TOKEN_LIMIT: usize = 1 << 16;

@@ -14,8 +14,7 @@ use super::flow::{FlowHead, STEP_LIMIT, place};
 use super::graph::{Array, Element, Graph, Port, open_graph};
 use super::inputs::{Preparer, scaled_noise};
 use super::manifest::{MANIFEST, Manifest};
-use crate::guidance::Guidance;
-use crate::smolvla::EulerSampler;
+use crate::heads::flow::{EulerSampler, Guidance};
 use crate::{LoadOptions, ModelError};
 
 const STAGES: [&str; 3] = ["preprocess", "network", "denoise"];
@@ -198,7 +197,7 @@ impl OnnxPolicy {
         let Some(Sampling { sampler, guidance, context: Some(context) }) = &mut run.sampling else {
             return Ok(());
         };
-        let (x, time) = (sampler.sample().clone(), sampler.time());
+        let (x, time) = (sampler.sample().clone(), sampler.flow_time());
         let mut velocity = flow.velocity(context, &x, time).map_err(compute)?;
         if let Some(guidance) = guidance {
             velocity = guidance.correct(&velocity, &x, time).map_err(compute)?;

@@ -32,7 +32,14 @@ pub struct Boundary {
     action_dim: usize,
     /// Per action dimension, whether the policy's unit is degrees.
     degrees: Vec<bool>,
+    /// Per action dimension, whether the network's value is relative to the state; empty: none is.
+    relative: Vec<bool>,
 }
+
+/// The state that relative actions start from, in the policy's units: the one of the observation that they were
+/// computed from. Empty for policies without relative actions.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Origin(Vec<f64>);
 
 impl Boundary {
     /// Reads features and pipelines of `checkpoint`; `allowed_missing` camera inputs may have no image.
@@ -64,6 +71,7 @@ impl Boundary {
             );
             return Err(ModelError::config(&path, "action_units", reason));
         }
+        let relative = relative(checkpoint, state_dim, action_dim)?;
         let (rename, statistics) = (pre.pipeline.rename.clone(), &post.statistics);
         let (kind, key, at) = ("ACTION", "action", &post.statistics_path);
         Ok(Self {
@@ -75,6 +83,7 @@ impl Boundary {
             state_dim,
             action_dim,
             degrees,
+            relative,
         })
     }
 
@@ -174,37 +183,80 @@ impl Boundary {
         Ok(values.collect())
     }
 
-    /// Actions (rows of the action's width, physical units) as the network has them: rows of `width`, the padding
-    /// zero.
+    /// What the relative actions of `observation` start from.
+    pub fn origin(&self, observation: &Observation) -> Origin {
+        let values = observation.proprioception.iter().enumerate();
+        let relative = values.filter(|(dim, _)| *dim < self.relative.len());
+        Origin(relative.map(|(dim, v)| self.to_unit(dim, *v)).collect())
+    }
+
+    /// What dimension `dim` is relative to.
+    fn start(&self, origin: &Origin, dim: usize) -> Result<f64, PolicyError> {
+        if !self.relative.get(dim).copied().unwrap_or(false) {
+            return Ok(0.0);
+        }
+        origin.0.get(dim).copied().ok_or(PolicyError::Unsupported("relative actions"))
+    }
+
+    /// [`Self::model_actions_from`] of a policy without relative actions.
+    ///
+    /// # Errors
+    /// As there; [`PolicyError::Unsupported`] when the actions are relative.
+    pub fn model_actions(&self, actions: &[f64], width: usize) -> Result<Vec<f32>, PolicyError> {
+        self.model_actions_from(&Origin::default(), actions, width)
+    }
+
+    /// Actions (rows of the action's width, physical units) as the network has them in an inference that starts
+    /// from `origin`: rows of `width`, the padding zero.
     ///
     /// # Errors
     /// [`PolicyError::NotFinite`] for a value that is none.
-    pub fn model_actions(&self, actions: &[f64], width: usize) -> Result<Vec<f32>, PolicyError> {
+    pub fn model_actions_from(
+        &self,
+        origin: &Origin,
+        actions: &[f64],
+        width: usize,
+    ) -> Result<Vec<f32>, PolicyError> {
         let mut out = Vec::with_capacity(actions.len() / self.action_dim * width);
         for row in actions.chunks_exact(self.action_dim) {
             for (dim, value) in row.iter().enumerate() {
                 if !value.is_finite() {
                     return Err(PolicyError::NotFinite { what: "planned prefix" });
                 }
-                out.push(self.action.normalize(dim, self.to_unit(dim, *value) as f32));
+                let value = self.to_unit(dim, *value) - self.start(origin, dim)?;
+                out.push(self.action.normalize(dim, value as f32));
             }
             out.extend(std::iter::repeat_n(0.0, width - self.action_dim));
         }
         Ok(out)
     }
 
-    /// The network's `rows` as actions `[H, D]`, row by row, in physical units; what a row has beyond `D` is padding.
+    /// [`Self::actions_from`] of a policy without relative actions.
+    ///
+    /// # Errors
+    /// As there; [`PolicyError::Unsupported`] when the actions are relative.
+    pub fn actions<'a>(
+        &self,
+        rows: impl IntoIterator<Item = &'a [f32]>,
+    ) -> Result<Vec<f64>, PolicyError> {
+        self.actions_from(&Origin::default(), rows)
+    }
+
+    /// The network's `rows`, made from inputs with `origin`, as actions `[H, D]`, row by row, in physical units; what a
+    /// row has beyond `D` is padding.
     ///
     /// # Errors
     /// [`PolicyError::NotFinite`] when a value is no number.
-    pub fn actions<'a>(
+    pub fn actions_from<'a>(
         &self,
+        origin: &Origin,
         rows: impl IntoIterator<Item = &'a [f32]>,
     ) -> Result<Vec<f64>, PolicyError> {
         let mut out = Vec::new();
         for row in rows {
             for (dim, value) in row.iter().take(self.action_dim).enumerate() {
                 let value = self.action.unnormalize(dim, f64::from(*value));
+                let value = value + self.start(origin, dim)?;
                 if !value.is_finite() {
                     return Err(PolicyError::NotFinite { what: "action chunk" });
                 }
@@ -221,5 +273,33 @@ impl Boundary {
 
     fn is_degrees(&self, dim: usize) -> bool {
         self.degrees.get(dim).copied().unwrap_or(false)
+    }
+}
+
+/// Per action dimension, whether it is relative to the state; empty when none is.
+fn relative(
+    checkpoint: &Checkpoint,
+    state_dim: usize,
+    action_dim: usize,
+) -> Result<Vec<bool>, ModelError> {
+    let (before, after) = (&checkpoint.preprocessor.pipeline, &checkpoint.postprocessor.pipeline);
+    let fail = |reason: String| {
+        let key = "relative_actions_processor";
+        Err(ModelError::config(&checkpoint.config_path(), key, reason))
+    };
+    match (&before.relative, after.absolute) {
+        (None, false) => Ok(Vec::new()),
+        (Some(relative), true) => {
+            let relative = relative.dimensions(action_dim);
+            match relative.iter().rposition(|r| *r) {
+                Some(last) if last >= state_dim => fail(format!(
+                    "makes action {last} relative to the state, which has {state_dim} values"
+                )),
+                _ => Ok(relative),
+            }
+        }
+        _ => fail(
+            "and absolute_actions_processor are not both enabled; save both pipelines again".into(),
+        ),
     }
 }

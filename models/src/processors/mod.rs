@@ -3,10 +3,12 @@
 mod boundary;
 pub mod normalize;
 pub mod pipeline;
+mod prompt;
 pub mod resize;
 pub mod tokenize;
 
-pub use boundary::Boundary;
+pub use boundary::{Boundary, Origin};
 pub use normalize::{NormMode, Normalizer, Statistics};
-pub use pipeline::Pipeline;
+pub use pipeline::{Pipeline, Relative};
+pub use prompt::{StatePrompt, state_bin};
 pub use tokenize::Prompter;

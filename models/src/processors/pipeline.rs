@@ -9,6 +9,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::normalize::{NormMode, Normalizer, Statistics};
+use super::prompt::StatePrompt;
 use crate::ModelError;
 
 #[derive(Deserialize)]
@@ -45,6 +46,37 @@ pub struct Pipeline {
     pub modes: BTreeMap<String, NormMode>,
     /// Name of the statistics file.
     pub state_file: Option<String>,
+    /// The state is written into the prompt.
+    pub state_prompt: Option<StatePrompt>,
+    /// Actions are relative to the state: which ones, before the model.
+    pub relative: Option<Relative>,
+    /// Relative actions are made absolute after the model.
+    pub absolute: bool,
+}
+
+/// Which actions are relative to the state.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Relative {
+    enabled: bool,
+    /// Actions whose name contains one of these stay absolute.
+    exclude_joints: Vec<String>,
+    action_names: Option<Vec<String>>,
+}
+
+impl Relative {
+    /// Per action dimension of `width`, whether it is relative. Dimensions without a name are.
+    ///
+    /// Source: LeRobot `src/lerobot/processor/relative_action_processor.py`, `_build_mask`.
+    pub fn dimensions(&self, width: usize) -> Vec<bool> {
+        let excluded: Vec<String> =
+            self.exclude_joints.iter().map(|n| n.to_lowercase()).filter(|n| !n.is_empty()).collect();
+        let names = self.action_names.iter().flatten().take(width).map(|n| n.to_lowercase());
+        let mut mask: Vec<bool> =
+            names.map(|name| !excluded.iter().any(|part| name.contains(part))).collect();
+        mask.resize(width, true);
+        mask
+    }
 }
 
 impl Pipeline {
@@ -118,11 +150,28 @@ impl Pipeline {
                     self.state_file = Some(name);
                 }
             }
-            "relative_actions_processor" | "absolute_actions_processor" => {
-                if step.config.get("enabled").and_then(serde_json::Value::as_bool) == Some(true) {
-                    return fail("is enabled; relative actions are not supported".into());
+            "relative_actions_processor" => {
+                let relative = match step.config.clone() {
+                    serde_json::Value::Null => Ok(Relative::default()),
+                    config => serde_json::from_value::<Relative>(config),
+                };
+                match relative {
+                    Ok(relative) => self.relative = relative.enabled.then_some(relative),
+                    Err(e) => return fail(format!("cannot be read: {e}")),
                 }
             }
+            "absolute_actions_processor" => {
+                let enabled = step.config.get("enabled").and_then(serde_json::Value::as_bool);
+                self.absolute = enabled == Some(true);
+            }
+            "pi05_prepare_state_tokenizer_processor_step" => {
+                self.state_prompt = Some(StatePrompt::TaskStateAction);
+            }
+            "pi0_fast_prepare_state_tokenizer_processor_step" => {
+                self.state_prompt = Some(StatePrompt::TaskState);
+            }
+            // Makes tokens of actions, which an observation does not have.
+            "action_tokenizer_processor" => {}
             _ => return fail("is a processing step that this runtime does not know".into()),
         }
         Ok(())
@@ -156,6 +205,19 @@ mod tests {
         let text = r#"{"steps": [{"registry_name": "mystery_processor", "config": {}}]}"#;
         let e = Pipeline::parse(Path::new("p.json"), text).expect_err("the step is unknown");
         assert!(e.to_string().contains("mystery_processor"), "{e}");
+    }
+
+    #[test]
+    fn relative_actions_are_chosen_by_name() {
+        let text = r#"{"steps": [{"registry_name": "relative_actions_processor", "config": {
+            "enabled": true, "exclude_joints": ["gripper", ""],
+            "action_names": ["Arm", "left_Gripper.pos"]}}]}"#;
+        let pipeline = Pipeline::parse(Path::new("p.json"), text).expect("it is whole");
+        let relative = pipeline.relative.expect("it is enabled");
+        assert_eq!(relative.dimensions(3), [true, false, true]);
+        let off = text.replace("true", "false");
+        let pipeline = Pipeline::parse(Path::new("p.json"), &off).expect("it is whole");
+        assert_eq!(pipeline.relative, None);
     }
 
     #[test]

@@ -1,6 +1,7 @@
-//! Images as SmolVLA sees them: resized keeping their aspect, padded left and top, in [−1, 1].
+//! Images resized keeping their aspect, and padded.
 //!
-//! Source: LeRobot `src/lerobot/policies/smolvla/modeling_smolvla.py`, `resize_with_pad`. Bilinear with
+//! Source: LeRobot `src/lerobot/policies/smolvla/modeling_smolvla.py`, `resize_with_pad`, and
+//! `pi0/modeling_pi0.py`, `resize_with_pad_torch`. Bilinear with
 //! half-pixel centres and without antialiasing, even when shrinking: the model was trained on that.
 
 /// Where an output row or column reads: first index, second index, weight of the second.
@@ -22,22 +23,47 @@ fn inner_size(from: (usize, usize), to: (usize, usize)) -> (usize, usize) {
     (size(from.0, to.0), size(from.1, to.1))
 }
 
+/// Where the padding goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Padding {
+    /// To the left and the top (SmolVLA, X-VLA).
+    LeftTop,
+    /// To all sides, the odd pixel to the right and the bottom; values are cut to [0, 1] (π).
+    Centered,
+}
+
+/// [`resize_padded`] to the left and the top.
+pub fn resize_with_pad(pixels: &[f32], from: (usize, usize), to: (usize, usize)) -> Vec<f32> {
+    resize_padded(pixels, from, to, Padding::LeftTop)
+}
+
 /// Resizes the channel planes `pixels` (`[channels, height, width]`) of size `from` into `to`
-/// (both width, height), with zeros at the left and the top.
+/// (both width, height), with zeros around as `padding` says.
 ///
 /// Every plane must hold `from.0 · from.1` values, and no side may be zero.
-pub fn resize_with_pad(pixels: &[f32], from: (usize, usize), to: (usize, usize)) -> Vec<f32> {
+pub fn resize_padded(
+    pixels: &[f32],
+    from: (usize, usize),
+    to: (usize, usize),
+    padding: Padding,
+) -> Vec<f32> {
     if from == to {
         return pixels.to_vec();
     }
     let (width, height) = inner_size(from, to);
-    let (left, top) = (to.0 - width, to.1 - height);
+    let (left, top) = match padding {
+        Padding::LeftTop => (to.0 - width, to.1 - height),
+        Padding::Centered => ((to.0 - width) / 2, (to.1 - height) / 2),
+    };
     let inner = stretch(pixels, from, (width, height));
     let mut out = vec![0.0; inner.len() / (width * height) * to.0 * to.1];
     for (plane, out) in inner.chunks_exact(width * height).zip(out.chunks_exact_mut(to.0 * to.1)) {
         for (y, row) in plane.chunks_exact(width).enumerate() {
             out[(top + y) * to.0 + left..][..width].copy_from_slice(row);
         }
+    }
+    if padding == Padding::Centered {
+        out.iter_mut().for_each(|v| *v = v.clamp(0.0, 1.0));
     }
     out
 }

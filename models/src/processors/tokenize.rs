@@ -54,11 +54,7 @@ impl Prompter {
         if self.append_newline && !text.ends_with('\n') {
             text.push('\n');
         }
-        let encoding = self.tokenizer.encode(text, true).map_err(|e| ModelError::Tokenizer {
-            path: self.path.clone(),
-            reason: format!("cannot encode the instruction: {e}"),
-        })?;
-        Ok(encoding.get_ids().to_vec())
+        self.ids(text, true)
     }
 
     /// Id of the special token `name`.
@@ -70,6 +66,27 @@ impl Prompter {
             path: self.path.clone(),
             reason: format!("has no token `{name}`; use the tokenizer of the checkpoint's VLM"),
         })
+    }
+
+    /// Token ids of `text` alone, without the marks around a prompt.
+    ///
+    /// # Errors
+    /// [`ModelError::Tokenizer`] when the text cannot be encoded.
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>, ModelError> {
+        self.ids(text.to_owned(), false)
+    }
+
+    fn ids(&self, text: String, marks: bool) -> Result<Vec<u32>, ModelError> {
+        let encoding = self.tokenizer.encode(text, marks).map_err(|e| ModelError::Tokenizer {
+            path: self.path.clone(),
+            reason: format!("cannot encode the instruction: {e}"),
+        })?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Number of tokens in the learned vocabulary, without those that were added to it later.
+    pub fn learned_tokens(&self) -> usize {
+        self.tokenizer.get_vocab_size(false)
     }
 
     /// Number of tokens that it knows.

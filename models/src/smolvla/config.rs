@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::ModelError;
+use crate::backbones::siglip::SiglipConfig;
 use crate::checkpoint::{Checkpoint, Features, check_size};
 
 /// The hub name whose sizes are built in.
@@ -186,48 +187,13 @@ impl TextConfig {
     }
 }
 
-/// Sizes of the vision tower (SigLIP kind).
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(default)]
-pub struct VisionConfig {
-    /// Hidden size.
-    pub hidden_size: usize,
-    /// Width of the MLP.
-    pub intermediate_size: usize,
-    /// Layers.
-    pub num_hidden_layers: usize,
-    /// Heads.
-    pub num_attention_heads: usize,
-    /// Side of the images that the position table was trained for (pixels).
-    pub image_size: usize,
-    /// Side of a patch (pixels).
-    pub patch_size: usize,
-    /// Added to the variance in each norm.
-    pub layer_norm_eps: f64,
-}
-
-impl Default for VisionConfig {
-    fn default() -> Self {
-        // transformers' SmolVLMVisionConfig.
-        Self {
-            hidden_size: 1152,
-            intermediate_size: 3072,
-            num_hidden_layers: 12,
-            num_attention_heads: 16,
-            image_size: 224,
-            patch_size: 32,
-            layer_norm_eps: 1e-6,
-        }
-    }
-}
-
 /// Sizes of the vision-language model.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct VlmConfig {
     /// The text model.
     pub text_config: TextConfig,
     /// The vision tower.
-    pub vision_config: VisionConfig,
+    pub vision_config: SiglipConfig,
     /// Side of the squares of patches that become one token.
     pub scale_factor: usize,
 }

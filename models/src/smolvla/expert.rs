@@ -5,9 +5,9 @@ use std::path::Path;
 use candle_core::{Result, Tensor};
 
 use super::text::{Mlp, RmsNorm};
-use super::{AttentionMode, SmolVlaConfig, VlmConfig};
-use super::{Prefix, ROPE_BASE, join_heads, split_heads};
+use super::{AttentionMode, Prefix, SmolVlaConfig, VlmConfig};
 use crate::ModelError;
+use crate::backbones::{ROPE_BASE, join_heads, split_heads};
 use crate::checkpoint::TensorStore;
 use crate::kernels::{Linear, Rope, Visible, add, attend};
 

@@ -10,32 +10,25 @@
 
 mod config;
 mod expert;
-mod flow;
 mod model;
 mod observer;
-mod planned;
 mod policy;
 mod preparer;
 mod text;
 mod vision;
 
+pub use crate::heads::flow::{EulerSampler, gaussian_noise, time_embedding};
 pub use config::{AttentionMode, SMOLVLM2_500M, SMOLVLM2_500M_CONFIG, SmolVlaConfig, VlmConfig};
 pub use expert::ExpertCache;
-pub use flow::{EulerSampler, gaussian_noise, time_embedding};
 pub use model::SmolVla;
 pub(crate) use observer::{Observer, Parts};
 pub use policy::SmolVlaPolicy;
-pub(crate) use policy::reuse;
 pub use preparer::{Inputs, Preparer};
 pub use text::Prefix;
 pub use vision::VisionFeatures;
 
-/// Base of the rotary positions, fixed in the reference's code whatever the VLM's configuration says.
-const ROPE_BASE: f32 = 10_000.0;
-
 use std::path::{Path, PathBuf};
 
-use candle_core::{Result, Tensor};
 use serde_json::{Value, json};
 
 use crate::ModelError;
@@ -112,7 +105,7 @@ pub(crate) fn keep(name: &str) -> Keep {
     name.contains("embed_tokens").then_some((StoredType::F16, reason))
 }
 
-fn sizes(checkpoint: &Checkpoint) -> std::result::Result<Value, ModelError> {
+fn sizes(checkpoint: &Checkpoint) -> Result<Value, ModelError> {
     let (config, mut sizes) = (SmolVlaConfig::of(checkpoint)?, vlm_sizes(checkpoint)?);
     if let Some(sizes) = sizes.as_object_mut() {
         let width = (VlmConfig::of(checkpoint)?.text_config.hidden_size as f64
@@ -124,7 +117,7 @@ fn sizes(checkpoint: &Checkpoint) -> std::result::Result<Value, ModelError> {
 }
 
 /// Sizes that every head on this backbone has.
-pub(crate) fn vlm_sizes(checkpoint: &Checkpoint) -> std::result::Result<Value, ModelError> {
+pub(crate) fn vlm_sizes(checkpoint: &Checkpoint) -> Result<Value, ModelError> {
     let (config, vlm) = (SmolVlaConfig::of(checkpoint)?, VlmConfig::of(checkpoint)?);
     let (text, vision) = (&vlm.text_config, &vlm.vision_config);
     let layers = usize::try_from(config.num_vlm_layers).ok().filter(|n| *n > 0);
@@ -141,16 +134,4 @@ pub(crate) fn vlm_sizes(checkpoint: &Checkpoint) -> std::result::Result<Value, M
         "denoise_steps": config.num_steps,
         "instruction_tokens": config.tokenizer_max_length,
     }))
-}
-
-/// `x` (`[L, heads·hd]`) as heads: `[heads, L, hd]`.
-fn split_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
-    let (rows, width) = x.dims2()?;
-    x.reshape((rows, heads, width / heads))?.transpose(0, 1)?.contiguous()
-}
-
-/// `x` (`[heads, L, hd]`) side by side: `[L, heads·hd]`.
-fn join_heads(x: &Tensor) -> Result<Tensor> {
-    let (heads, rows, size) = x.dims3()?;
-    x.transpose(0, 1)?.contiguous()?.reshape((rows, heads * size))
 }

@@ -3,11 +3,11 @@
 use candle_core::{Device, Result, Tensor};
 
 use super::expert::Expert;
-use super::flow::time_embedding;
 use super::observer::{Observer, Parts};
 use super::{ExpertCache, Prefix, SmolVlaConfig, VisionFeatures, VlmConfig};
 use crate::ModelError;
 use crate::checkpoint::Checkpoint;
+use crate::heads::flow::time_embedding;
 use crate::kernels::{Linear, silu};
 
 /// A SmolVLA network.

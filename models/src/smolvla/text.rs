@@ -4,8 +4,8 @@
 use candle_core::{Result, Tensor};
 
 use super::config::TextConfig;
-use super::{ROPE_BASE, split_heads};
 use crate::ModelError;
+use crate::backbones::{ROPE_BASE, split_heads};
 use crate::checkpoint::{StoredTensor, TensorStore};
 use crate::kernels::{Linear, Rope, Visible, add, attend, silu_mul};
 

@@ -1,21 +1,23 @@
 //! Checkpoints with seeded random weights: for tests, and for measuring without a download.
 //!
 //! What is written is a LeRobot folder like any other: `config.json`, `model.safetensors`, both pipelines with
-//! their statistics, and a tokenizer.
+//! their statistics, and a tokenizer; or the bundle that would be made of it.
 
+mod pi;
 mod tensors;
 mod tokenizer;
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
+use std::ops::Range;
 use std::path::Path;
 
 use serde_json::{Value, json};
 
 use crate::ModelError;
-use crate::checkpoint::Features;
-use crate::checkpoint::StoredType;
-use crate::gguf::blocks;
+use crate::checkpoint::{Features, StoredType, open_without_weights};
+use crate::families::Family;
+use crate::gguf::{QuantType, Weights, blocks, write_bundle};
 use crate::random::SplitMix64;
 use crate::smolvla::{SMOLVLM2_500M, SMOLVLM2_500M_CONFIG, SmolVlaConfig, VlmConfig};
 use tensors::{Fill, Tensor};
@@ -23,7 +25,7 @@ use tensors::{Fill, Tensor};
 /// Size of a random checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RandomSize {
-    /// The published `smolvla_base` with two cameras: 450 million values, 1.8 GB.
+    /// The published sizes: SmolVLA has 450 million values (1.8 GB), a π policy about 3 billion.
     Full,
     /// A few hundred thousand values, for tests.
     Tiny,
@@ -35,15 +37,93 @@ const JOINTS: [&str; 6] =
 /// Values made and written at a time.
 const SLICE: usize = 1 << 16;
 
-/// Writes a SmolVLA checkpoint with random weights of `seed` into the folder `out` (made if missing).
+/// Policies that random checkpoints can be made of, by the `type` in `config.json`.
+pub const RANDOM_ARCHITECTURES: [&str; 3] = ["smolvla", "pi0", "pi05"];
+
+/// Writes a SmolVLA checkpoint folder; see [`random`].
+///
+/// # Errors
+/// As there.
+pub fn random_smolvla(size: RandomSize, seed: u64, out: &Path) -> Result<(), ModelError> {
+    random("smolvla", size, seed, out)
+}
+
+/// Writes a checkpoint of `architecture` with random weights of `seed` to `out`: a folder (made if missing), or,
+/// where the name ends in `.gguf`, a bundle of type Q8_0 as [`crate::quantize`] makes it.
 ///
 /// Weights are streamed to disk, so the memory used is small at every size. They are drawn so that
 /// activations stay of order one; the actions mean nothing.
 ///
 /// # Errors
-/// [`ModelError::Io`] when a file cannot be written.
-pub fn random_smolvla(size: RandomSize, seed: u64, out: &Path) -> Result<(), ModelError> {
-    let full = size == RandomSize::Full;
+/// [`ModelError::Io`] when a file cannot be written; [`ModelError::UnknownArchitecture`].
+pub fn random(
+    architecture: &str,
+    size: RandomSize,
+    seed: u64,
+    out: &Path,
+) -> Result<(), ModelError> {
+    let family = crate::families::find(architecture, out)?;
+    let mut random = SplitMix64::new(seed);
+    if out.extension().is_none_or(|e| e != "gguf") {
+        let tensors = write_all_but_weights(family, size, &mut random, out)?;
+        return write_safetensors(&out.join("model.safetensors"), &tensors, &mut random);
+    }
+    // What a bundle holds besides weights is read from a folder.
+    let folder = out.with_extension("gguf.folder");
+    let written = write_all_but_weights(family, size, &mut random, &folder).and_then(|tensors| {
+        let checkpoint = open_without_weights(&folder)?;
+        let used = |t: &Tensor| !(family.unused)(&family.short_name(&t.name));
+        let tensors: Vec<Tensor> = tensors.into_iter().filter(used).collect();
+        let mut weights = Drawn { family, tensors, random: &mut random };
+        write_bundle(&checkpoint, QuantType::Q8_0, None, &mut weights, out)
+    });
+    // Of no use any more; that it cannot be removed is no failure.
+    let _ = std::fs::remove_dir_all(&folder);
+    written
+}
+
+/// Weights that are drawn as they are written.
+struct Drawn<'a> {
+    family: &'static Family,
+    tensors: Vec<Tensor>,
+    random: &'a mut SplitMix64,
+}
+
+impl Weights for Drawn<'_> {
+    fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let short = |t: &Tensor| (self.family.short_name(&t.name), t.shape.clone());
+        self.tensors.iter().map(short).collect()
+    }
+
+    fn read(&mut self, index: usize, range: Range<usize>, out: &mut Vec<f32>) {
+        self.tensors[index].fill.draw(range, self.random, out);
+    }
+}
+
+/// Writes the folder `out` without its weights; what these are to be.
+fn write_all_but_weights(
+    family: &'static Family,
+    size: RandomSize,
+    random: &mut SplitMix64,
+    out: &Path,
+) -> Result<Vec<Tensor>, ModelError> {
+    match family.name {
+        "smolvla" => write_smolvla(size == RandomSize::Full, random, out),
+        name if RANDOM_ARCHITECTURES.contains(&name) => {
+            pi::write(family, size == RandomSize::Full, random, out)
+        }
+        name => {
+            let (path, found) = (out.to_owned(), name.to_owned());
+            Err(ModelError::UnknownArchitecture { path, found })
+        }
+    }
+}
+
+fn write_smolvla(
+    full: bool,
+    random: &mut SplitMix64,
+    out: &Path,
+) -> Result<Vec<Tensor>, ModelError> {
     let vocabulary = tokenizer::byte_level();
     let vlm_text = if full { SMOLVLM2_500M_CONFIG.to_owned() } else { tiny_vlm(vocabulary.size) };
     let config = config(full);
@@ -51,19 +131,22 @@ pub fn random_smolvla(size: RandomSize, seed: u64, out: &Path) -> Result<(), Mod
     let vlm = VlmConfig::parse(out, &vlm_text)?;
     let vlm_folder = if full { out.to_owned() } else { out.join("vlm") };
     std::fs::create_dir_all(&vlm_folder).map_err(|e| ModelError::io(&vlm_folder, e))?;
-    let mut random = SplitMix64::new(seed);
     write_json(&out.join("config.json"), &config)?;
     if !full {
         write_text(&vlm_folder.join("config.json"), &vlm_text)?;
     }
     write_json(&vlm_folder.join("tokenizer.json"), &vocabulary.json)?;
-    write_processors(out, &parsed, &config, &mut random)?;
-    let info = json!({
+    let prompt = ["smolvla_new_line_processor"];
+    let tokenizer = (parsed.vlm_model_name.as_str(), parsed.tokenizer_max_length);
+    write_processors(out, &config, &prompt, tokenizer, random)?;
+    write_json(&out.join("sinew.json"), &info())?;
+    Ok(tensors::smolvla(&parsed, &vlm))
+}
+
+fn info() -> Value {
+    json!({
         "action_names": JOINTS, "action_units": vec!["rad"; JOINTS.len()], "action_rate_hz": 30.0
-    });
-    write_json(&out.join("sinew.json"), &info)?;
-    let tensors = tensors::smolvla(&parsed, &vlm);
-    write_safetensors(&out.join("model.safetensors"), &tensors, &mut random)
+    })
 }
 
 fn parse(path: &Path, config: &Value) -> Result<SmolVlaConfig, ModelError> {
@@ -146,8 +229,9 @@ fn write_json(path: &Path, value: &Value) -> Result<(), ModelError> {
 /// Both pipelines, as LeRobot saves them, with statistics of made-up joints.
 fn write_processors(
     out: &Path,
-    config: &SmolVlaConfig,
     json: &Value,
+    prompt: &[&str],
+    (tokenizer_name, max_length): (&str, usize),
     random: &mut SplitMix64,
 ) -> Result<(), ModelError> {
     let (pre, post) = (
@@ -163,13 +247,15 @@ fn write_processors(
     let mut features = json["input_features"].clone();
     features["action"] = json["output_features"]["action"].clone();
     let tokenizer = json!({
-        "max_length": config.tokenizer_max_length, "task_key": "task", "padding_side": "right",
-        "padding": "max_length", "truncation": true, "tokenizer_name": config.vlm_model_name
+        "max_length": max_length, "task_key": "task", "padding_side": "right",
+        "padding": "max_length", "truncation": true, "tokenizer_name": tokenizer_name
     });
-    let steps = json!([
+    let mut steps = vec![
         step("rename_observations_processor", json!({ "rename_map": {} })),
         step("to_batch_processor", json!({})),
-        step("smolvla_new_line_processor", json!({})),
+    ];
+    steps.extend(prompt.iter().map(|name| step(name, json!({}))));
+    steps.extend([
         step("tokenizer_processor", tokenizer),
         device(),
         normalizer("normalizer_processor", features, pre),

@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
+use crate::heads::fast::byte_character;
+
 const SPECIAL_FIRST: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
 const SPECIAL_LAST: [&str; 3] = ["<fake_token_around_image>", "<image>", "<global-img>"];
 const WORDS: &str = "a and arm bin block blue bottle bowl box button close cube cup door drawer from \
@@ -17,27 +19,17 @@ pub struct Vocabulary {
     pub size: usize,
 }
 
-/// The character that stands for `byte` in byte-level BPE (GPT-2's `bytes_to_unicode`).
-fn character(byte: u8) -> char {
-    let printable = |b: u8| matches!(b, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
-    if printable(byte) {
-        return char::from(byte);
-    }
-    let before = (0..byte).filter(|b| !printable(*b)).count() as u32;
-    char::from_u32(256 + before).unwrap_or(' ')
-}
-
 /// Builds the tokenizer.
 pub fn byte_level() -> Vocabulary {
     let mut tokens: Vec<String> = SPECIAL_FIRST.iter().map(|t| (*t).to_owned()).collect();
-    let mut alphabet: Vec<char> = (0..=255).map(character).collect();
+    let mut alphabet: Vec<char> = (0..=255).map(byte_character).collect();
     alphabet.sort_unstable();
     tokens.extend(alphabet.iter().map(char::to_string));
     let mut seen: BTreeSet<String> = tokens.iter().cloned().collect();
     let mut merges = Vec::new();
     for word in WORDS.split_whitespace() {
         // Words come with the space before them, which is written Ġ.
-        let letters: Vec<char> = format!("{}{word}", character(b' ')).chars().collect();
+        let letters: Vec<char> = format!("{}{word}", byte_character(b' ')).chars().collect();
         let mut whole = letters[0].to_string();
         for letter in &letters[1..] {
             let longer = format!("{whole}{letter}");

@@ -11,7 +11,7 @@ use sinew_runtime::{
 use super::preparer::{Inputs, Preparer};
 use super::{CleanSampler, HeadCache, Xvla, XvlaConfig};
 use crate::checkpoint::Checkpoint;
-use crate::smolvla::{gaussian_noise, reuse};
+use crate::heads::flow::{gaussian_noise, reuse};
 use crate::{LoadOptions, ModelError};
 
 const STAGES: [&str; 4] = ["preprocess", "vision", "prefix", "denoise"];

@@ -127,6 +127,13 @@ pub fn values(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().and_then(|t| t.to_vec1()).expect("a CPU tensor of f32")
 }
 
+/// Rows of `theirs` (`[P, width]`) where `mask` is set.
+pub fn valid(theirs: &[f32], mask: &[f32]) -> Vec<f32> {
+    let width = theirs.len() / mask.len();
+    let rows = theirs.chunks_exact(width).zip(mask).filter(|(_, m)| **m > 0.0);
+    rows.flat_map(|(row, _)| row.to_vec()).collect()
+}
+
 /// The worst differences seen, by name.
 #[derive(Default)]
 pub struct Worst(Vec<(String, f32)>);

@@ -1,10 +1,11 @@
 //! Planned actions inside a flow-matching sampler: guidance, clean prefixes, warm starts.
 //!
-//! Flow time `t` is 1 at the noise and 0 at the actions; velocities point from actions to noise. Sources:
-//! real-time chunking (arXiv 2506.07339) in the Jacobian-free form of LeRobot 0.6.1, training-time real-time
+//! Sources: real-time chunking (arXiv 2506.07339) in the Jacobian-free form of LeRobot 0.6.1, training-time real-time
 //! chunking (2512.05964). Model space: normalised actions, padded to the network's width with zeros.
 
 use candle_core::{Device, Result, Tensor};
+
+use super::{Convention, FlowTime};
 
 /// Guidance towards planned actions.
 #[derive(Debug, Clone)]
@@ -35,18 +36,24 @@ impl Guidance {
         })
     }
 
-    /// The velocity of `x` at time `t`, corrected: `v - g·W·(target - (x - t·v))`.
+    /// The velocity of `x` at `time`, corrected: `v ∓ g·W·(target - clean)`, `clean` being where `v` leads.
     ///
     /// # Errors
     /// When the shapes differ.
-    pub fn correct(&self, velocity: &Tensor, x: &Tensor, t: f64) -> Result<Tensor> {
-        let clean = (x - (velocity * t)?)?;
+    pub fn correct<C: Convention>(
+        &self,
+        velocity: &Tensor,
+        x: &Tensor,
+        time: FlowTime<C>,
+    ) -> Result<Tensor> {
+        let level = time.level();
+        let clean = (x - (velocity * (C::SIGN * level))?)?;
         let error = (&self.target - clean)?.broadcast_mul(&self.weights)?;
-        velocity - (error * guidance_weight(t, self.max_weight))?
+        velocity - (error * (C::SIGN * guidance_weight(level, self.max_weight)))?
     }
 }
 
-/// Guidance weight at flow time `t`: `((1-t)² + t²) / (t·(1-t))`, at most `max`, which it is at the noise.
+/// Guidance weight at noise level `t`: `((1-t)² + t²) / (t·(1-t))`, at most `max`, which it is at the noise.
 pub fn guidance_weight(t: f64, max: f64) -> f64 {
     let tau = 1.0 - t;
     if tau <= 0.0 || t <= 0.0 {
@@ -71,7 +78,12 @@ pub fn with_prefix(clean: &Tensor, x: &Tensor, frozen: usize) -> Result<Tensor> 
 
 #[cfg(test)]
 mod tests {
+    use super::super::{NoiseAtOne, NoiseAtZero};
     use super::*;
+
+    fn at(level: f64) -> FlowTime<NoiseAtOne> {
+        FlowTime::of_level(level)
+    }
 
     fn values(tensor: &Tensor) -> Vec<f32> {
         tensor.flatten_all().and_then(|t| t.to_vec1()).expect("a CPU tensor of f32")
@@ -94,7 +106,7 @@ mod tests {
         let x = Tensor::from_vec(vec![0.3f32, -1.0, 2.0, 0.1], shape, &Device::Cpu).expect("fits");
         let v = Tensor::from_vec(vec![1.3f32, 0.7, -2.0, 0.4], shape, &Device::Cpu).expect("fits");
         let guidance = Guidance::new(vec![5.0; 4], &[0.0, 0.0], shape, 10.0).expect("fits");
-        let corrected = guidance.correct(&v, &x, 0.3).expect("same shapes");
+        let corrected = guidance.correct(&v, &x, at(0.3)).expect("same shapes");
         assert_eq!(values(&corrected), values(&v));
     }
 
@@ -104,8 +116,12 @@ mod tests {
         let one = |v: f32| Tensor::from_vec(vec![v], (1, 1), &Device::Cpu).expect("one value");
         let guidance = Guidance::new(vec![2.0], &[1.0], (1, 1), 10.0).expect("fits");
         let (x, v) = (one(1.5), one(1.0));
-        let corrected = values(&guidance.correct(&v, &x, 0.5).expect("same shapes"));
+        let corrected = values(&guidance.correct(&v, &x, at(0.5)).expect("same shapes"));
         assert!((corrected[0] + 1.0).abs() < 1e-6, "{corrected:?}");
+        // The other way round, the same velocity points the other way.
+        let time = FlowTime::<NoiseAtZero>::from(at(0.5));
+        let mirrored = values(&guidance.correct(&one(-1.0), &x, time).expect("same shapes"));
+        assert_eq!(mirrored[0], -corrected[0]);
     }
 
     #[test]

@@ -1,0 +1,287 @@
+//! Gemma: a text model, and with other sizes the action expert that attends to its keys and values.
+//!
+//! Gains are stored as their difference from 1. Source: transformers `models/gemma/modeling_gemma.py`; the
+//! adaptive norms are those of π0.5 (openpi `src/openpi/models/gemma.py`).
+
+use candle_core::{Result, Tensor};
+use serde::Deserialize;
+
+use super::{ROPE_BASE, split_heads};
+use crate::ModelError;
+use crate::checkpoint::TensorStore;
+use crate::kernels::{Linear, Rope, Visible, add, attend, gelu_mul};
+
+/// Added to the mean square in each norm.
+const EPS: f32 = 1e-6;
+
+/// Sizes of the layers, under openpi's names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct GemmaConfig {
+    /// Hidden size `D`.
+    pub width: usize,
+    /// Layers.
+    pub depth: usize,
+    /// Width of the MLP.
+    pub mlp_dim: usize,
+    /// Query heads.
+    pub num_heads: usize,
+    /// Key and value heads.
+    pub num_kv_heads: usize,
+    /// Size of one head.
+    pub head_dim: usize,
+}
+
+impl GemmaConfig {
+    /// The sizes that openpi calls `name`.
+    pub fn named(name: &str) -> Option<Self> {
+        let (width, mlp_dim) = match name {
+            "gemma_300m" => (1024, 4096),
+            "gemma_2b" => (2048, 16_384),
+            _ => return None,
+        };
+        Some(Self { width, depth: 18, mlp_dim, num_heads: 8, num_kv_heads: 1, head_dim: 256 })
+    }
+}
+
+/// What the flow time does to one norm; each part has one row for all tokens, or one for each.
+#[derive(Debug, Clone)]
+struct Modulation {
+    /// `1 + scale`
+    gain: Tensor,
+    shift: Tensor,
+    gate: Tensor,
+}
+
+/// What the flow time does to every norm.
+#[derive(Debug, Clone)]
+pub struct Modulations {
+    layers: Vec<[Modulation; 2]>,
+    last: Modulation,
+}
+
+enum Norm {
+    /// `1 + weight`
+    Gain(Tensor),
+    /// From the conditioning vector to scale, shift and gate; the first part of the norm has gain 1.
+    Adaptive { dense: Linear, ones: Tensor },
+}
+
+impl Norm {
+    fn load(
+        store: &TensorStore,
+        name: &str,
+        width: usize,
+        adaptive: bool,
+    ) -> std::result::Result<Self, ModelError> {
+        if adaptive {
+            let dense = Linear::load(store, &format!("{name}.dense"), width, 3 * width, true)?;
+            let ones = Tensor::ones(width, candle_core::DType::F32, &candle_core::Device::Cpu)?;
+            return Ok(Self::Adaptive { dense, ones });
+        }
+        Ok(Self::Gain((store.tensor(&format!("{name}.weight"), &[width])? + 1.0)?))
+    }
+
+    fn modulation(&self, condition: &Tensor) -> Result<Modulation> {
+        let Self::Adaptive { dense, ones } = self else {
+            candle_core::bail!("a norm with a gain takes no condition");
+        };
+        let (all, width) = (dense.forward(condition)?, ones.dim(0)?);
+        let part = |i: usize| all.narrow(1, i * width, width)?.contiguous();
+        Ok(Modulation { gain: (part(0)? + 1.0)?, shift: part(1)?, gate: part(2)? })
+    }
+
+    fn forward(&self, x: &Tensor, modulation: Option<&Modulation>) -> Result<Tensor> {
+        match (self, modulation) {
+            (Self::Gain(gain), _) => candle_nn::ops::rms_norm(x, gain, EPS),
+            (Self::Adaptive { ones, .. }, Some(m)) => candle_nn::ops::rms_norm(x, ones, EPS)?
+                .broadcast_mul(&m.gain)?
+                .broadcast_add(&m.shift),
+            (Self::Adaptive { .. }, None) => candle_core::bail!("an adaptive norm has no condition"),
+        }
+    }
+}
+
+/// `x + gate·branch`
+fn residual(branch: Tensor, x: &Tensor, modulation: Option<&Modulation>) -> Result<Tensor> {
+    match modulation {
+        Some(m) => add(branch.broadcast_mul(&m.gate)?, x),
+        None => add(branch, x),
+    }
+}
+
+/// What follows keys and values.
+struct Rest {
+    q: Linear,
+    out: Linear,
+    post_norm: Norm,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+}
+
+struct Layer {
+    input_norm: Norm,
+    k: Linear,
+    v: Linear,
+    rest: Option<Rest>,
+}
+
+/// Keys (after rotation) and values of one layer, each `[K, L, hd]`.
+pub type KeysValues = (Tensor, Tensor);
+
+/// Keys and values of every layer.
+#[derive(Debug, Clone, Default)]
+pub struct KvCache {
+    /// Per layer.
+    pub layers: Vec<KeysValues>,
+    /// Tokens `L`.
+    pub length: usize,
+}
+
+/// Which parts of the layers are loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// The keys and values only: what follows them in the last layer is never loaded, nor the last norm.
+    KeysAndValues,
+    /// The hidden states after the last norm, too.
+    Hidden,
+    /// As `Hidden`, with every norm steered by a condition.
+    Conditioned,
+}
+
+/// The layers of a Gemma model.
+pub struct Gemma {
+    config: GemmaConfig,
+    layers: Vec<Layer>,
+    norm: Option<Norm>,
+}
+
+impl Gemma {
+    /// The layers whose tensors are named `NAME.layers.…`.
+    ///
+    /// # Errors
+    /// [`ModelError`] naming the tensor that does not fit.
+    pub fn load(
+        store: &TensorStore,
+        name: &str,
+        config: GemmaConfig,
+        used: Use,
+    ) -> std::result::Result<Self, ModelError> {
+        let (width, head) = (config.width, config.head_dim);
+        let (queries, keys) = (config.num_heads * head, config.num_kv_heads * head);
+        let adaptive = used == Use::Conditioned;
+        let layers = (0..config.depth)
+            .map(|i| {
+                let name = |part: &str| format!("{name}.layers.{i}.{part}");
+                let linear = |part: &str, inputs, outputs| {
+                    Linear::load(store, &name(part), inputs, outputs, false)
+                };
+                let norm = |part: &str| Norm::load(store, &name(part), width, adaptive);
+                let last = i + 1 == config.depth;
+                let rest = if last && used == Use::KeysAndValues {
+                    None
+                } else {
+                    Some(Rest {
+                        q: linear("self_attn.q_proj", width, queries)?,
+                        out: linear("self_attn.o_proj", queries, width)?,
+                        post_norm: norm("post_attention_layernorm")?,
+                        gate: linear("mlp.gate_proj", width, config.mlp_dim)?,
+                        up: linear("mlp.up_proj", width, config.mlp_dim)?,
+                        down: linear("mlp.down_proj", config.mlp_dim, width)?,
+                    })
+                };
+                Ok(Layer {
+                    input_norm: norm("input_layernorm")?,
+                    k: linear("self_attn.k_proj", width, keys)?,
+                    v: linear("self_attn.v_proj", width, keys)?,
+                    rest,
+                })
+            })
+            .collect::<std::result::Result<_, ModelError>>()?;
+        let norm = match used {
+            Use::KeysAndValues => None,
+            _ => Some(Norm::load(store, &format!("{name}.norm"), width, adaptive)?),
+        };
+        Ok(Self { config, layers, norm })
+    }
+
+    /// Hidden size `D`.
+    pub fn width(&self) -> usize {
+        self.config.width
+    }
+
+    /// What `condition` (`[1, D]`, or one row a token) does to every norm.
+    ///
+    /// # Errors
+    /// When the norms are not conditioned, or the condition has another width.
+    pub fn modulate(&self, condition: &Tensor) -> Result<Modulations> {
+        let layers = self.layers.iter().map(|layer| {
+            let Some(rest) = &layer.rest else { candle_core::bail!("the last layer is not whole") };
+            Ok([layer.input_norm.modulation(condition)?, rest.post_norm.modulation(condition)?])
+        });
+        let layers = layers.collect::<Result<_>>()?;
+        match &self.norm {
+            Some(norm) => Ok(Modulations { layers, last: norm.modulation(condition)? }),
+            None => candle_core::bail!("the last norm is not loaded"),
+        }
+    }
+
+    /// Runs `embeddings` (`[L, D]`), the tokens after `past`, through all layers.
+    ///
+    /// Every token sees the whole of `past`, and of the new tokens what `visible` says (its columns count
+    /// from the first token of `past`). The result is the cache with the new tokens, and their hidden
+    /// states after the last norm when that is loaded.
+    ///
+    /// # Errors
+    /// When shapes differ, or the norms are conditioned and `modulations` is `None`.
+    pub fn forward(
+        &self,
+        embeddings: &Tensor,
+        past: Option<&KvCache>,
+        visible: Visible,
+        modulations: Option<&Modulations>,
+    ) -> Result<(KvCache, Option<Tensor>)> {
+        let new = embeddings.dim(0)?;
+        let start = past.map_or(0, |p| p.length);
+        let rope = Rope::new(ROPE_BASE, self.config.head_dim, start, new)?;
+        let mut h = embeddings.clone();
+        let mut layers = Vec::with_capacity(self.layers.len());
+        for (i, layer) in self.layers.iter().enumerate() {
+            let past = past.and_then(|p| p.layers.get(i));
+            let modulation = modulations.and_then(|m| m.layers.get(i));
+            let (kv, out) = self.layer(layer, h, past, &rope, visible, modulation)?;
+            layers.push(kv);
+            h = out;
+        }
+        let cache = KvCache { layers, length: start + new };
+        let hidden = self.norm.as_ref().map(|norm| norm.forward(&h, modulations.map(|m| &m.last)));
+        Ok((cache, hidden.transpose()?))
+    }
+
+    fn layer(
+        &self,
+        layer: &Layer,
+        h: Tensor,
+        past: Option<&KeysValues>,
+        rope: &Rope,
+        visible: Visible,
+        modulation: Option<&[Modulation; 2]>,
+    ) -> Result<(KeysValues, Tensor)> {
+        let key_heads = self.config.num_kv_heads;
+        let x = layer.input_norm.forward(&h, modulation.map(|m| &m[0]))?;
+        let mut k = rope.apply(&split_heads(&layer.k.forward(&x)?, key_heads)?)?;
+        let mut v = split_heads(&layer.v.forward(&x)?, key_heads)?;
+        if let Some((keys, values)) = past {
+            k = Tensor::cat(&[keys, &k], 1)?;
+            v = Tensor::cat(&[values, &v], 1)?;
+        }
+        let Some(rest) = &layer.rest else { return Ok(((k, v), h)) };
+        let q = rope.apply(&split_heads(&rest.q.forward(&x)?, self.config.num_heads)?)?;
+        let attended = attend(&q, &k, &v, visible)?;
+        let h = residual(rest.out.forward(&attended)?, &h, modulation.map(|m| &m[0]))?;
+        let x = rest.post_norm.forward(&h, modulation.map(|m| &m[1]))?;
+        let x = gelu_mul(rest.gate.forward(&x)?, &rest.up.forward(&x)?)?;
+        let h = residual(rest.down.forward(&x)?, &h, modulation.map(|m| &m[1]))?;
+        Ok(((k, v), h))
+    }
+}

@@ -1,0 +1,195 @@
+//! SigLIP: a vision transformer whose every patch becomes one token.
+//!
+//! Source: transformers `models/siglip/modeling_siglip.py` (and `smolvlm`, whose tower is the same).
+
+use candle_core::{Device, Result, Tensor};
+use serde::Deserialize;
+
+use super::split_heads;
+use crate::ModelError;
+use crate::checkpoint::TensorStore;
+use crate::kernels::{Activation, LayerNorm, Linear, Visible, add, attend};
+
+/// Sizes of the tower.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct SiglipConfig {
+    /// Hidden size.
+    pub hidden_size: usize,
+    /// Width of the MLP.
+    pub intermediate_size: usize,
+    /// Layers.
+    pub num_hidden_layers: usize,
+    /// Heads.
+    pub num_attention_heads: usize,
+    /// Side of the images that the position table was trained for (pixels).
+    pub image_size: usize,
+    /// Side of a patch (pixels).
+    pub patch_size: usize,
+    /// Added to the variance in each norm.
+    pub layer_norm_eps: f64,
+}
+
+impl Default for SiglipConfig {
+    fn default() -> Self {
+        // transformers' SmolVLMVisionConfig.
+        Self {
+            hidden_size: 1152,
+            intermediate_size: 3072,
+            num_hidden_layers: 12,
+            num_attention_heads: 16,
+            image_size: 224,
+            patch_size: 32,
+            layer_norm_eps: 1e-6,
+        }
+    }
+}
+
+struct Layer {
+    norm1: LayerNorm,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    out: Linear,
+    norm2: LayerNorm,
+    fc1: Linear,
+    fc2: Linear,
+    /// Scale and shift by the instruction, from its mean embedding.
+    film: Option<(Linear, Linear)>,
+}
+
+/// The vision tower.
+pub struct Siglip {
+    patch: usize,
+    heads: usize,
+    /// Side of the grid that the position table was trained for (patches).
+    side: usize,
+    patches: Linear,
+    /// `[side², D]`, row by row.
+    positions: Tensor,
+    layers: Vec<Layer>,
+    post_norm: LayerNorm,
+}
+
+impl Siglip {
+    /// The tower whose tensors are named `vision.…`; with `film`, the width of an embedding that scales and shifts
+    /// its layers.
+    ///
+    /// # Errors
+    /// [`ModelError`] naming the tensor that does not fit.
+    pub fn load(
+        store: &TensorStore,
+        config: &SiglipConfig,
+        film: Option<usize>,
+    ) -> std::result::Result<Self, ModelError> {
+        let (width, eps, patch) = (config.hidden_size, config.layer_norm_eps, config.patch_size);
+        let side = config.image_size / patch;
+        let layers = (0..config.num_hidden_layers)
+            .map(|i| {
+                let name = |part: &str| format!("vision.layers.{i}.{part}");
+                let linear = |part: &str, inputs, outputs| {
+                    Linear::load(store, &name(part), inputs, outputs, true)
+                };
+                Ok(Layer {
+                    norm1: LayerNorm::load(store, &name("layer_norm1"), width, eps)?,
+                    q: linear("self_attn.q_proj", width, width)?,
+                    k: linear("self_attn.k_proj", width, width)?,
+                    v: linear("self_attn.v_proj", width, width)?,
+                    out: linear("self_attn.out_proj", width, width)?,
+                    norm2: LayerNorm::load(store, &name("layer_norm2"), width, eps)?,
+                    fc1: linear("mlp.fc1", width, config.intermediate_size)?,
+                    fc2: linear("mlp.fc2", config.intermediate_size, width)?,
+                    film: match film {
+                        Some(words) => Some((
+                            linear("film.scale", words, width)?,
+                            linear("film.shift", words, width)?,
+                        )),
+                        None => None,
+                    },
+                })
+            })
+            .collect::<std::result::Result<_, ModelError>>()?;
+        Ok(Self {
+            patch,
+            heads: config.num_attention_heads,
+            side,
+            patches: Linear::load_shaped(
+                store,
+                "vision.embeddings.patch_embedding",
+                &[width, 3, patch, patch],
+                true,
+            )?,
+            positions: store
+                .tensor("vision.embeddings.position_embedding.weight", &[side * side, width])?,
+            layers,
+            post_norm: LayerNorm::load(store, "vision.post_layernorm", width, eps)?,
+        })
+    }
+
+    /// Side of a patch (pixels).
+    pub fn patch(&self) -> usize {
+        self.patch
+    }
+
+    /// `pixels` (`[3, height, width]`, in [−1, 1]) through the tower and its last norm: `[patches, D]`. `words`
+    /// (`[1, film]`) is the embedding that scales and shifts the layers, where they have that.
+    ///
+    /// # Errors
+    /// When a patch's side does not divide the image's sides.
+    pub fn forward(&self, pixels: &Tensor, words: Option<&Tensor>) -> Result<Tensor> {
+        let (_, height, width) = pixels.dims3()?;
+        if !height.is_multiple_of(self.patch) || !width.is_multiple_of(self.patch) {
+            candle_core::bail!(
+                "an image of {width} x {height} pixels cannot be cut into squares of {}",
+                self.patch
+            );
+        }
+        let (rows, columns) = (height / self.patch, width / self.patch);
+        let patches = self.cut(pixels, rows, columns)?;
+        let mut h = add(self.patches.forward(&patches)?, &self.position_rows(rows, columns)?)?;
+        for layer in &self.layers {
+            h = self.layer(layer, h, words)?;
+        }
+        self.post_norm.forward(&h)
+    }
+
+    /// Patches, row by row: `[rows·columns, 3·patch²]`, in the order of the convolution's weights.
+    fn cut(&self, pixels: &Tensor, rows: usize, columns: usize) -> Result<Tensor> {
+        let p = self.patch;
+        pixels
+            .reshape((3, rows, p, columns, p))?
+            .permute((1, 3, 0, 2, 4))?
+            .contiguous()?
+            .reshape((rows * columns, 3 * p * p))
+    }
+
+    /// Rows of the position table. A grid of another size takes the trained position at the same
+    /// fraction of the side.
+    fn position_rows(&self, rows: usize, columns: usize) -> Result<Tensor> {
+        if rows == self.side && columns == self.side {
+            return Ok(self.positions.clone());
+        }
+        let side = self.side;
+        let index: Vec<u32> = (0..rows)
+            .flat_map(|r| {
+                (0..columns).map(move |c| (r * side / rows * side + c * side / columns) as u32)
+            })
+            .collect();
+        self.positions.index_select(&Tensor::from_vec(index, rows * columns, &Device::Cpu)?, 0)
+    }
+
+    fn layer(&self, layer: &Layer, h: Tensor, words: Option<&Tensor>) -> Result<Tensor> {
+        let x = layer.norm1.forward(&h)?;
+        let split = |linear: &Linear| split_heads(&linear.forward(&x)?, self.heads);
+        let attended =
+            attend(&split(&layer.q)?, &split(&layer.k)?, &split(&layer.v)?, Visible::All)?;
+        let mut h = add(layer.out.forward(&attended)?, &h)?;
+        if let (Some((scale, shift)), Some(words)) = (&layer.film, words) {
+            let scale = (scale.forward(words)? + 1.0)?;
+            h = h.broadcast_mul(&scale)?.broadcast_add(&shift.forward(words)?)?;
+        }
+        let x = layer.norm2.forward(&h)?;
+        let x = layer.fc1.forward_with(&x, Activation::Gelu)?;
+        add(layer.fc2.forward(&x)?, &h)
+    }
+}

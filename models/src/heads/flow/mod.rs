@@ -1,0 +1,17 @@
+//! Flow matching: noise becomes actions by following a velocity.
+//!
+//! `H` action horizon, `M` width that the network denoises at. Papers and code disagree on the direction of
+//! flow time, so every time carries its convention ([`FlowTime`]) and a sampler takes only velocities of
+//! its own.
+
+mod guidance;
+mod planned;
+mod policy;
+mod sampler;
+mod time;
+
+pub use guidance::{Guidance, guidance_weight, with_prefix};
+pub(crate) use planned::{Planned, Start, reuse};
+pub use policy::{FlowModel, FlowPolicy, Sampling};
+pub use sampler::{EulerSampler, Sampler, Solver, gaussian_noise};
+pub use time::{Convention, FlowTime, NoiseAtOne, NoiseAtZero, time_embedding};

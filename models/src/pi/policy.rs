@@ -1,0 +1,125 @@
+//! π0 and π0.5 as anytime tasks.
+
+use candle_core::{Result, Tensor};
+use sinew_runtime::{Observation, PolicyError, PolicySpec, PrefixSupport};
+
+use super::{Inputs, Pi, PiConfig, Preparer};
+use crate::backbones::gemma::KvCache;
+use crate::checkpoint::Checkpoint;
+use crate::heads::flow::{FlowModel, FlowPolicy, FlowTime, NoiseAtOne, Sampling};
+use crate::{LoadOptions, ModelError};
+
+/// A π0 or π0.5 policy: one step per camera, one for the prefix, one per denoise step.
+pub type PiPolicy = FlowPolicy<Prepared>;
+
+/// The network with its processors.
+pub struct Prepared {
+    model: Pi,
+    preparer: Preparer,
+}
+
+impl PiPolicy {
+    /// Builds the policy of `checkpoint`.
+    ///
+    /// # Errors
+    /// [`ModelError`] naming what does not fit; [`ModelError::RateUnknown`] when neither checkpoint
+    /// nor `options` give the action rate.
+    pub fn load(
+        checkpoint: &Checkpoint,
+        options: &LoadOptions,
+    ) -> std::result::Result<Self, ModelError> {
+        let config = PiConfig::of(checkpoint)?;
+        let preparer = Preparer::new(checkpoint, options.missing_cameras)?;
+        let model = Pi::load(checkpoint)?;
+        let steps = options.denoise_steps.unwrap_or(config.num_inference_steps);
+        let prefix = PrefixSupport {
+            guided: true,
+            trained: checkpoint.actions.trained_prefix,
+            warm_start: true,
+        };
+        let spec = preparer.spec(checkpoint, options, config.chunk_size, steps, prefix)?;
+        let sampling = Sampling {
+            noise_scale: checkpoint.actions.noise_scale.unwrap_or(1.0) as f32,
+            solver: options.solver,
+        };
+        Ok(Self::new(Prepared { model, preparer }, spec, sampling))
+    }
+}
+
+impl Preparer {
+    /// What a policy of `checkpoint` takes and gives.
+    pub(super) fn spec(
+        &self,
+        checkpoint: &Checkpoint,
+        options: &LoadOptions,
+        action_horizon: usize,
+        denoise_steps: usize,
+        prefix: PrefixSupport,
+    ) -> std::result::Result<PolicySpec, ModelError> {
+        let boundary = self.boundary();
+        Ok(PolicySpec {
+            cameras: boundary.cameras(),
+            optional_cameras: boundary.optional_cameras(),
+            state_dim: boundary.state_dim(),
+            action_dim: boundary.action_dim(),
+            action_names: checkpoint.actions.action_names.clone(),
+            action_horizon,
+            action_rate_hz: Some(options.rate(checkpoint)?),
+            denoise_steps,
+            prefix,
+        })
+    }
+}
+
+impl FlowModel for Prepared {
+    type Time = NoiseAtOne;
+    type Inputs = Inputs;
+    type Cache = KvCache;
+
+    fn sample_shape(&self) -> (usize, usize) {
+        self.model.sample_shape()
+    }
+
+    fn prepare(&mut self, observation: &Observation) -> std::result::Result<Inputs, PolicyError> {
+        self.preparer.prepare(observation)
+    }
+
+    fn images(inputs: &Inputs) -> &[Tensor] {
+        &inputs.pixels
+    }
+
+    fn encode_image(&self, pixels: &Tensor) -> Result<Tensor> {
+        Ok(self.model.encode_image(pixels)?.tokens)
+    }
+
+    fn encode_prefix(&self, inputs: &Inputs, images: &[Tensor]) -> Result<KvCache> {
+        let embeddings = self.model.embed_prefix(images, &inputs.tokens)?;
+        self.model.prepare(&self.model.prefill(&embeddings)?, &inputs.state)
+    }
+
+    fn velocity(
+        &self,
+        cache: &KvCache,
+        x: &Tensor,
+        times: &[FlowTime<NoiseAtOne>],
+    ) -> Result<Tensor> {
+        self.model.velocity(cache, x, times)
+    }
+
+    fn model_actions(
+        &self,
+        inputs: &Inputs,
+        actions: &[f64],
+        width: usize,
+    ) -> std::result::Result<Vec<f32>, PolicyError> {
+        self.preparer.boundary().model_actions_from(&inputs.origin, actions, width)
+    }
+
+    fn actions(
+        &self,
+        inputs: &Inputs,
+        sample: &Tensor,
+    ) -> std::result::Result<Vec<f64>, PolicyError> {
+        self.preparer.actions(sample, &inputs.origin)
+    }
+}
