@@ -12,6 +12,9 @@ use super::normalize::{NormMode, Normalizer, Statistics};
 use super::prompt::StatePrompt;
 use crate::ModelError;
 
+/// No instruction is longer (tokens).
+const LENGTH_LIMIT: usize = 1 << 20;
+
 #[derive(Deserialize)]
 struct PipelineFile {
     steps: Vec<Step>,
@@ -124,8 +127,8 @@ impl Pipeline {
                 self.pads_left = is("padding_side", "left");
                 let length = step.config.get("max_length").and_then(serde_json::Value::as_u64);
                 self.max_length = length.and_then(|n| usize::try_from(n).ok());
-                if self.max_length == Some(0) {
-                    return fail("has max_length 0, expected at least 1".into());
+                if let Some(found) = self.max_length.filter(|n| !(1..=LENGTH_LIMIT).contains(n)) {
+                    return fail(format!("has max_length {found}, expected 1 to {LENGTH_LIMIT}"));
                 }
             }
             "normalizer_processor" | "unnormalizer_processor" => {

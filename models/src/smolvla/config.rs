@@ -14,6 +14,10 @@ use crate::checkpoint::{Checkpoint, Features, check_size};
 /// The hub name whose sizes are built in.
 pub const SMOLVLM2_500M: &str = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct";
 
+/// The longest action horizon: attention among the actions takes the square of it, and no tensor's shape
+/// tells a wrong one.
+const HORIZON_LIMIT: usize = 1 << 12;
+
 /// How the expert's layers attend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -119,6 +123,10 @@ impl SmolVlaConfig {
             check_size(path, key, value)?;
         }
         let fail = |key: &str, reason: String| Err(ModelError::config(path, key, reason));
+        if self.chunk_size > HORIZON_LIMIT {
+            let found = self.chunk_size;
+            return fail("chunk_size", format!("is {found}, expected at most {HORIZON_LIMIT}"));
+        }
         let state = features.state_dim(path)?;
         if state > self.max_state_dim {
             let max = self.max_state_dim;

@@ -107,7 +107,9 @@ impl XvlaConfig {
     /// # Errors
     /// [`ModelError::Config`] with the key.
     pub fn parse(path: &Path, text: &str, features: &Features) -> Result<Self, ModelError> {
-        let fail = |e| ModelError::config(path, "the file", format!("cannot be read: {e}"));
+        let fail = |e: serde_json::Error| {
+            ModelError::config(path, "the file", format!("cannot be read: {e}"))
+        };
         let mut config: Self = serde_json::from_str(text).map_err(fail)?;
         let Required { florence_config } = serde_json::from_str(text).map_err(fail)?;
         config.florence_config = florence_config;
@@ -155,6 +157,13 @@ impl XvlaConfig {
         if !width.is_multiple_of(heads) {
             let reason = format!("is {heads}, which does not divide hidden_size {width}");
             return fail("num_heads", reason);
+        }
+        if self.chunk_size >= self.max_len_seq {
+            let (found, most) = (self.chunk_size, self.max_len_seq);
+            return fail(
+                "chunk_size",
+                format!("is {found}, max_len_seq has room for {most} tokens"),
+            );
         }
         let florence = &self.florence_config;
         let (tokens, text) = (florence.vision_config.projection_dim, florence.text_config.d_model);

@@ -44,13 +44,17 @@ impl Preparer {
         config: &XvlaConfig,
         allowed_missing: usize,
     ) -> Result<Self, ModelError> {
-        let processor = &checkpoint.preprocessor;
-        let pipeline = &processor.pipeline;
+        let pipeline = &checkpoint.preprocessor.pipeline;
         if pipeline.modes.get("VISUAL").is_some_and(|mode| *mode != NormMode::Identity) {
             let reason = "normalises images once more; only IDENTITY is supported for VISUAL";
             return Err(ModelError::config(&checkpoint.config_path(), "norm_map", reason));
         }
         let max_length = pipeline.max_length.unwrap_or(config.tokenizer_max_length);
+        let most = config.florence_config.text_config.max_position_embeddings;
+        if max_length > most {
+            let reason = format!("is {max_length} tokens, the encoder has positions for {most}");
+            return Err(ModelError::config(&checkpoint.config_path(), "max_length", reason));
+        }
         let tokenizer = checkpoint.extra(super::TOKENIZER)?;
         let (path, text) = (&tokenizer.path, tokenizer.text.as_bytes());
         let prompter = Prompter::new(path, text, max_length, pipeline.append_newline)?;
