@@ -152,3 +152,66 @@ fn a_port_that_is_taken_is_refused_before_anything_starts() {
     assert!(!Path::new(&json).exists(), "nothing is written");
     drop(taken);
 }
+
+/// A launch of a policy with `names` as its values, with `keys` in its `[policy]`.
+fn with_policy_keys(folder: &Folder, names: &[&str], keys: &str) -> String {
+    let (text, _) = launch_text(&checkpoint(folder, names), "");
+    text.replacen("[policy]", &format!("[policy]\n{keys}"), 1)
+}
+
+/// The shipped model of the simulated arm.
+fn desk_arm() -> String {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("desk_arm.urdf");
+    format!("urdf = \"{}\"\ntip = \"tip\"", file.display())
+}
+
+#[test]
+fn a_policy_of_poses_needs_a_model_and_fits_its_space() {
+    let seven = ["x", "y", "z", "ax", "ay", "az", "grip"];
+    let pose = "action_space = \"ee_pose\"\nrotation = \"axis_angle\"\nstate = \"pose\"";
+    let cases: [(&str, String, &[&str]); 4] = [
+        ("ee_pose", pose.to_owned(), &["policy.action_space", "kinematic model", "urdf and tip"]),
+        (
+            "ee_delta",
+            format!("action_space = \"ee_delta\"\nrotation = \"6d\"\n{}", desk_arm()),
+            &["frame is missing", "base or tool"],
+        ),
+        (
+            "desk_arm.urdf",
+            format!("{pose}\n{}", desk_arm().replace("\"tip\"", "\"nose\"")),
+            &["policy.urdf", "`nose`", "no such link", "jaw"],
+        ),
+        (
+            "ee_pose",
+            format!("{}\n{}", pose.replace("axis_angle", "6d"), desk_arm()),
+            &["policy.action_space", "7 values", "10"],
+        ),
+    ];
+    for (at, keys, named) in cases {
+        let folder = Folder::new();
+        let text = with_policy_keys(&folder, &seven, &keys);
+        let file = folder.launch_file(&text);
+        let place = format!("{file}:{}: ", line_of(&text, at));
+        assert_finding(&sinew(&["check", &file]), &place, named);
+    }
+    let folder = Folder::new();
+    let text = with_policy_keys(&folder, &seven, &format!("{pose}\n{}", desk_arm()));
+    let check = sinew(&["check", &folder.launch_file(&text)]);
+    assert_eq!(check.code, 0, "{}", check.stderr);
+}
+
+#[test]
+fn a_checkpoint_says_its_own_action_space() {
+    let folder = Folder::new();
+    let (text, _) = launch_text(&checkpoint(&folder, &JOINTS), "");
+    let info = json!({ "action_rate_hz": 20.0, "action_space": { "kind": "joint_delta" } });
+    let at = Path::new(&folder.path("checkpoint")).join("sinew.json");
+    std::fs::write(at, info.to_string()).expect("it can be written");
+    let named = ["policy.action_space", "delta_from is missing"];
+    let file = folder.launch_file(&text);
+    assert_finding(&sinew(&["check", &file]), &file, &named);
+    // The launch file says what the checkpoint leaves open.
+    let text = text.replacen("[policy]", "[policy]\ndelta_from = \"observation\"", 1);
+    let check = sinew(&["check", &folder.launch_file(&text)]);
+    assert_eq!(check.code, 0, "{}", check.stderr);
+}

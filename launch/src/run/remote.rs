@@ -254,7 +254,8 @@ pub(super) fn policy_side(
                 let say = |instruction| {
                     *ends.instruction.lock().unwrap_or_else(PoisonError::into_inner) = instruction;
                 };
-                match bench.on_order(message.session, message.order.order.request) {
+                let own = (message.session, message.order.order.request);
+                match bench.on_order(own.0, own.1) {
                     Duty::Make => {
                         say(message.instruction);
                         // A full ring: the thread has older ones to answer; this one is sent again.
@@ -263,7 +264,8 @@ pub(super) fn policy_side(
                         }
                     }
                     Duty::Repeat => put(&publisher, &last),
-                    Duty::Wait => say(message.instruction),
+                    Duty::Wait if bench.newest == Some(own) => say(message.instruction),
+                    Duty::Wait => {}
                 }
             }
             while let Ok(event) = ends.chunks.pop() {

@@ -2,6 +2,8 @@
 
 mod anytime;
 mod prefix;
+#[cfg(test)]
+mod tests;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
