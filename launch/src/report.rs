@@ -109,6 +109,8 @@ pub struct ChunkFigures {
     pub refused: BTreeMap<String, u64>,
     /// Orders that made none, by reason.
     pub failed: BTreeMap<String, u64>,
+    /// A residual policy's offsets that were left out, by reason.
+    pub residual_refused: BTreeMap<String, u64>,
     /// Times that a chunk ran out before the next came.
     pub starvations: u64,
     /// Control periods spent so.
@@ -421,6 +423,7 @@ impl RunReport {
         }
         write_counts(out, "  refused", &c.refused)?;
         write_counts(out, "  not made", &c.failed)?;
+        write_counts(out, "  residual left out", &c.residual_refused)?;
         write_counts(out, "Guard      changed (control periods)", &self.interventions)?;
         let lost: u64 = self.sensors.values().map(|s| s.lost).sum();
         let received: u64 = self.sensors.values().map(|s| s.received).sum();

@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use common::{Case, fixtures, max_difference};
+use sinew_models::families::FAMILIES;
 use sinew_models::onnx::{
     Engine, OnnxOptions, OnnxPolicy, ResidualNet, library::Library, template,
 };
-use sinew_models::{LoadOptions, ModelError, load_policy};
+use sinew_models::{Checkpoint, LoadOptions, ModelError, load_policy};
 use sinew_runtime::control::ResidualInput;
 use sinew_runtime::{
     ChunkRequest, JointVec, MaskSchedule, Policy, PolicyError, Prefix, PrefixUse, Stamp, inference,
@@ -185,14 +186,17 @@ fn the_networks_own_state_goes_on_with_the_chunks_that_were_taken() {
 fn words_move_an_instructed_policy() {
     let case = case(&folder("recurrent"));
     let mut policy = load(&folder("recurrent"), Engine::BuiltIn);
+    let mut at = Duration::ZERO;
     let mut act = |words: &str| {
+        // So long after the last one that nothing of it is left.
+        at += Duration::from_secs(9);
         let mut observation = case.observation(0, words);
-        observation.instant = observation.instant + Duration::from_secs(9);
-        let mut policy_chunk =
-            || inference::run(&mut policy, &observation, &ChunkRequest::default());
-        policy_chunk().map(|chunk| floats(chunk.values())).unwrap_or_else(|e| panic!("{e}"))
+        observation.instant = observation.instant + at;
+        let chunk = inference::run(&mut policy, &observation, &ChunkRequest::default());
+        floats(chunk.unwrap_or_else(|e| panic!("{e}")).values())
     };
     let red = act("push the red cube");
+    assert_eq!(red, act("push the red cube"));
     assert!(max_difference(&red, &act("push the blue cube")) > 1e-3);
     assert_eq!(act("push the red cube push the red cube").len(), 2, "longer ones are cut");
 }
@@ -493,5 +497,31 @@ fn contradictions_of_a_residual_network_are_named() {
         let onnx = OnnxOptions { engine: Engine::BuiltIn, ..OnnxOptions::default() };
         let error = ResidualNet::load(target, &onnx).err().expect(words).to_string();
         assert!(error.contains(words), "{from}: {error}");
+    }
+}
+
+/// The exported file against our own implementation of the same checkpoint.
+#[test]
+fn the_exported_act_and_the_native_one_agree() {
+    let folder = folder("act");
+    if !FAMILIES.iter().any(|family| family.name == "act") {
+        println!("skipped: this build has no native ACT");
+        return;
+    }
+    let checkpoint = Checkpoint::open(&folder, true).unwrap_or_else(|e| panic!("{e}"));
+    let options = LoadOptions::default();
+    let native = (checkpoint.family.load)(&checkpoint, &options);
+    let mut native = native.unwrap_or_else(|e| panic!("{e}"));
+    let observation = case(&folder).observation(0, "");
+    let request = ChunkRequest::default();
+    let ours = inference::run(native.as_mut(), &observation, &request);
+    let ours = floats(ours.unwrap_or_else(|e| panic!("{e}")).values());
+    for engine in engines() {
+        let mut policy = load(&folder, engine);
+        let theirs = inference::run(&mut policy, &observation, &request);
+        let theirs = floats(theirs.unwrap_or_else(|e| panic!("{e}")).values());
+        let difference = max_difference(&ours, &theirs);
+        println!("act by {} against the native one: {difference:e}", policy.engine());
+        assert!(difference <= TOLERANCE, "{engine:?} differs by {difference:e}");
     }
 }

@@ -281,6 +281,7 @@ fn report(
             accepted: m.accepted,
             refused: m.refused.clone(),
             failed: m.failures.clone(),
+            residual_refused: m.residual_refused.clone(),
             starvations: m.starvations,
             starved_cycles: m.starved_cycles,
             stale_state_holds: m.stale_stops,

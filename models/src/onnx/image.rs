@@ -179,8 +179,8 @@ mod tests {
     #[test]
     fn bytes_stay_bytes_and_the_mean_is_by_colour() {
         let text = "layout='nhwc'\ncolors='rgb'\nrange='0..255'\nfit='exact'";
-        let array = port(text, Element::Uint8, &[1, 2, 3])
-            .and_then(|p| Ok(p.array(&two_pixels()).expect(text)));
+        let array =
+            port(text, Element::Uint8, &[1, 2, 3]).map(|p| p.array(&two_pixels()).expect(text));
         assert_eq!(array.expect("it binds").data, Data::Byte(vec![255, 0, 51, 0, 0, 255]));
         let text = "layout='nchw'\ncolors='rgb'\nrange='0..1'\nfit='exact'\n\
                     normalization={mode='mean_std',mean=[0.5,0.25,0.0],std=[0.5,1.0,2.0]}";
