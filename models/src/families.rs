@@ -9,10 +9,17 @@ use serde_json::Value;
 use sinew_runtime::Policy;
 
 use crate::checkpoint::{Checkpoint, StoredType};
-use crate::{LoadOptions, ModelError, masked, oft, smolvla, xvla};
+use crate::{LoadOptions, ModelError, act, diffusion, masked, oft, smolvla, xvla};
 
 /// Every family, in the order in which they are listed.
-pub static FAMILIES: &[&Family] = &[&smolvla::FAMILY, &xvla::FAMILY, &masked::FAMILY, &oft::FAMILY];
+pub static FAMILIES: &[&Family] = &[
+    &smolvla::FAMILY,
+    &xvla::FAMILY,
+    &masked::FAMILY,
+    &oft::FAMILY,
+    &act::FAMILY,
+    &diffusion::FAMILY,
+];
 
 /// A text file that a family needs beside `config.json`; a bundle carries it under `sinew.ROLE`.
 pub struct Extra {

@@ -1,5 +1,7 @@
 //! The policy's view of the robot's cameras.
 
+use std::time::Duration;
+
 use sinew_runtime::{
     ActionChunk, ChunkRequest, Observation, Policy, PolicyError, PolicySpec, Progress,
 };
@@ -15,6 +17,17 @@ impl Renamed {
     pub fn new(policy: Box<dyn Policy>, views: Vec<(String, String)>) -> Self {
         Self { policy, views }
     }
+
+    /// `observation` with the policy's names.
+    fn renamed(&self, observation: &Observation) -> Observation {
+        let mut seen = observation.clone();
+        for image in &mut seen.images {
+            if let Some((name, _)) = self.views.iter().find(|v| v.1 == image.camera) {
+                image.camera.clone_from(name);
+            }
+        }
+        seen
+    }
 }
 
 impl Policy for Renamed {
@@ -27,12 +40,7 @@ impl Policy for Renamed {
         observation: &Observation,
         request: &ChunkRequest,
     ) -> Result<(), PolicyError> {
-        let mut seen = observation.clone();
-        for image in &mut seen.images {
-            if let Some((name, _)) = self.views.iter().find(|v| v.1 == image.camera) {
-                image.camera.clone_from(name);
-            }
-        }
+        let seen = self.renamed(observation);
         self.policy.begin(&seen, request)
     }
 
@@ -42,6 +50,15 @@ impl Policy for Renamed {
 
     fn take_chunk(&mut self) -> Result<ActionChunk, PolicyError> {
         self.policy.take_chunk()
+    }
+
+    fn history_period(&self) -> Option<Duration> {
+        self.policy.history_period()
+    }
+
+    fn remember(&mut self, observation: &Observation) -> Result<(), PolicyError> {
+        let seen = self.renamed(observation);
+        self.policy.remember(&seen)
     }
 
     fn set_denoise_steps(&mut self, steps: usize) -> Result<bool, PolicyError> {

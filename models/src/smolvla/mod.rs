@@ -41,6 +41,7 @@ use serde_json::{Value, json};
 use crate::ModelError;
 use crate::checkpoint::{Checkpoint, StoredType};
 use crate::families::{Extra, Family, Keep};
+use crate::kernels::split_heads;
 
 /// Role of the vision-language model's `config.json`.
 pub(crate) const VLM_CONFIG: &str = "vlm_config";
@@ -141,12 +142,6 @@ pub(crate) fn vlm_sizes(checkpoint: &Checkpoint) -> std::result::Result<Value, M
         "denoise_steps": config.num_steps,
         "instruction_tokens": config.tokenizer_max_length,
     }))
-}
-
-/// `x` (`[L, heads·hd]`) as heads: `[heads, L, hd]`.
-fn split_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
-    let (rows, width) = x.dims2()?;
-    x.reshape((rows, heads, width / heads))?.transpose(0, 1)?.contiguous()
 }
 
 /// `x` (`[heads, L, hd]`) side by side: `[L, heads·hd]`.
