@@ -9,7 +9,7 @@ use serde_json::Value;
 use sinew_runtime::Policy;
 
 use crate::checkpoint::{Checkpoint, StoredType};
-use crate::{LoadOptions, ModelError, masked, oft, pi, smolvla, xvla};
+use crate::{LoadOptions, ModelError, act, diffusion, masked, oft, pi, smolvla, xvla};
 
 /// Every family, in the order in which they are listed.
 pub static FAMILIES: &[&Family] = &[
@@ -20,6 +20,8 @@ pub static FAMILIES: &[&Family] = &[
     &xvla::FAMILY,
     &masked::FAMILY,
     &oft::FAMILY,
+    &act::FAMILY,
+    &diffusion::FAMILY,
 ];
 
 /// A text file that a family needs beside `config.json`; a bundle carries it under `sinew.ROLE`.

@@ -11,8 +11,10 @@
 //! # }
 //! ```
 
+pub mod act;
 pub mod backbones;
 pub mod checkpoint;
+pub mod diffusion;
 mod error;
 pub mod families;
 mod fetch;

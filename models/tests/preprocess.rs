@@ -5,7 +5,7 @@ mod common;
 use std::path::Path;
 
 use common::{Case, max_difference, normalizer, reference};
-use sinew_models::processors::{NormMode, Prompter, resize};
+use sinew_models::processors::{NormMode, Prompter, crop, resize};
 
 #[test]
 fn resizing_with_padding_matches_lerobot() {
@@ -20,6 +20,27 @@ fn resizing_with_padding_matches_lerobot() {
         let difference = max_difference(&ours, &expected.values);
         assert!(difference < 1e-5, "case {index} differs by {difference:e}");
     }
+}
+
+#[test]
+fn smooth_resizing_and_cropping_match_torchvision() {
+    let Some(dir) = reference("preprocess") else { return };
+    let case = Case::open(&dir.join("case_resize.safetensors"));
+    let mut worst: f32 = 0.0;
+    for index in 0..7 {
+        let image = case.get(&format!("{index}.image_u8"));
+        let from = (image.shape[1], image.shape[0]);
+        let planes = resize::to_planes(&image.bytes);
+        let size = |t: &common::Recorded| (t.shape[3], t.shape[2]);
+        let expected = case.get(&format!("{index}.antialias"));
+        let ours = crop::resize_smooth(&planes, from, size(expected));
+        worst = worst.max(max_difference(&ours, &expected.values));
+        let expected = case.get(&format!("{index}.center_crop"));
+        let ours = crop::center_crop(&planes, from, size(expected)).expect("it is smaller");
+        assert_eq!(max_difference(&ours, &expected.values), 0.0, "crop {index}");
+    }
+    println!("antialias: {worst:.1e}");
+    assert!(worst < 1e-6, "differs by {worst:e}");
 }
 
 #[test]

@@ -172,6 +172,21 @@ pub trait Policy: Send {
     /// [`PolicyError::OutOfTurn`] before [`Progress::Done`].
     fn take_chunk(&mut self) -> Result<ActionChunk, PolicyError>;
 
+    /// Time between the observations that the head sees together; `None` when it sees one alone.
+    ///
+    /// Such a policy is shown an observation in this rhythm ([`Policy::remember`]) while no chunk is wanted.
+    fn history_period(&self) -> Option<Duration> {
+        None
+    }
+
+    /// Takes in an observation without making a chunk of it.
+    ///
+    /// # Errors
+    /// [`PolicyError`] when the observation does not fit [`Policy::spec`].
+    fn remember(&mut self, _observation: &Observation) -> Result<(), PolicyError> {
+        Ok(())
+    }
+
     /// Changes the denoise steps of the running inference; false when it is too late or not possible.
     ///
     /// # Errors

@@ -1,5 +1,7 @@
 //! The policy's view of the robot's cameras and of what it is told.
 
+use std::time::Duration;
+
 use sinew_runtime::{
     ActionChunk, ChunkRequest, Observation, Policy, PolicyError, PolicySpec, Progress,
 };
@@ -24,6 +26,17 @@ impl Renamed {
     pub fn with_prompt(self, prompt: Option<String>) -> Self {
         Self { prompt, ..self }
     }
+
+    /// `observation` with the policy's names.
+    fn renamed(&self, observation: &Observation) -> Observation {
+        let mut seen = observation.clone();
+        for image in &mut seen.images {
+            if let Some((name, _)) = self.views.iter().find(|v| v.1 == image.camera) {
+                image.camera.clone_from(name);
+            }
+        }
+        seen
+    }
 }
 
 impl Policy for Renamed {
@@ -36,12 +49,7 @@ impl Policy for Renamed {
         observation: &Observation,
         request: &ChunkRequest,
     ) -> Result<(), PolicyError> {
-        let mut seen = observation.clone();
-        for image in &mut seen.images {
-            if let Some((name, _)) = self.views.iter().find(|v| v.1 == image.camera) {
-                image.camera.clone_from(name);
-            }
-        }
+        let mut seen = self.renamed(observation);
         if let Some(prompt) = &self.prompt {
             seen.instruction = prompt.replace(PLACE, &observation.instruction);
         }
@@ -54,6 +62,15 @@ impl Policy for Renamed {
 
     fn take_chunk(&mut self) -> Result<ActionChunk, PolicyError> {
         self.policy.take_chunk()
+    }
+
+    fn history_period(&self) -> Option<Duration> {
+        self.policy.history_period()
+    }
+
+    fn remember(&mut self, observation: &Observation) -> Result<(), PolicyError> {
+        let seen = self.renamed(observation);
+        self.policy.remember(&seen)
     }
 
     fn set_denoise_steps(&mut self, steps: usize) -> Result<bool, PolicyError> {

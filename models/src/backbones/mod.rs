@@ -3,22 +3,21 @@
 //! Shapes: `L` tokens, `D` hidden size, `H` query heads, `K` key heads, `hd` size of one head. There is no
 //! batch dimension, and padding is left out of every sequence instead of being masked.
 
+pub mod conv;
 pub mod florence2;
 pub mod gemma;
+pub mod multihead;
+pub mod resnet;
 pub mod siglip;
 mod tokens;
 
 use candle_core::{Result, Tensor};
 pub use tokens::TokenTable;
 
+pub(crate) use crate::kernels::split_heads;
+
 /// Base of the rotary positions of every text model here; fixed in the references' code.
 pub(crate) const ROPE_BASE: f32 = 10_000.0;
-
-/// `x` (`[L, heads·hd]`) as heads: `[heads, L, hd]`.
-pub(crate) fn split_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
-    let (rows, width) = x.dims2()?;
-    x.reshape((rows, heads, width / heads))?.transpose(0, 1)?.contiguous()
-}
 
 /// `x` (`[heads, L, hd]`) side by side: `[L, heads·hd]`.
 pub(crate) fn join_heads(x: &Tensor) -> Result<Tensor> {

@@ -81,6 +81,17 @@ impl Features {
         }
     }
 
+    /// Width of the input vector `key`; `None` when the policy takes none of that name.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] when it is no vector.
+    pub fn input_dim(&self, path: &Path, key: &str) -> Result<Option<usize>, ModelError> {
+        match self.inputs.iter().any(|(k, _)| k == key) {
+            true => Self::width(path, &self.inputs, key).map(Some),
+            false => Ok(None),
+        }
+    }
+
     /// Width of the proprioception.
     ///
     /// # Errors

@@ -161,6 +161,17 @@ impl StoredTensor {
         blocks::decode_parallel(self.dtype, bytes, &mut out[start..]);
     }
 
+    /// `count` rows from `start` on, as a tensor of their own; `None` when it has no such rows.
+    pub(crate) fn part(&self, start: usize, count: usize) -> Option<Self> {
+        let (rows, rest) = self.shape.split_first()?;
+        let end = start.checked_add(count).filter(|end| end <= rows)?;
+        let row_bytes = self.dtype.bytes(rest)?;
+        let at = |row: usize| self.range.start + row * row_bytes;
+        let shape = std::iter::once(count).chain(rest.iter().copied()).collect();
+        let range = at(start)..at(end);
+        Self::new(self.name.clone(), self.dtype, shape, range, self.file.clone())
+    }
+
     /// Lets the kernel take back its pages.
     pub(crate) fn release(&self) {
         self.file.release(self.range.clone());

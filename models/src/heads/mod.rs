@@ -1,6 +1,7 @@
 //! What makes actions out of a backbone's numbers, apart from any network.
 
 pub mod bins;
+pub mod ddpm;
 pub mod fast;
 pub mod flow;
 pub mod masked;

@@ -114,6 +114,15 @@ pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, visible: Visible) -> Result<Te
     out.reshape((heads, rows, size))?.transpose(0, 1)?.contiguous()?.reshape((rows, heads * size))
 }
 
+/// `x` (`[L, heads·hd]`) as heads: `[heads, L, hd]`.
+///
+/// # Errors
+/// When `heads` does not divide the width.
+pub fn split_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
+    let (rows, width) = x.dims2()?;
+    x.reshape((rows, heads, width / heads))?.transpose(0, 1)?.contiguous()
+}
+
 /// Rotary positions `start..start + L`, for heads of one size.
 #[derive(Debug, Clone)]
 pub struct Rope {

@@ -96,6 +96,26 @@ impl InplaceOp1 for Silu {
     }
 }
 
+struct Mish;
+
+impl InplaceOp1 for Mish {
+    fn name(&self) -> &'static str {
+        "mish"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        // With e = exp(x): tanh(ln(1 + e)) = (e² + 2e) / (e² + 2e + 2). Above 20 that is 1.
+        values_mut(storage, layout)?.par_chunks_mut(SLICE).for_each(|x| {
+            x.iter_mut().for_each(|x| {
+                let e = exp(if *x > 20.0 { 20.0 } else { *x });
+                let n = e * (e + 2.0);
+                *x *= n / (n + 2.0);
+            });
+        });
+        Ok(())
+    }
+}
+
 #[derive(Clone, Copy)]
 enum Pair {
     SiluMul,
@@ -137,6 +157,15 @@ pub fn silu(x: Tensor) -> Result<Tensor> {
     Ok(x)
 }
 
+/// `x·tanh(ln(1 + exp(x)))` (Misra 2019, arXiv 1908.08681) in place; `x` must be the only holder of its values.
+///
+/// # Errors
+/// When `x` is not contiguous f32.
+pub fn mish(x: Tensor) -> Result<Tensor> {
+    x.inplace_op1(&Mish)?;
+    Ok(x)
+}
+
 /// `silu(gate)·up`, in the memory of `gate`.
 ///
 /// # Errors
@@ -166,6 +195,8 @@ pub fn add(x: Tensor, y: &Tensor) -> Result<Tensor> {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::{Device, Tensor};
+
     use super::gelu_erf;
 
     #[test]
@@ -186,5 +217,19 @@ mod tests {
             assert!(error < 3e-7 * x.abs().max(1.0), "{x}: {error:e}");
         }
         assert!(gelu_erf(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn mish_is_close_everywhere() {
+        let values: Vec<f32> = (-4000..4000).map(|i| i as f32 * 1e-2).collect();
+        let x = Tensor::from_slice(&values, values.len(), &Device::Cpu).expect("a vector");
+        let y = super::mish(x).and_then(|y| y.to_vec1::<f32>()).expect("contiguous f32");
+        for (x, y) in values.iter().zip(y) {
+            let wide = f64::from(*x);
+            let expected = wide * wide.exp().ln_1p().tanh();
+            assert!((f64::from(y) - expected).abs() < 1e-6 * wide.abs().max(1.0), "{x}: {y}");
+        }
+        let nan = Tensor::new(&[f32::NAN], &Device::Cpu).and_then(super::mish).expect("f32");
+        assert!(nan.to_vec1::<f32>().expect("f32")[0].is_nan());
     }
 }

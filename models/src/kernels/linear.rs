@@ -28,6 +28,21 @@ enum Weight {
     Stored(StoredTensor),
 }
 
+impl Weight {
+    fn of(
+        stored: StoredTensor,
+        (outputs, inputs): (usize, usize),
+        stay_quantized: bool,
+    ) -> Result<Self> {
+        if stay_quantized && stored.dtype != StoredType::F32 {
+            return Ok(Self::Stored(stored));
+        }
+        let values = stored.to_f32();
+        stored.release();
+        Ok(Self::Dense(Tensor::from_vec(values, (outputs, inputs), &Device::Cpu)?))
+    }
+}
+
 /// A linear layer.
 ///
 /// Stored weights are widened into one scratch matrix per thread and multiplied from there, which leaves
@@ -104,13 +119,7 @@ impl Linear {
     ) -> std::result::Result<Self, ModelError> {
         let (outputs, inputs) = (shape[0], shape[1..].iter().product());
         let stored = store.get(&format!("{name}.weight"), shape)?;
-        let weight = if store.stay_quantized && stored.dtype != StoredType::F32 {
-            Weight::Stored(stored.clone())
-        } else {
-            let values = stored.to_f32();
-            stored.release();
-            Weight::Dense(Tensor::from_vec(values, (outputs, inputs), &Device::Cpu)?)
-        };
+        let weight = Weight::of(stored.clone(), (outputs, inputs), store.stay_quantized)?;
         let bias = if bias { Some(store.vector(&format!("{name}.bias"), outputs)?) } else { None };
         Ok(Self { weight, bias, inputs, outputs })
     }
@@ -125,6 +134,32 @@ impl Linear {
         (inputs, outputs): (usize, usize),
     ) -> Result<Self> {
         let weight = Weight::Dense(Tensor::from_vec(weight, (outputs, inputs), &Device::Cpu)?);
+        Ok(Self { weight, bias, inputs, outputs })
+    }
+
+    /// The layer of `outputs` rows from `start` on of a matrix that holds several (`names`: weight, bias;
+    /// `shape`: all rows, inputs).
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_rows(
+        store: &TensorStore,
+        names: (&str, Option<&str>),
+        shape: (usize, usize),
+        start: usize,
+        outputs: usize,
+    ) -> std::result::Result<Self, ModelError> {
+        let (rows, inputs) = shape;
+        let stored = store.get(names.0, &[rows, inputs])?;
+        let part = stored.part(start, outputs).ok_or_else(|| ModelError::TensorShape {
+            path: store.path().to_owned(),
+            tensor: stored.name.clone(),
+            found: stored.shape.clone(),
+            expected: vec![start + outputs, inputs],
+        })?;
+        let weight = Weight::of(part, (outputs, inputs), store.stay_quantized)?;
+        let bias = names.1.map(|name| store.vector(name, rows)).transpose()?;
+        let bias = bias.map(|all| all[start..start + outputs].to_vec());
         Ok(Self { weight, bias, inputs, outputs })
     }
 

@@ -8,8 +8,8 @@ mod inplace;
 mod linear;
 mod norm;
 
-pub use attention::{Rope, Visible, attend};
-pub use inplace::{add, gelu_mul, silu, silu_mul};
+pub use attention::{Rope, Visible, attend, split_heads};
+pub use inplace::{add, gelu_mul, mish, silu, silu_mul};
 pub use linear::{Activation, Linear};
 pub use norm::LayerNorm;
 

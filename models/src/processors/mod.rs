@@ -1,6 +1,7 @@
 //! From raw observations to the model's inputs, and from its output to physical units.
 
 mod boundary;
+pub mod crop;
 pub mod normalize;
 pub mod pipeline;
 mod prompt;

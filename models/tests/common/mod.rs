@@ -77,11 +77,16 @@ impl Case {
 
     /// The observation of batch row `row`, before any processing.
     pub fn observation(&self, row: usize, instruction: &str) -> Observation {
-        let prefix = format!("raw.{row}.observation.images.");
+        self.observation_at(&format!("raw.{row}."), instruction)
+    }
+
+    /// The observation whose tensors begin with `prefix`.
+    pub fn observation_at(&self, prefix: &str, instruction: &str) -> Observation {
+        let images = format!("{prefix}observation.images.");
         let mut images: Vec<_> = self
             .0
             .iter()
-            .filter_map(|(name, t)| Some((name.strip_prefix(&prefix)?.to_owned(), t)))
+            .filter_map(|(name, t)| Some((name.strip_prefix(&images)?.to_owned(), t)))
             .map(|(camera, t)| {
                 let image = Image::new(t.shape[1], t.shape[0], t.bytes.clone().into());
                 let image = image.expect("the recorded image fits its shape");
@@ -91,7 +96,7 @@ impl Case {
             .collect();
         // The order of the robot's cameras must not matter.
         images.sort_by(|a, b| b.camera.cmp(&a.camera));
-        let state = self.get(&format!("raw.{row}.observation.state"));
+        let state = self.get(&format!("{prefix}observation.state"));
         Observation {
             instant: Stamp(5),
             images,
@@ -110,6 +115,38 @@ pub fn max_difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len(), "numbers of values");
     let worst = a.iter().zip(b).map(|(a, b)| (a - b).abs());
     worst.fold(0.0, |m: f32, d| if d > m || d.is_nan() { d } else { m })
+}
+
+/// The entries of a directory's `cases.json`.
+pub fn cases(dir: &Path) -> Vec<serde_json::Value> {
+    let text = std::fs::read_to_string(dir.join("cases.json")).expect("every directory has one");
+    let list: serde_json::Value = serde_json::from_str(&text).expect("it is JSON");
+    list["cases"].as_array().expect("a list of cases").clone()
+}
+
+/// The values of `tensor`, row by row.
+pub fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().and_then(|t| t.to_vec1()).expect("a CPU tensor of f32")
+}
+
+/// The worst differences seen, by name.
+#[derive(Default)]
+pub struct Worst(Vec<(String, f32)>);
+
+impl Worst {
+    pub fn check(&mut self, name: &str, ours: &[f32], theirs: &[f32], tolerance: f32) {
+        let difference = max_difference(ours, theirs);
+        assert!(difference <= tolerance, "{name} differs by {difference:e}");
+        match self.0.iter_mut().find(|(n, _)| n == name) {
+            Some((_, worst)) => *worst = worst.max(difference),
+            None => self.0.push((name.to_owned(), difference)),
+        }
+    }
+
+    pub fn print(&self, title: &str) {
+        let text: Vec<_> = self.0.iter().map(|(n, d)| format!("{n} {d:.1e}")).collect();
+        println!("{title}: {}", text.join(", "));
+    }
 }
 
 /// A normaliser from `stats.KEY.STAT` tensors.

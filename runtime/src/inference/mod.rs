@@ -13,12 +13,12 @@ use crossbeam_channel::{Receiver, Sender};
 use rtrb::{Consumer, Producer};
 
 use crate::control::ControlEvent;
-use crate::ingest::Ingest;
+use crate::ingest::{Ingest, IngestError};
 use crate::scheduler::ChunkOrder;
 use crate::scheduler::strategy::Guide;
 use crate::{
     ActionChunk, ActionKind, ChunkReport, ChunkRequest, Clock, Observation, PlannedBlock, Policy,
-    PolicyError, Progress,
+    PolicyError, Progress, Stamp,
 };
 
 pub use anytime::{Anytime, AnytimeConfig, Choice, Decision, Why};
@@ -102,7 +102,8 @@ pub fn spawn(
     // When nobody reads the reports they are dropped, and the policy does not wait.
     let (reports, received) = crossbeam_channel::bounded(256);
     let anytime = Anytime::new(config.anytime);
-    let mut worker = Worker { policy, config, inputs, chunks, reports, anytime, made: 0 };
+    let mut worker =
+        Worker { policy, config, inputs, chunks, reports, anytime, made: 0, shown: None };
     let mut ends = (orders, freed);
     let thread = std::thread::Builder::new().name("sinew-inference".into()).spawn(move || {
         let (orders, freed) = (&mut ends.0, &mut ends.1);
@@ -110,7 +111,10 @@ pub fn spawn(
             while freed.pop().is_ok() {}
             match orders.pop() {
                 Ok(order) => worker.answer(&order, || orders.peek().is_ok()),
-                Err(_) => std::thread::sleep(POLL),
+                Err(_) => {
+                    worker.show(Clock::now());
+                    std::thread::sleep(POLL);
+                }
             }
         }
         worker.policy
@@ -126,9 +130,33 @@ struct Worker {
     reports: Sender<InferenceReport>,
     anytime: Anytime,
     made: u64,
+    /// When the policy was last shown an observation that no chunk was made of.
+    shown: Option<Stamp>,
 }
 
 impl Worker {
+    /// Shows the policy what is seen at `now`, when it remembers observations and the last was long enough ago.
+    fn show(&mut self, now: Stamp) {
+        let Some(period) = self.policy.history_period() else { return };
+        if self.shown.is_some_and(|last| now.since(last) < period) {
+            return;
+        }
+        self.shown = Some(now);
+        // What cannot be observed, or does not fit, is said when a chunk is asked for.
+        if let Ok(seen) = self.observe(now) {
+            let _ = self.policy.remember(&seen);
+        }
+    }
+
+    /// The newest observation, with the instruction to follow.
+    fn observe(&self, now: Stamp) -> Result<Observation, IngestError> {
+        // A poisoned lock only means that another thread died between two whole updates.
+        let instruction =
+            self.inputs.instruction.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let ingest = self.inputs.ingest.lock().unwrap_or_else(PoisonError::into_inner);
+        ingest.observe(&instruction, now)
+    }
+
     fn answer(&mut self, order: &InferenceOrder, overtaken: impl Fn() -> bool) {
         let (report, event) = match self.infer(order, overtaken) {
             Ok((report, chunk)) => (report, ControlEvent::Chunk(chunk)),
@@ -151,16 +179,8 @@ impl Worker {
         InferenceOrder { order, plan }: &InferenceOrder,
         overtaken: impl Fn() -> bool,
     ) -> Result<(InferenceReport, ActionChunk), InferenceReport> {
-        // A poisoned lock only means that another thread died between two whole updates.
-        let instruction =
-            self.inputs.instruction.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let mut seen = self
-            .inputs
-            .ingest
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .observe(&instruction, Clock::now())
-            .map_err(|e| InferenceReport::NotObserved(e.to_string()))?;
+        let mut seen =
+            self.observe(Clock::now()).map_err(|e| InferenceReport::NotObserved(e.to_string()))?;
         let mut ages: Vec<_> = seen.images.iter().map(|i| (i.camera.clone(), i.age)).collect();
         ages.push(("state".to_owned(), seen.proprioception_age));
         let seed = self.config.seed.wrapping_add(self.made);
@@ -268,4 +288,84 @@ pub fn run(
     policy.begin(observation, request)?;
     while policy.advance()? != Progress::Done {}
     policy.take_chunk()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{JointState, JointVec, PolicySpec, PrefixSupport};
+
+    /// A policy that remembers observations 100 ms apart.
+    struct Remembering {
+        spec: PolicySpec,
+        seen: Sender<Stamp>,
+    }
+
+    impl Policy for Remembering {
+        fn spec(&self) -> &PolicySpec {
+            &self.spec
+        }
+
+        fn begin(&mut self, _: &Observation, _: &ChunkRequest) -> Result<(), PolicyError> {
+            Ok(())
+        }
+
+        fn advance(&mut self) -> Result<Progress, PolicyError> {
+            Ok(Progress::Done)
+        }
+
+        fn take_chunk(&mut self) -> Result<ActionChunk, PolicyError> {
+            Err(PolicyError::OutOfTurn("it makes none"))
+        }
+
+        fn history_period(&self) -> Option<Duration> {
+            Some(Duration::from_millis(100))
+        }
+
+        fn remember(&mut self, observation: &Observation) -> Result<(), PolicyError> {
+            self.seen.try_send(observation.instant).expect("there is room");
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_policy_with_a_history_is_shown_observations_in_its_rhythm() {
+        let at = |ms: u64| Stamp(0) + Duration::from_millis(ms);
+        let (seen, shown) = crossbeam_channel::bounded(8);
+        let spec = PolicySpec {
+            cameras: Vec::new(),
+            optional_cameras: 0,
+            state_dim: 1,
+            action_dim: 1,
+            action_names: Vec::new(),
+            action_horizon: 1,
+            action_rate_hz: Some(10.0),
+            denoise_steps: 1,
+            prefix: PrefixSupport::default(),
+        };
+        let ingest = Arc::new(Mutex::new(Ingest::new(&[], Duration::from_secs(1))));
+        let anytime = AnytimeConfig { least_steps: 1, margin: Duration::ZERO };
+        let config = InferenceConfig { denoise_steps: None, seed: 0, kinds: Vec::new(), anytime };
+        let mut worker = Worker {
+            policy: Box::new(Remembering { spec, seen }),
+            config,
+            inputs: InferenceInputs { ingest: ingest.clone(), instruction: Arc::default() },
+            chunks: rtrb::RingBuffer::new(1).0,
+            reports: crossbeam_channel::bounded(1).0,
+            anytime: Anytime::new(anytime),
+            made: 0,
+            shown: None,
+        };
+        worker.show(at(0));
+        assert!(shown.try_recv().is_err(), "nothing is seen yet");
+        for ms in (100..=400).step_by(20) {
+            let still = JointVec::zeros(1);
+            let state =
+                JointState { stamp: at(ms), sequence: ms, position: still, velocity: still };
+            ingest.lock().expect("nobody panicked").on_state(state).expect("it is newer");
+            worker.show(at(ms));
+        }
+        let shown: Vec<Stamp> = shown.try_iter().collect();
+        assert_eq!(shown, [at(100), at(200), at(300), at(400)]);
+    }
 }

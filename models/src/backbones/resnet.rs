@@ -1,0 +1,211 @@
+//! ResNet-18 and -34 up to the last feature map (He et al. 2015, arXiv 1512.03385).
+//!
+//! Names and layout are torchvision's `models/resnet.py` (BasicBlock); the widths and the number of blocks are read
+//! from the tensors, so narrowed networks load too. Batch norms are in inference mode, which makes LeRobot's frozen
+//! and ordinary ones the same; they are folded into the convolutions.
+
+use candle_core::{Result, Tensor};
+use candle_nn::GroupNorm;
+
+use super::conv::{Conv2d, group_norm, normalize};
+use crate::ModelError;
+use crate::checkpoint::TensorStore;
+
+/// How the parts of the network are named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Naming {
+    /// `conv1`, `bn1`, `layer1` to `layer4` (ACT).
+    Torchvision,
+    /// `0`, `1`, `4` to `7`: the places in a list of torchvision's parts (Diffusion Policy).
+    Sequential,
+}
+
+impl Naming {
+    fn stem(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Torchvision => ("conv1", "bn1"),
+            Self::Sequential => ("0", "1"),
+        }
+    }
+
+    fn stage(self, index: usize) -> String {
+        match self {
+            Self::Torchvision => format!("layer{}", index + 1),
+            Self::Sequential => (index + 4).to_string(),
+        }
+    }
+}
+
+/// What stands after each convolution.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Norm {
+    /// Batch norm with stored statistics.
+    Batch,
+    /// Group norm, a group for every 16 channels.
+    Group,
+}
+
+/// Stages of a ResNet.
+const STAGES: usize = 4;
+
+/// No stage has more blocks (ResNet-34 has 6, ResNet-152 36).
+const BLOCK_LIMIT: usize = 64;
+
+/// A convolution and its norm.
+struct Unit {
+    conv: Conv2d,
+    /// `None` when it is folded into the convolution.
+    norm: Option<GroupNorm>,
+}
+
+impl Unit {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let y = self.conv.forward(x)?;
+        self.norm.as_ref().map_or(Ok(y.clone()), |norm| normalize(norm, &y))
+    }
+}
+
+struct Block {
+    first: Unit,
+    second: Unit,
+    shortcut: Option<Unit>,
+}
+
+/// A residual network from pixels to its last feature map.
+pub struct ResNet {
+    stem: Unit,
+    blocks: Vec<Block>,
+    outputs: usize,
+}
+
+struct Loader<'a> {
+    store: &'a TensorStore,
+    prefix: &'a str,
+    norm: Norm,
+}
+
+impl Loader<'_> {
+    /// The convolution `conv` from `inputs` channels, with the norm `norm`.
+    fn unit(
+        &self,
+        (conv, norm): (&str, &str),
+        inputs: usize,
+        kernel: usize,
+        stride: usize,
+    ) -> std::result::Result<Unit, ModelError> {
+        let (conv, norm) = (format!("{}.{conv}", self.prefix), format!("{}.{norm}", self.prefix));
+        let outputs = self.outputs(&conv)?;
+        let conv = Conv2d::load(self.store, &conv, (inputs, outputs), kernel, stride, false)?;
+        Ok(match self.norm {
+            Norm::Batch => Unit { conv: conv.fold(self.store, &norm)?, norm: None },
+            Norm::Group => {
+                let groups = outputs / 16;
+                let norm = group_norm(self.store, &norm, outputs, groups, "use_group_norm")?;
+                Unit { conv, norm: Some(norm) }
+            }
+        })
+    }
+
+    /// Channels that the convolution `name` makes.
+    fn outputs(&self, name: &str) -> std::result::Result<usize, ModelError> {
+        let tensor = self.store.find(&format!("{name}.weight"))?;
+        match tensor.shape.first() {
+            Some(width) if *width > 0 => Ok(*width),
+            _ => Err(ModelError::malformed(
+                self.store.path(),
+                format!("the shape of tensor `{}`", tensor.name),
+                format!("{:?}", tensor.shape),
+                "a convolution with at least one output channel",
+            )),
+        }
+    }
+
+    fn has(&self, part: &str) -> bool {
+        self.store.find(&format!("{}.{part}.weight", self.prefix)).is_ok()
+    }
+
+    fn block(
+        &self,
+        name: &str,
+        inputs: usize,
+        stride: usize,
+    ) -> std::result::Result<Block, ModelError> {
+        if self.has(&format!("{name}.conv3")) {
+            let reason = "is a ResNet with bottleneck blocks (50 layers and more); resnet18 and \
+                          resnet34 are supported";
+            return Err(ModelError::config(self.store.path(), "vision_backbone", reason));
+        }
+        let part = |part: &str| format!("{name}.{part}");
+        let first = self.unit((&part("conv1"), &part("bn1")), inputs, 3, stride)?;
+        let width = first.conv.outputs();
+        let second = self.unit((&part("conv2"), &part("bn2")), width, 3, 1)?;
+        let down = (part("downsample.0"), part("downsample.1"));
+        let needed = stride != 1 || inputs != second.conv.outputs();
+        let shortcut = match needed || self.has(&down.0) {
+            true => Some(self.unit((&down.0, &down.1), inputs, 1, stride)?),
+            false => None,
+        };
+        Ok(Block { first, second, shortcut })
+    }
+}
+
+impl ResNet {
+    /// The network whose tensors lie under `prefix`.
+    ///
+    /// # Errors
+    /// [`ModelError`] naming the tensor that is missing or does not fit.
+    pub fn load(
+        store: &TensorStore,
+        prefix: &str,
+        naming: Naming,
+        norm: Norm,
+    ) -> std::result::Result<Self, ModelError> {
+        let loader = Loader { store, prefix, norm };
+        let stem = loader.unit(naming.stem(), 3, 7, 2)?;
+        let mut outputs = stem.conv.outputs();
+        let mut blocks = Vec::new();
+        for stage in 0..STAGES {
+            let name = naming.stage(stage);
+            for index in 0..BLOCK_LIMIT {
+                if index > 0 && !loader.has(&format!("{name}.{index}.conv1")) {
+                    break;
+                }
+                let stride = if stage > 0 && index == 0 { 2 } else { 1 };
+                let block = loader.block(&format!("{name}.{index}"), outputs, stride)?;
+                outputs = block.second.conv.outputs();
+                blocks.push(block);
+            }
+        }
+        Ok(Self { stem, blocks, outputs })
+    }
+
+    /// Channels of the feature map.
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// `pixels` (`[3, height, width]`) as a feature map `[C, height/32, width/32]`, sizes rounded up.
+    ///
+    /// # Errors
+    /// When `pixels` has no three channels.
+    pub fn forward(&self, pixels: &Tensor) -> Result<Tensor> {
+        let x = self.stem.forward(&pixels.unsqueeze(0)?)?.relu()?;
+        let mut x = max_pool(&x)?;
+        for block in &self.blocks {
+            let y = block.second.forward(&block.first.forward(&x)?.relu()?)?;
+            let shortcut = match &block.shortcut {
+                Some(unit) => unit.forward(&x)?,
+                None => x,
+            };
+            x = (y + shortcut)?.relu()?;
+        }
+        x.squeeze(0)
+    }
+}
+
+/// Largest value of each 3 × 3 square, at every second place, the border padded.
+fn max_pool(x: &Tensor) -> Result<Tensor> {
+    // After a ReLU nothing is below zero, so zeros are as good a border as minus infinity.
+    let padded = x.pad_with_zeros(2, 1, 1)?.pad_with_zeros(3, 1, 1)?;
+    padded.max_pool2d_with_stride(3, 2)
+}

@@ -1,0 +1,185 @@
+//! The networks of a Diffusion Policy, stage by stage.
+
+use candle_core::{Device, Result, Tensor};
+
+use super::ENVIRONMENT;
+use super::config::{Denoiser, DiffusionConfig};
+use super::encoder::{RgbEncoder, RgbFeatures};
+use super::transformer::Transformer;
+use super::unet::Unet;
+use crate::ModelError;
+use crate::backbones::resnet::Norm;
+use crate::checkpoint::Checkpoint;
+use crate::processors::crop::{center_crop, resize_smooth};
+
+/// What the denoiser is told of the observations: one row for each, oldest first, `[n_obs_steps, width]`.
+#[derive(Debug, Clone)]
+pub struct Condition {
+    rows: Tensor,
+    /// The same as one row.
+    flat: Tensor,
+}
+
+impl Condition {
+    /// The condition of `rows` (`[n_obs_steps, width]`).
+    ///
+    /// # Errors
+    /// When `rows` is no matrix.
+    pub fn new(rows: Tensor) -> Result<Self> {
+        let (steps, width) = rows.dims2()?;
+        let flat = rows.contiguous()?.reshape((1, steps * width))?;
+        Ok(Self { rows, flat })
+    }
+
+    /// One row for each observation, `[n_obs_steps, width]`.
+    pub fn rows(&self) -> &Tensor {
+        &self.rows
+    }
+
+    /// All of it, `[1, n_obs_steps·width]`.
+    pub fn flat(&self) -> &Tensor {
+        &self.flat
+    }
+}
+
+/// No sample has more values.
+const SAMPLE_LIMIT: usize = 1 << 22;
+
+enum Network {
+    Unet(Box<Unet>),
+    Transformer(Box<Transformer>),
+}
+
+/// The networks of a Diffusion Policy.
+pub struct DiffusionModel {
+    /// One for all cameras, or one for each.
+    encoders: Vec<RgbEncoder>,
+    network: Network,
+    /// Width and height.
+    resize: Option<(usize, usize)>,
+    /// Width and height.
+    crop: Option<(usize, usize)>,
+    shape: (usize, usize),
+    environment: Option<usize>,
+}
+
+impl DiffusionModel {
+    /// Builds the networks from `checkpoint`.
+    ///
+    /// # Errors
+    /// [`ModelError`] naming the tensor or key that does not fit.
+    pub fn load(checkpoint: &Checkpoint) -> std::result::Result<Self, ModelError> {
+        let config = &DiffusionConfig::of(checkpoint)?;
+        let (store, features) = (&checkpoint.store, &checkpoint.features);
+        let path = &checkpoint.config_path();
+        let (state, action) = (features.state_dim(path)?, features.action_dim(path)?);
+        if config.horizon * action > SAMPLE_LIMIT {
+            let reason = format!("is {}, with {action} values an action", config.horizon);
+            return Err(ModelError::config(path, "horizon", reason));
+        }
+        let environment = features.input_dim(path, ENVIRONMENT)?;
+        let cameras = features.cameras().count();
+        let keypoints = config.spatial_softmax_num_keypoints;
+        let norm = if config.use_group_norm { Norm::Group } else { Norm::Batch };
+        let load = |prefix: &str| RgbEncoder::load(store, prefix, keypoints, norm);
+        let encoders = match (cameras, config.use_separate_rgb_encoder_per_camera) {
+            (0, _) => Vec::new(),
+            (_, false) => vec![load("rgb_encoder")?],
+            (_, true) => (0..cameras)
+                .map(|i| load(&format!("rgb_encoder.{i}")))
+                .collect::<std::result::Result<_, ModelError>>()?,
+        };
+        let width = state + 2 * keypoints * cameras + environment.unwrap_or(0);
+        let network = match config.denoiser {
+            Denoiser::Unet => {
+                let seen = width * config.n_obs_steps;
+                Network::Unet(Box::new(Unet::load(store, config, action, seen)?))
+            }
+            Denoiser::Transformer => {
+                Network::Transformer(Box::new(Transformer::load(store, config, action, width)?))
+            }
+        };
+        let flip = |shape: Option<(usize, usize)>| shape.map(|(height, width)| (width, height));
+        Ok(Self {
+            encoders,
+            network,
+            resize: flip(config.resize_shape),
+            crop: flip(config.crop_shape),
+            shape: (config.horizon, action),
+            environment,
+        })
+    }
+
+    /// Shape of the sample that is denoised, `(H, A)`.
+    pub fn sample_shape(&self) -> (usize, usize) {
+        self.shape
+    }
+
+    /// A normalised image (`[3, height, width]`, plane by plane) of size (width, height) as the encoder takes it:
+    /// resized, the middle cut out.
+    ///
+    /// # Errors
+    /// When the image is smaller than what is to be cut out of it.
+    pub fn prepare(&self, planes: Vec<f32>, size: (usize, usize)) -> Result<Tensor> {
+        let (planes, size) = match self.resize {
+            Some(to) => (resize_smooth(&planes, size, to), to),
+            None => (planes, size),
+        };
+        let tensor =
+            |values, (width, height)| Tensor::from_vec(values, (3, height, width), &Device::Cpu);
+        let Some(to) = self.crop else { return tensor(planes, size) };
+        match center_crop(&planes, size, to) {
+            Some(values) => tensor(values, to),
+            None => candle_core::bail!(
+                "an image of {} x {} pixels is smaller than the {} x {} that the policy cuts out of it",
+                size.0,
+                size.1,
+                to.0,
+                to.1
+            ),
+        }
+    }
+
+    /// One prepared image of camera `camera` through its encoder.
+    ///
+    /// # Errors
+    /// When there is no such camera.
+    pub fn encode_image(&self, camera: usize, pixels: &Tensor) -> Result<RgbFeatures> {
+        match self.encoders.get(camera).or(self.encoders.first()) {
+            Some(encoder) => encoder.forward(pixels),
+            None => candle_core::bail!("this network takes no images"),
+        }
+    }
+
+    /// One observation as the denoiser is told of it, `[1, width]`: normalised state, the cameras' features in order,
+    /// normalised environment state.
+    ///
+    /// # Errors
+    /// When the environment state is missing or superfluous.
+    pub fn observation(
+        &self,
+        state: &[f32],
+        features: &[Tensor],
+        environment: Option<&[f32]>,
+    ) -> Result<Tensor> {
+        if environment.map(<[f32]>::len) != self.environment {
+            candle_core::bail!("the environment state is missing, or the network takes another");
+        }
+        let row = |values: &[f32]| Tensor::from_slice(values, (1, values.len()), &Device::Cpu);
+        let mut parts = vec![row(state)?];
+        parts.extend(features.iter().cloned());
+        parts.extend(environment.map(row).transpose()?);
+        Tensor::cat(&parts, 1)
+    }
+
+    /// What the network says of the sample `x` (`[H, A]`) at training step `t`.
+    ///
+    /// # Errors
+    /// When a shape does not fit.
+    pub fn predict(&self, x: &Tensor, t: usize, condition: &Condition) -> Result<Tensor> {
+        match &self.network {
+            Network::Unet(unet) => unet.forward(x, t, condition.flat()),
+            Network::Transformer(transformer) => transformer.forward(x, t, condition.rows()),
+        }
+    }
+}

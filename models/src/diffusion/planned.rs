@@ -1,0 +1,64 @@
+//! What the planned actions of a request do to the sampling.
+
+use sinew_runtime::{PolicyError, Prefix, PrefixUse};
+
+use crate::heads::ddpm::{Inpainting, Sampler, Schedule};
+use crate::processors::Boundary;
+
+/// The sampling that `prefix` asks for, from `noise`. The first `past` of the rows denoised lie before the plan's.
+///
+/// # Errors
+/// [`PolicyError::PrefixWidth`]; [`PolicyError::Unsupported`] for clean prefixes, which this head was not trained for;
+/// [`PolicyError::NotFinite`] for a planned value that is none; [`PolicyError::Compute`] for a flow time that is
+/// no place to start from.
+pub(super) fn start(
+    schedule: Schedule,
+    prefix: Option<&Prefix>,
+    boundary: &Boundary,
+    past: usize,
+    noise: Vec<f32>,
+    shape: (usize, usize),
+    steps: usize,
+) -> Result<Sampler, PolicyError> {
+    let compute = |e: candle_core::Error| PolicyError::Compute(e.to_string());
+    let Some(prefix) = prefix else {
+        return Sampler::new(schedule, noise, shape, steps).map_err(compute);
+    };
+    let (horizon, width) = shape;
+    if prefix.dim != width {
+        return Err(PolicyError::PrefixWidth { expected: width, found: prefix.dim });
+    }
+    let ahead = horizon - past;
+    let mut plan = boundary.model_actions(&prefix.actions, width)?;
+    plan.truncate(ahead * width);
+    if plan.len() < width {
+        return Sampler::new(schedule, noise, shape, steps).map_err(compute);
+    }
+    match prefix.usage {
+        PrefixUse::WarmStart { time } => {
+            if !(time > 0.0 && time < 1.0) {
+                return Err(PolicyError::Compute(format!(
+                    "a warm start at flow time {time} was asked for; use a value between 0 and 1"
+                )));
+            }
+            // Before the plan its first action stands, past its end the last one.
+            let mut guess = plan[..width].repeat(past);
+            guess.extend_from_slice(&plan);
+            while guess.len() < horizon * width {
+                guess.extend_from_within(guess.len() - width..);
+            }
+            Sampler::warm(schedule, &guess, noise, shape, steps, time).map_err(compute)
+        }
+        PrefixUse::Guided { schedule: fall, max_weight } => {
+            let mut target = vec![0.0; past * width];
+            target.extend(plan);
+            target.resize(horizon * width, 0.0);
+            let mut weights = vec![0.0; past];
+            let strongest = max_weight.clamp(0.0, 1.0);
+            weights.extend(prefix.weights(fall, ahead).iter().map(|w| w.min(strongest)));
+            let plan = Inpainting::new(target, &weights, shape).map_err(compute)?;
+            Ok(Sampler::new(schedule, noise, shape, steps).map_err(compute)?.inpainting(plan))
+        }
+        PrefixUse::Trained => Err(PolicyError::Unsupported("clean prefixes")),
+    }
+}

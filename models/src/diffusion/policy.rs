@@ -1,0 +1,295 @@
+//! Diffusion Policy as an anytime task.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use candle_core::{Device, Tensor};
+use sinew_runtime::{
+    ActionChunk, CacheUse, ChunkRequest, Observation, Policy, PolicyError, PolicySpec,
+    PrefixSupport, Progress, StageTime, Stamp,
+};
+
+use super::planned::start;
+use super::{Condition, DiffusionConfig, DiffusionModel, ENVIRONMENT, History};
+use crate::checkpoint::Checkpoint;
+use crate::heads::ddpm::{Sampler, Schedule};
+use crate::processors::Boundary;
+use crate::random::SplitMix64;
+use crate::smolvla::gaussian_noise;
+use crate::{LoadOptions, ModelError};
+
+const STAGES: [&str; 3] = ["preprocess", "vision", "denoise"];
+const PREPROCESS: usize = 0;
+const VISION: usize = 1;
+const DENOISE: usize = 2;
+
+/// An observation on its way into the history.
+struct Seen {
+    instant: Stamp,
+    instruction: String,
+    state: Vec<f32>,
+    /// Images not yet encoded, in order.
+    images: VecDeque<Tensor>,
+    features: Vec<Tensor>,
+}
+
+struct Run {
+    request: u64,
+    seen: Seen,
+    condition: Option<Condition>,
+    sampler: Sampler,
+    random: SplitMix64,
+    /// Whether the observation's features were known already.
+    remembered: bool,
+    times: [Duration; 3],
+}
+
+/// A Diffusion Policy: one step per camera, one per denoise step.
+///
+/// The chunk begins at the current observation: of the horizon that is denoised, the first `n_obs_steps - 1` actions
+/// lie in the past, and `n_action_steps` from there on are given.
+///
+/// Planned actions are inpainted: at every denoise step the estimate of the clean actions is replaced by them
+/// ([`crate::heads::ddpm::Inpainting`]); a warm start begins at the plan, noised.
+pub struct DiffusionPolicy {
+    model: DiffusionModel,
+    boundary: Boundary,
+    schedule: Schedule,
+    spec: PolicySpec,
+    dt: Duration,
+    past: usize,
+    history: History<(Vec<Tensor>, Vec<f32>)>,
+    run: Option<Run>,
+    noise: VecDeque<Vec<f32>>,
+}
+
+impl DiffusionPolicy {
+    /// Builds the policy of `checkpoint`.
+    ///
+    /// # Errors
+    /// [`ModelError`] naming what does not fit; [`ModelError::RateUnknown`] when neither checkpoint
+    /// nor `options` give the action rate.
+    pub fn load(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Self, ModelError> {
+        let path = checkpoint.config_path();
+        let config = DiffusionConfig::of(checkpoint)?;
+        if checkpoint.features.input_dim(&path, ENVIRONMENT)?.is_some() {
+            let reason = "is an input, which no robot gives; train the policy without it";
+            return Err(ModelError::config(&path, ENVIRONMENT, reason));
+        }
+        let boundary = Boundary::new(checkpoint, 0)?;
+        let rate = options.rate(checkpoint)?;
+        let dt = Duration::from_secs_f64(1.0 / rate);
+        let spec = PolicySpec {
+            cameras: boundary.cameras(),
+            optional_cameras: 0,
+            state_dim: boundary.state_dim(),
+            action_dim: boundary.action_dim(),
+            action_names: checkpoint.actions.action_names.clone(),
+            action_horizon: config.n_action_steps,
+            action_rate_hz: Some(rate),
+            denoise_steps: options.denoise_steps.unwrap_or(config.denoise_steps()),
+            prefix: PrefixSupport { guided: true, trained: None, warm_start: true },
+        };
+        Ok(Self {
+            model: DiffusionModel::load(checkpoint)?,
+            boundary,
+            schedule: config.schedule(),
+            spec,
+            dt,
+            past: config.n_obs_steps - 1,
+            history: History::new(config.n_obs_steps, dt),
+            run: None,
+            noise: VecDeque::new(),
+        })
+    }
+
+    /// Takes the noise of the next inference from `noise` (`[H, A]` each, row by row: the starting noise, then what
+    /// each step adds) instead of the request's seed.
+    pub fn set_noise(&mut self, noise: impl IntoIterator<Item = Vec<f32>>) {
+        self.noise = noise.into_iter().collect();
+    }
+
+    /// `observation` prepared, and whether its features are in the history.
+    fn see(&self, observation: &Observation) -> Result<(Seen, bool), PolicyError> {
+        let state = self.boundary.state(observation)?;
+        let known = self.history.find(observation.instant, &observation.instruction);
+        let (images, features) = match known {
+            Some((features, _)) => (VecDeque::new(), features.clone()),
+            None => {
+                let seen = self.boundary.images(observation)?;
+                let images = seen.iter().enumerate().map(|(index, image)| {
+                    // No camera may be missing, so every input has its image.
+                    let image = image.ok_or(PolicyError::OutOfTurn("a camera is missing"))?;
+                    let planes = self.boundary.planes(index, image)?;
+                    self.model.prepare(planes, (image.width(), image.height())).map_err(compute)
+                });
+                (images.collect::<Result<_, PolicyError>>()?, Vec::new())
+            }
+        };
+        let (instant, instruction) = (observation.instant, observation.instruction.clone());
+        Ok((Seen { instant, instruction, state, images, features }, known.is_some()))
+    }
+
+    fn encode(&self, seen: &mut Seen, pixels: &Tensor) -> candle_core::Result<()> {
+        let features = self.model.encode_image(seen.features.len(), pixels)?.features;
+        seen.features.push(features);
+        Ok(())
+    }
+
+    /// The condition with the observation of `run` as the newest.
+    fn condition(&mut self, seen: &Seen) -> candle_core::Result<Condition> {
+        let newest = (seen.features.clone(), seen.state.clone());
+        self.history.push(seen.instant, &seen.instruction, newest);
+        let window = self.history.window();
+        let rows = window
+            .iter()
+            .map(|(features, state)| self.model.observation(state, features, None))
+            .collect::<candle_core::Result<Vec<_>>>()?;
+        Condition::new(Tensor::cat(&rows, 0)?)
+    }
+
+    /// Does one bounded step of `run`; the stage it belonged to.
+    fn step(&mut self, run: &mut Run) -> candle_core::Result<usize> {
+        if let Some(pixels) = run.seen.images.pop_front() {
+            self.encode(&mut run.seen, &pixels)?;
+            if run.seen.images.is_empty() {
+                run.condition = Some(self.condition(&run.seen)?);
+            }
+            return Ok(VISION);
+        }
+        let condition = match run.condition.take() {
+            Some(condition) => condition,
+            None => self.condition(&run.seen)?,
+        };
+        let x = run.sampler.sample();
+        let output = self.model.predict(x, run.sampler.timestep(), &condition)?;
+        run.condition = Some(condition);
+        let shape = self.model.sample_shape();
+        let (random, noise) = (&mut run.random, &mut self.noise);
+        run.sampler.step(&output, || {
+            let values = noise.pop_front();
+            let seed = random.next_u64();
+            let values = values.unwrap_or_else(|| gaussian_noise(seed, shape.0 * shape.1));
+            Tensor::from_vec(values, shape, &Device::Cpu)
+        })?;
+        Ok(DENOISE)
+    }
+}
+
+fn compute(error: candle_core::Error) -> PolicyError {
+    PolicyError::Compute(error.to_string())
+}
+
+impl Policy for DiffusionPolicy {
+    fn spec(&self) -> &PolicySpec {
+        &self.spec
+    }
+
+    fn begin(
+        &mut self,
+        observation: &Observation,
+        request: &ChunkRequest,
+    ) -> Result<(), PolicyError> {
+        self.run = None;
+        let begun = Instant::now();
+        let (steps, most) = (
+            request.denoise_steps.unwrap_or(self.spec.denoise_steps),
+            self.schedule.training_steps(),
+        );
+        if steps == 0 || steps > most {
+            return Err(PolicyError::Compute(format!(
+                "{steps} denoise steps were asked for; use 1 to {most}"
+            )));
+        }
+        let (seen, remembered) = self.see(observation)?;
+        let shape = self.model.sample_shape();
+        let mut random = SplitMix64::new(request.seed);
+        let seed = random.next_u64();
+        let noise = self.noise.pop_front();
+        let noise = noise.unwrap_or_else(|| gaussian_noise(seed, shape.0 * shape.1));
+        let schedule = self.schedule.clone();
+        let prefix = request.prefix.as_ref();
+        let sampler = start(schedule, prefix, &self.boundary, self.past, noise, shape, steps)?;
+        let mut times = [Duration::ZERO; 3];
+        times[PREPROCESS] = begun.elapsed();
+        self.run = Some(Run {
+            request: request.id,
+            seen,
+            condition: None,
+            sampler,
+            random,
+            remembered,
+            times,
+        });
+        Ok(())
+    }
+
+    fn advance(&mut self) -> Result<Progress, PolicyError> {
+        let mut run =
+            self.run.take().ok_or(PolicyError::OutOfTurn("advance was called before begin"))?;
+        let mut stage = DENOISE;
+        if !run.sampler.is_done() {
+            let begun = Instant::now();
+            stage = self.step(&mut run).map_err(compute)?;
+            run.times[stage] += begun.elapsed();
+        }
+        let cameras = run.seen.images.len() + run.seen.features.len();
+        let progress = match run.sampler.is_done() {
+            true => Progress::Done,
+            false => Progress::Step {
+                stage: STAGES[stage],
+                done: run.seen.features.len() + run.sampler.done(),
+                total: cameras + run.sampler.steps(),
+                denoised: stage == DENOISE,
+                next_denoises: run.seen.images.is_empty(),
+            },
+        };
+        self.run = Some(run);
+        Ok(progress)
+    }
+
+    fn take_chunk(&mut self) -> Result<ActionChunk, PolicyError> {
+        let run = self
+            .run
+            .take_if(|run| run.sampler.is_done())
+            .ok_or(PolicyError::OutOfTurn("take_chunk was called before the chunk was done"))?;
+        self.noise.clear();
+        let sample = run.sampler.sample();
+        let current = sample.narrow(0, self.past, self.spec.action_horizon).map_err(compute)?;
+        let rows = current.to_vec2::<f32>().map_err(compute)?;
+        let actions = self.boundary.actions(rows.iter().map(Vec::as_slice))?;
+        let dim = self.spec.action_dim;
+        let mut chunk = ActionChunk::new(run.request, run.seen.instant, self.dt, dim, actions)
+            .map_err(|e| PolicyError::Compute(e.to_string()))?;
+        chunk.report.stages =
+            STAGES.iter().zip(run.times).map(|(stage, time)| StageTime { stage, time }).collect();
+        chunk.report.denoise_steps = run.sampler.done();
+        let hits = u32::from(run.remembered);
+        let used = CacheUse { lookups: 1, hits, error: None };
+        chunk.report.caches.push(("observation_features", used));
+        Ok(chunk)
+    }
+
+    fn history_period(&self) -> Option<Duration> {
+        (self.past > 0).then_some(self.dt)
+    }
+
+    fn remember(&mut self, observation: &Observation) -> Result<(), PolicyError> {
+        let (mut seen, _) = self.see(observation)?;
+        while let Some(pixels) = seen.images.pop_front() {
+            self.encode(&mut seen, &pixels).map_err(compute)?;
+        }
+        self.history.push(seen.instant, &seen.instruction, (seen.features, seen.state));
+        Ok(())
+    }
+
+    fn set_denoise_steps(&mut self, steps: usize) -> Result<bool, PolicyError> {
+        let run = self.run.as_mut().ok_or(PolicyError::OutOfTurn("nothing was begun"))?;
+        Ok(run.sampler.set_steps(steps))
+    }
+
+    fn finish_early(&mut self) -> Result<bool, PolicyError> {
+        let run = self.run.as_mut().ok_or(PolicyError::OutOfTurn("nothing was begun"))?;
+        Ok(run.sampler.finish())
+    }
+}

@@ -1,0 +1,167 @@
+//! The transformer that denoises a chunk of actions.
+//!
+//! Actions attend to each other and to a memory of one token for the training step and one for each observation. Layers
+//! are PyTorch's `nn.TransformerDecoderLayer` and `nn.TransformerEncoderLayer` with `norm_first`.
+
+use candle_core::{Result, Tensor};
+
+use super::config::DiffusionConfig;
+use super::unet::step_embedding;
+use crate::ModelError;
+use crate::backbones::multihead::MultiheadAttention;
+use crate::checkpoint::TensorStore;
+use crate::kernels::{Activation, LayerNorm, Linear, Visible, add, mish};
+
+type Loaded<T> = std::result::Result<T, ModelError>;
+
+/// Added to the variance in every norm.
+const EPS: f64 = 1e-5;
+
+/// What a self-attention layer and a feed-forward block share in both kinds of layers.
+struct Layer {
+    own: MultiheadAttention,
+    /// Attention to the memory, with its norm; none in the encoder.
+    cross: Option<(LayerNorm, MultiheadAttention)>,
+    norm_own: LayerNorm,
+    norm_mlp: LayerNorm,
+    mlp: [Linear; 2],
+}
+
+impl Layer {
+    fn load(
+        store: &TensorStore,
+        name: &str,
+        config: &DiffusionConfig,
+        cross: bool,
+    ) -> Loaded<Self> {
+        let (width, heads) = (config.n_emb, config.n_head);
+        let part = |part: &str| format!("{name}.{part}");
+        let norm =
+            |index: usize| LayerNorm::load(store, &part(&format!("norm{index}")), width, EPS);
+        let attention = |name: &str| MultiheadAttention::load(store, &part(name), width, heads);
+        let linear =
+            |name: &str, inputs, outputs| Linear::load(store, &part(name), inputs, outputs, true);
+        Ok(Self {
+            own: attention("self_attn")?,
+            cross: if cross { Some((norm(2)?, attention("multihead_attn")?)) } else { None },
+            norm_own: norm(1)?,
+            norm_mlp: norm(if cross { 3 } else { 2 })?,
+            mlp: [linear("linear1", width, 4 * width)?, linear("linear2", 4 * width, width)?],
+        })
+    }
+
+    /// `x` (`[L, w]`) through the layer; `memory` is what it attends to, with what each row sees of it.
+    fn forward(
+        &self,
+        x: Tensor,
+        visible: Visible,
+        memory: Option<(&Tensor, Visible)>,
+    ) -> Result<Tensor> {
+        let y = self.norm_own.forward(&x)?;
+        let mut x = add(self.own.forward(&y, &y, &y, visible)?, &x)?;
+        if let (Some((norm, cross)), Some((memory, seen))) = (&self.cross, memory) {
+            let y = norm.forward(&x)?;
+            x = add(cross.forward(&y, memory, memory, seen)?, &x)?;
+        }
+        let y = self.norm_mlp.forward(&x)?;
+        let y = self.mlp[0].forward_with(&y, Activation::GeluErf)?;
+        add(self.mlp[1].forward(&y)?, &x)
+    }
+}
+
+/// What makes the memory of its tokens.
+enum Encoder {
+    /// Two matrices, token by token.
+    Mlp(Box<[Linear; 2]>),
+    Layers(Vec<Layer>),
+}
+
+/// A denoiser over sequences of actions.
+pub struct Transformer {
+    actions: Linear,
+    /// `[H, w]`
+    action_positions: Tensor,
+    observations: Linear,
+    /// `[1 + n_obs_steps, w]`
+    memory_positions: Tensor,
+    encoder: Encoder,
+    layers: Vec<Layer>,
+    norm: LayerNorm,
+    head: Linear,
+    width: usize,
+    causal: bool,
+}
+
+impl Transformer {
+    /// The network whose tensors lie under `transformer`, for observations of `observed` values each.
+    ///
+    /// # Errors
+    /// [`ModelError`] naming the tensor that is missing or does not fit.
+    pub fn load(
+        store: &TensorStore,
+        config: &DiffusionConfig,
+        action_dim: usize,
+        observed: usize,
+    ) -> Loaded<Self> {
+        let width = config.n_emb;
+        let name = |part: &str| format!("transformer.{part}");
+        let linear =
+            |part: &str, inputs, outputs| Linear::load(store, &name(part), inputs, outputs, true);
+        let table = |part: &str, rows: usize| {
+            let table = store.tensor(&name(part), &[1, rows, width])?;
+            Ok::<_, ModelError>(table.squeeze(0)?)
+        };
+        let stack = |part: &str, count: usize, cross: bool| {
+            let layer = |i| Layer::load(store, &name(&format!("{part}.layers.{i}")), config, cross);
+            (0..count).map(layer).collect::<Loaded<Vec<_>>>()
+        };
+        let encoder = match config.n_cond_layers {
+            0 => Encoder::Mlp(Box::new([
+                linear("encoder.0", width, 4 * width)?,
+                linear("encoder.2", 4 * width, width)?,
+            ])),
+            count => Encoder::Layers(stack("encoder", count, false)?),
+        };
+        Ok(Self {
+            actions: linear("input_emb", action_dim, width)?,
+            action_positions: table("pos_emb", config.horizon)?,
+            observations: linear("cond_obs_emb", observed, width)?,
+            memory_positions: table("cond_pos_emb", 1 + config.n_obs_steps)?,
+            encoder,
+            layers: stack("decoder", config.n_layer, true)?,
+            norm: LayerNorm::load(store, &name("ln_f"), width, EPS)?,
+            head: linear("head", width, action_dim)?,
+            width,
+            causal: config.causal_attn,
+        })
+    }
+
+    /// What the network says of the sample `x` (`[H, A]`) at training step `t`, given `observations` (`[n_obs_steps, width]`).
+    ///
+    /// # Errors
+    /// When a shape does not fit.
+    pub fn forward(&self, x: &Tensor, t: usize, observations: &Tensor) -> Result<Tensor> {
+        let step = step_embedding(t, self.width)?;
+        let tokens = Tensor::cat(&[&step, &self.observations.forward(observations)?], 0)?;
+        let memory = self.encode((tokens + &self.memory_positions)?)?;
+        // The step is the first token of the memory: action k sees it and the observations up to k.
+        let (own, seen) = match self.causal {
+            true => (Visible::Causal { prefix: 0 }, Visible::Causal { prefix: 1 }),
+            false => (Visible::All, Visible::All),
+        };
+        let mut x = (self.actions.forward(x)? + &self.action_positions)?;
+        for layer in &self.layers {
+            x = layer.forward(x, own, Some((&memory, seen)))?;
+        }
+        self.head.forward(&self.norm.forward(&x)?)
+    }
+
+    fn encode(&self, tokens: Tensor) -> Result<Tensor> {
+        match &self.encoder {
+            Encoder::Mlp(mlp) => mlp[1].forward(&mish(mlp[0].forward(&tokens)?)?),
+            Encoder::Layers(layers) => {
+                layers.iter().try_fold(tokens, |x, layer| layer.forward(x, Visible::All, None))
+            }
+        }
+    }
+}

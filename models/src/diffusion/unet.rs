@@ -1,0 +1,234 @@
+//! The U-Net over time that denoises a chunk of actions.
+//!
+//! Every residual block is modulated by the condition (FiLM, Perez et al. 2018, arXiv 1709.07871), which is the
+//! embedded training step followed by the global condition.
+
+use candle_core::{Device, Result, Tensor};
+use candle_nn::GroupNorm;
+
+use super::config::DiffusionConfig;
+use crate::ModelError;
+use crate::backbones::conv::{Conv1d, group_norm, normalize};
+use crate::checkpoint::TensorStore;
+use crate::kernels::{Linear, mish};
+
+type Loaded<T> = std::result::Result<T, ModelError>;
+
+/// Groups of the norm before the last convolution, whatever the configuration says of the others.
+const LAST_GROUPS: usize = 8;
+
+/// Convolution, group norm, Mish.
+struct ConvBlock {
+    conv: Conv1d,
+    norm: GroupNorm,
+}
+
+impl ConvBlock {
+    fn load(
+        store: &TensorStore,
+        name: &str,
+        channels: (usize, usize),
+        kernel: usize,
+        groups: usize,
+    ) -> Loaded<Self> {
+        let norm = format!("{name}.block.1");
+        Ok(Self {
+            conv: Conv1d::load(store, &format!("{name}.block.0"), channels, kernel, 1)?,
+            norm: group_norm(store, &norm, channels.1, groups, "n_groups")?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        mish(normalize(&self.norm, &self.conv.forward(x)?)?)
+    }
+}
+
+struct ResidualBlock {
+    first: ConvBlock,
+    /// From the condition to scale and shift, or to the shift alone.
+    film: Linear,
+    second: ConvBlock,
+    shortcut: Option<Conv1d>,
+    channels: usize,
+}
+
+impl ResidualBlock {
+    fn forward(&self, x: &Tensor, condition: &Tensor) -> Result<Tensor> {
+        let y = self.first.forward(x)?;
+        // [1, out] or [1, 2·out] as columns.
+        let film = self.film.forward(condition)?.reshape((1, self.film.outputs(), 1))?;
+        let y = if self.film.outputs() == self.channels {
+            y.broadcast_add(&film)?
+        } else {
+            let part = |start| film.narrow(1, start, self.channels);
+            y.broadcast_mul(&part(0)?)?.broadcast_add(&part(self.channels)?)?
+        };
+        let y = self.second.forward(&y)?;
+        match &self.shortcut {
+            Some(conv) => y + conv.forward(x)?,
+            None => y + x,
+        }
+    }
+}
+
+/// Two residual blocks, and the convolution that changes the length after them.
+struct Level {
+    blocks: [ResidualBlock; 2],
+    resample: Option<Conv1d>,
+}
+
+impl Level {
+    fn forward(&self, x: &Tensor, condition: &Tensor) -> Result<Tensor> {
+        self.blocks[1].forward(&self.blocks[0].forward(x, condition)?, condition)
+    }
+}
+
+/// A conditional U-Net over sequences of actions.
+pub struct Unet {
+    step_width: usize,
+    step_in: Linear,
+    step_out: Linear,
+    down: Vec<Level>,
+    middle: [ResidualBlock; 2],
+    up: Vec<Level>,
+    last: ConvBlock,
+    out: Conv1d,
+}
+
+struct Loader<'a> {
+    store: &'a TensorStore,
+    config: &'a DiffusionConfig,
+    condition: usize,
+}
+
+impl Loader<'_> {
+    fn block(&self, name: &str, inputs: usize, outputs: usize) -> Loaded<ResidualBlock> {
+        let (kernel, groups) = (self.config.kernel_size, self.config.n_groups);
+        let part = |part: &str| format!("unet.{name}.{part}");
+        let conv = |conv: &str, inputs| {
+            ConvBlock::load(self.store, &part(conv), (inputs, outputs), kernel, groups)
+        };
+        let scales = usize::from(self.config.use_film_scale_modulation);
+        let modulated = outputs * (1 + scales);
+        let film =
+            Linear::load(self.store, &part("cond_encoder.1"), self.condition, modulated, true)?;
+        let shortcut = match inputs == outputs {
+            true => None,
+            false => {
+                let name = part("residual_conv");
+                Some(Conv1d::load(self.store, &name, (inputs, outputs), 1, 1)?)
+            }
+        };
+        Ok(ResidualBlock {
+            first: conv("conv1", inputs)?,
+            film,
+            second: conv("conv2", outputs)?,
+            shortcut,
+            channels: outputs,
+        })
+    }
+
+    fn pair(&self, name: &str, inputs: usize, outputs: usize) -> Loaded<[ResidualBlock; 2]> {
+        Ok([
+            self.block(&format!("{name}.0"), inputs, outputs)?,
+            self.block(&format!("{name}.1"), outputs, outputs)?,
+        ])
+    }
+}
+
+impl Unet {
+    /// The network whose tensors lie under `unet`, for a global condition of `global` values.
+    ///
+    /// # Errors
+    /// [`ModelError`] naming the tensor or key that does not fit.
+    pub fn load(
+        store: &TensorStore,
+        config: &DiffusionConfig,
+        action_dim: usize,
+        global: usize,
+    ) -> Loaded<Self> {
+        let (step, levels) = (config.diffusion_step_embed_dim, &config.down_dims);
+        let loader = Loader { store, config, condition: step + global };
+        let linear = |name: &str, inputs, outputs| Linear::load(store, name, inputs, outputs, true);
+        let mut down = Vec::new();
+        let mut inputs = action_dim;
+        for (i, outputs) in levels.iter().copied().enumerate() {
+            let name = format!("down_modules.{i}");
+            let resample = match i + 1 == levels.len() {
+                true => None,
+                false => {
+                    let name = format!("unet.{name}.2");
+                    Some(Conv1d::load(store, &name, (outputs, outputs), 3, 2)?)
+                }
+            };
+            down.push(Level { blocks: loader.pair(&name, inputs, outputs)?, resample });
+            inputs = outputs;
+        }
+        let middle = loader.pair("mid_modules", inputs, inputs)?;
+        let mut up = Vec::new();
+        for (i, outputs) in levels.iter().rev().skip(1).copied().enumerate() {
+            let name = format!("up_modules.{i}");
+            let resample = Conv1d::load_doubling(store, &format!("unet.{name}.2"), outputs)?;
+            let blocks = loader.pair(&name, 2 * inputs, outputs)?;
+            up.push(Level { blocks, resample: Some(resample) });
+            inputs = outputs;
+        }
+        let kernel = config.kernel_size;
+        Ok(Self {
+            step_width: step,
+            step_in: linear("unet.diffusion_step_encoder.1", step, 4 * step)?,
+            step_out: linear("unet.diffusion_step_encoder.3", 4 * step, step)?,
+            down,
+            middle,
+            up,
+            last: ConvBlock::load(
+                store,
+                "unet.final_conv.0",
+                (inputs, inputs),
+                kernel,
+                LAST_GROUPS,
+            )?,
+            out: Conv1d::load(store, "unet.final_conv.1", (inputs, action_dim), 1, 1)?,
+        })
+    }
+
+    /// What the network says of the sample `x` (`[H, A]`) at training step `t`, given the global condition `[1, G]`.
+    ///
+    /// # Errors
+    /// When a shape does not fit.
+    pub fn forward(&self, x: &Tensor, t: usize, global: &Tensor) -> Result<Tensor> {
+        let step = step_embedding(t, self.step_width)?;
+        let step = self.step_out.forward(&mish(self.step_in.forward(&step)?)?)?;
+        let condition = mish(Tensor::cat(&[&step, global], 1)?)?;
+        let mut x = x.t()?.contiguous()?.unsqueeze(0)?;
+        let mut skips = Vec::with_capacity(self.down.len());
+        for level in &self.down {
+            x = level.forward(&x, &condition)?;
+            skips.push(x.clone());
+            if let Some(halve) = &level.resample {
+                x = halve.forward(&x)?;
+            }
+        }
+        for block in &self.middle {
+            x = block.forward(&x, &condition)?;
+        }
+        // The finest level's skip is never used.
+        for (level, skip) in self.up.iter().zip(skips.iter().rev()) {
+            x = level.forward(&Tensor::cat(&[&x, skip], 1)?, &condition)?;
+            if let Some(double) = &level.resample {
+                x = double.forward(&x)?;
+            }
+        }
+        self.out.forward(&self.last.forward(&x)?)?.squeeze(0)?.t()?.contiguous()
+    }
+}
+
+/// Training step `t` as sines and cosines, `[1, width]`, in single precision as in training.
+pub(super) fn step_embedding(t: usize, width: usize) -> Result<Tensor> {
+    let half = width / 2;
+    let rate = (10_000f64.ln() / (half.max(2) - 1) as f64) as f32;
+    let angles: Vec<f32> = (0..half).map(|i| t as f32 * (-rate * i as f32).exp()).collect();
+    let sines = angles.iter().map(|a| a.sin());
+    let values: Vec<f32> = sines.chain(angles.iter().map(|a| a.cos())).collect();
+    Tensor::from_vec(values, (1, 2 * half), &Device::Cpu)
+}
