@@ -5,9 +5,7 @@ mod common;
 use std::path::Path;
 
 use common::max_difference;
-use sinew_models::{
-    LoadOptions, QuantType, RandomSize, inspect, load_policy, quantize, random,
-};
+use sinew_models::{LoadOptions, QuantType, RandomSize, inspect, load_policy, quantize, random};
 use sinew_runtime::{
     ActionChunk, CameraFrame, ChunkRequest, Image, MaskSchedule, Observation, ObservedImage,
     Policy, PolicyError, Prefix, PrefixUse, Stamp, inference,
@@ -61,7 +59,8 @@ fn folders_and_bundles_give_nearly_the_same_chunk() {
         let plain = run(load(dir.path()).as_mut(), None).expect("it runs");
         assert_eq!((plain.horizon(), plain.values().len()), (HORIZON, HORIZON * DIM));
         let sizes = inspect(dir.path()).unwrap_or_else(|e| panic!("{e}"));
-        for (kind, most) in [(QuantType::F16, 2e-3), (QuantType::Q8_0, 0.05), (QuantType::Q4_0, 1.0)]
+        for (kind, most) in
+            [(QuantType::F16, 2e-3), (QuantType::Q8_0, 0.05), (QuantType::Q4_0, 1.0)]
         {
             let bundle = dir.path().join("bundle.gguf");
             quantize(dir.path(), kind, &bundle).unwrap_or_else(|e| panic!("{e}"));
@@ -119,8 +118,7 @@ fn guidance_pulls_the_frozen_actions_to_the_plan() {
         let plan: Vec<f64> = plain.values().iter().map(|v| v + 0.2).collect();
         let schedule = MaskSchedule::Exponential;
         let usage = PrefixUse::Guided { schedule, max_weight: 10.0 };
-        let prefix =
-            Prefix { actions: plan.clone(), dim: DIM, frozen: 3, horizon: HORIZON, usage };
+        let prefix = Prefix { actions: plan.clone(), dim: DIM, frozen: 3, horizon: HORIZON, usage };
         let guided = run(policy.as_mut(), Some(prefix)).expect("it runs");
         let off = |k: usize| {
             let rows = k * DIM..(k + 1) * DIM;
@@ -153,8 +151,7 @@ fn a_clean_prefix_comes_out_as_it_went_in() {
         let plain = run(policy.as_mut(), None).expect("it runs");
         let plan: Vec<f64> = plain.values().iter().map(|v| v + 0.1).collect();
         let usage = PrefixUse::Trained;
-        let prefix =
-            Prefix { actions: plan.clone(), dim: DIM, frozen: 4, horizon: HORIZON, usage };
+        let prefix = Prefix { actions: plan.clone(), dim: DIM, frozen: 4, horizon: HORIZON, usage };
         let chunk = run(policy.as_mut(), Some(prefix)).expect("it runs");
         let plan: Vec<f32> = plan.iter().map(|v| *v as f32).collect();
         let kept = max_difference(&values(&chunk)[..4 * DIM], &plan[..4 * DIM]);
