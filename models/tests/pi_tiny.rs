@@ -165,6 +165,7 @@ fn files_that_do_not_fit_are_named() {
         ("config.json", "image_resolution", "[56, 42]", vec!["image_resolution", "square"]),
         ("config.json", "image_resolution", "[60, 60]", vec!["image_resolution", "14"]),
         ("config.json", "max_action_dim", "4", vec!["action", "max_action_dim is 4"]),
+        ("config.json", "chunk_size", "9999", vec!["chunk_size", "4096"]),
         ("config.json", "num_inference_steps", "0", vec!["num_inference_steps"]),
         ("config.json", "min_period", "0", vec!["min_period"]),
         ("dims.json", "expert", "null", vec!["expert", "no sizes"]),
@@ -202,4 +203,19 @@ fn relative_actions_on_one_side_only_are_refused() {
     let error = load_policy(dir.path(), &LoadOptions::default()).map(drop);
     let text = error.expect_err("the actions would stay relative").to_string();
     assert!(text.contains("absolute_actions_processor"), "{text}");
+}
+
+#[test]
+fn action_tokens_make_a_chunk() {
+    let dir = folder("pi0_fast");
+    let plain = run(load(dir.path()).as_mut(), None).expect("it runs");
+    assert_eq!((plain.horizon(), plain.values().len()), (HORIZON, HORIZON * DIM));
+    let bundle = dir.path().join("bundle.gguf");
+    quantize(dir.path(), QuantType::Q8_0, &bundle).unwrap_or_else(|e| panic!("{e}"));
+    let mut policy = load(&bundle);
+    assert!(!policy.spec().prefix.guided);
+    assert_eq!(run(policy.as_mut(), None).expect("it runs").horizon(), HORIZON);
+    std::fs::remove_file(dir.path().join("action_tokenizer/tokenizer.json")).expect("it was there");
+    let error = load_policy(dir.path(), &LoadOptions::default()).map(drop);
+    assert!(error.expect_err("it cannot speak").to_string().contains("action_tokenizer"));
 }
