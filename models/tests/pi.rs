@@ -13,9 +13,7 @@ use sinew_models::pi::{Pi, PiPolicy, Preparer};
 use sinew_models::processors::resize::{Padding, resize_padded, to_planes};
 use sinew_models::processors::{Pipeline, StatePrompt};
 use sinew_models::{Checkpoint, LoadOptions};
-use sinew_runtime::{
-    ChunkRequest, MaskSchedule, Policy, Prefix, PrefixUse, Progress, inference,
-};
+use sinew_runtime::{ChunkRequest, MaskSchedule, Policy, Prefix, PrefixUse, Progress, inference};
 
 const INTERMEDIATE: f32 = 1e-4;
 const CHUNK: f32 = 5e-5;
@@ -103,8 +101,8 @@ fn check_row(
     let cache = model.prepare(&prefix, &inputs.state).expect("the state fits");
     let steps = case.get("steps.time").values.len();
     let noise = case.row("noise", 0, row);
-    let mut sampler = Sampler::<NoiseAtOne>::new(noise, model.sample_shape(), steps)
-        .expect("the noise fits");
+    let mut sampler =
+        Sampler::<NoiseAtOne>::new(noise, model.sample_shape(), steps).expect("the noise fits");
     let (x_in, v_all) = (case.row("steps.x_in", 1, row), case.row("steps.v", 1, row));
     let conditions = case.has("steps.adarms_cond").then(|| case.row("steps.adarms_cond", 1, row));
     let size = x_in.len() / steps;
@@ -206,8 +204,7 @@ fn check_guided(name: &str, expected: usize) {
         let dim = preparer.boundary().action_dim();
         let (_, action) = preparer.boundary().normalizers();
         let physical = rows.iter().enumerate();
-        let actions =
-            physical.map(|(i, v)| action.unnormalize(i % dim, f64::from(*v))).collect();
+        let actions = physical.map(|(i, v)| action.unnormalize(i % dim, f64::from(*v))).collect();
         let schedule = match entry["schedule"].as_str().expect("a name") {
             "LINEAR" => MaskSchedule::Linear,
             "EXP" => MaskSchedule::Exponential,
@@ -354,8 +351,7 @@ fn the_midpoint_rule_follows_the_velocity_at_the_middle_of_each_step() {
     let case = file(&dir, &list[0]);
     let observation = case.observation(0, list[0]["tasks"][0].as_str().expect("a text"));
     let checkpoint = Checkpoint::open(&dir, true).expect("the fixture is whole");
-    let options =
-        LoadOptions { solver: Solver::Midpoint, denoise_steps: Some(2), ..options() };
+    let options = LoadOptions { solver: Solver::Midpoint, denoise_steps: Some(2), ..options() };
     let mut policy = PiPolicy::load(&checkpoint, &options).expect("the fixture is whole");
     policy.set_noise(case.row("noise", 0, 0));
     let chunk = inference::run(&mut policy, &observation, &ChunkRequest::default());
@@ -395,8 +391,7 @@ fn an_inference_is_made_of_bounded_steps() {
     let mut policy = PiPolicy::load(&checkpoint, &options()).expect("the fixture is whole");
     policy.begin(&observation, &ChunkRequest::default()).expect("it fits");
     let mut stages = Vec::new();
-    while let Progress::Step { stage, done, next_denoises, .. } =
-        policy.advance().expect("it runs")
+    while let Progress::Step { stage, done, next_denoises, .. } = policy.advance().expect("it runs")
     {
         stages.push(stage);
         assert_eq!(done, stages.len());

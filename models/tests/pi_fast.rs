@@ -48,7 +48,8 @@ fn action_tokens_become_the_chunk_that_they_were_made_from() {
         }
         assert!(so_far.is_complete() && so_far.may_end());
         let coefficients: Vec<i64> = so_far.values().iter().map(|c| i64::from(*c)).collect();
-        let expected: Vec<i64> = numbers("coefficients").iter().filter_map(|c| c.as_i64()).collect();
+        let expected: Vec<i64> =
+            numbers("coefficients").iter().filter_map(|c| c.as_i64()).collect();
         assert_eq!(coefficients, expected);
         let expected: Vec<f32> =
             numbers("actions").iter().filter_map(|a| a.as_f64()).map(|a| a as f32).collect();

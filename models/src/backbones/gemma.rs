@@ -96,7 +96,9 @@ impl Norm {
             (Self::Adaptive { ones, .. }, Some(m)) => candle_nn::ops::rms_norm(x, ones, EPS)?
                 .broadcast_mul(&m.gain)?
                 .broadcast_add(&m.shift),
-            (Self::Adaptive { .. }, None) => candle_core::bail!("an adaptive norm has no condition"),
+            (Self::Adaptive { .. }, None) => {
+                candle_core::bail!("an adaptive norm has no condition")
+            }
         }
     }
 }

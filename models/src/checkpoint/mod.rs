@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use folder::open_without_weights;
 pub use features::{Feature, Features, check_size};
+pub(crate) use folder::open_without_weights;
 pub use store::{StoredTensor, StoredType, TensorStore};
 pub use weights::open_safetensors;
 

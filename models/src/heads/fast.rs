@@ -197,13 +197,14 @@ impl Coefficients {
 /// The lowest code point whose UTF-8 begins with `partial`, or one below.
 fn lowest(partial: &[u8]) -> u32 {
     let Some((first, rest)) = partial.split_first() else { return 0 };
-    let (start, length) = match first {
-        0xF0..=0xFF => (u32::from(first & 0x07), 4),
-        0xE0..=0xEF => (u32::from(first & 0x0F), 3),
-        _ => (u32::from(first & 0x1F), 2),
+    // Longer forms of what a shorter one can say are no UTF-8.
+    let (start, length, least) = match first {
+        0xF0..=0xFF => (u32::from(first & 0x07), 4, 0x1_0000),
+        0xE0..=0xEF => (u32::from(first & 0x0F), 3, 0x800),
+        _ => (u32::from(first & 0x1F), 2, 0x80),
     };
     let tail = rest.iter().copied().chain(std::iter::repeat(0)).take(length - 1);
-    tail.fold(start, |point, byte| point << 6 | u32::from(byte & 0x3F))
+    tail.fold(start, |point, byte| point << 6 | u32::from(byte & 0x3F)).max(least)
 }
 
 #[cfg(test)]

@@ -10,8 +10,8 @@ use sinew_runtime::{
 
 use super::{MaskedConfig, MaskedVla};
 use crate::checkpoint::Checkpoint;
-use crate::heads::{MaskedDecoder, Masking};
 use crate::heads::flow::reuse;
+use crate::heads::{MaskedDecoder, Masking};
 use crate::smolvla::{Inputs, Prefix, Preparer, SmolVlaConfig};
 use crate::{LoadOptions, ModelError};
 

@@ -11,8 +11,8 @@ use super::graph::{Array, Data, Element, Port};
 use super::image::ImagePort;
 use super::manifest::{InstructionInput, Manifest, Recurrent, normalizer};
 use crate::ModelError;
-use crate::processors::{Normalizer, Prompter};
 use crate::heads::flow::gaussian_noise;
+use crate::processors::{Normalizer, Prompter};
 
 /// No instruction is longer (tokens).
 const TOKEN_LIMIT: usize = 1 << 16;

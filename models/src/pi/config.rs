@@ -12,8 +12,9 @@ use crate::backbones::gemma::GemmaConfig;
 use crate::backbones::siglip::SiglipConfig;
 use crate::checkpoint::{Checkpoint, check_size};
 
-/// The most tokens that one chunk may be decoded from.
-const TOKEN_LIMIT: usize = 4096;
+/// The longest action horizon, and the most tokens that one chunk may be decoded from: attention among them takes
+/// the square of it, and no tensor's shape tells a wrong one.
+const LENGTH_LIMIT: usize = 1 << 12;
 
 /// A policy's configuration.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -51,8 +52,6 @@ pub struct PiConfig {
     pub fast_skip_tokens: usize,
     /// Softness of the decoding; 0 takes the likeliest token (π0-FAST).
     pub temperature: f64,
-    /// Whether a decoded sequence must begin with `Action:` (π0-FAST).
-    pub validate_action_token_prefix: bool,
 }
 
 impl Default for PiConfig {
@@ -74,7 +73,6 @@ impl Default for PiConfig {
             max_decoding_steps: 256,
             fast_skip_tokens: 128,
             temperature: 0.0,
-            validate_action_token_prefix: true,
         }
     }
 }
@@ -125,9 +123,14 @@ impl PiConfig {
         if height != width || height > 1 << 14 {
             return fail("image_resolution", format!("is {height} x {width}, expected a square"));
         }
-        if self.max_decoding_steps > TOKEN_LIMIT {
-            let steps = self.max_decoding_steps;
-            return fail("max_decoding_steps", format!("is {steps}, expected 1 to {TOKEN_LIMIT}"));
+        for (key, length) in [
+            ("chunk_size", self.chunk_size),
+            ("n_action_steps", self.n_action_steps),
+            ("max_decoding_steps", self.max_decoding_steps),
+        ] {
+            if length > LENGTH_LIMIT {
+                return fail(key, format!("is {length}, expected at most {LENGTH_LIMIT}"));
+            }
         }
         if self.temperature != 0.0 {
             let t = self.temperature;

@@ -44,10 +44,8 @@ const VISION_LAYERS: (&str, &str) = (
 );
 const VISION: (&str, &str) =
     ("model.paligemma_with_expert.paligemma.model.vision_tower.vision_model.", "vision.");
-const CONNECTOR: (&str, &str) = (
-    "model.paligemma_with_expert.paligemma.model.multi_modal_projector.linear.",
-    "connector.",
-);
+const CONNECTOR: (&str, &str) =
+    ("model.paligemma_with_expert.paligemma.model.multi_modal_projector.linear.", "connector.");
 const TEXT: (&str, &str) = ("model.paligemma_with_expert.paligemma.model.language_model.", "text.");
 const LM_HEAD: (&str, &str) = ("model.paligemma_with_expert.paligemma.lm_head.", "lm_head.");
 const EXPERT: (&str, &str) = ("model.paligemma_with_expert.gemma_expert.model.", "expert.");

@@ -158,10 +158,7 @@ impl Pi {
         silu(self.time_out.forward(&hidden)?)
     }
 
-    fn modulations(
-        &self,
-        times: &[FlowTime<NoiseAtOne>],
-    ) -> Result<Option<Arc<Modulations>>> {
+    fn modulations(&self, times: &[FlowTime<NoiseAtOne>]) -> Result<Option<Arc<Modulations>>> {
         let Entry::Conditioned { kept } = &self.entry else { return Ok(None) };
         let make = || self.expert.modulate(&self.condition(times)?).map(Arc::new);
         let [time] = times else { return make().map(Some) };

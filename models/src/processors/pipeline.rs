@@ -72,8 +72,12 @@ impl Relative {
     ///
     /// Source: LeRobot `src/lerobot/processor/relative_action_processor.py`, `_build_mask`.
     pub fn dimensions(&self, width: usize) -> Vec<bool> {
-        let excluded: Vec<String> =
-            self.exclude_joints.iter().map(|n| n.to_lowercase()).filter(|n| !n.is_empty()).collect();
+        let excluded: Vec<String> = self
+            .exclude_joints
+            .iter()
+            .map(|n| n.to_lowercase())
+            .filter(|n| !n.is_empty())
+            .collect();
         let names = self.action_names.iter().flatten().take(width).map(|n| n.to_lowercase());
         let mut mask: Vec<bool> =
             names.map(|name| !excluded.iter().any(|part| name.contains(part))).collect();

@@ -38,7 +38,7 @@ const JOINTS: [&str; 6] =
 const SLICE: usize = 1 << 16;
 
 /// Policies that random checkpoints can be made of, by the `type` in `config.json`.
-pub const RANDOM_ARCHITECTURES: [&str; 3] = ["smolvla", "pi0", "pi05"];
+pub const RANDOM_ARCHITECTURES: [&str; 4] = ["smolvla", "pi0", "pi05", "pi0_fast"];
 
 /// Writes a SmolVLA checkpoint folder; see [`random`].
 ///

@@ -1,4 +1,4 @@
-//! π0 and π0.5 with random weights.
+//! π0, π0.5 and π0-FAST with random weights.
 
 use std::path::Path;
 
@@ -9,11 +9,14 @@ use super::{JOINTS, STATE, feature, info, norm_map, tokenizer, write_json, write
 use crate::ModelError;
 use crate::checkpoint::open_without_weights;
 use crate::families::Family;
-use crate::pi::{PI05, PiConfig, PiSizes};
+use crate::pi::{PI0_FAST, PI05, PiConfig, PiSizes};
 use crate::random::SplitMix64;
 
 /// Tokens of the published text model.
 const VOCABULARY: usize = 257_152;
+
+/// Folder of the action tokenizer (π0-FAST).
+const ACTION_TOKENIZER: &str = "action_tokenizer";
 
 /// Writes the folder `out` of a policy of `family` without its weights; what these are to be.
 pub fn write(
@@ -23,10 +26,12 @@ pub fn write(
     out: &Path,
 ) -> Result<Vec<Tensor>, ModelError> {
     std::fs::create_dir_all(out).map_err(|e| ModelError::io(out, e))?;
-    let words = tokenizer::byte_level();
-    let (prompt, length) = match family.name == PI05.name {
-        true => ("pi05_prepare_state_tokenizer_processor_step", 200),
-        false => ("pi0_new_line_processor", 48),
+    let words = tokenizer::byte_level().with_begin("<bos>");
+    let fast = family.name == PI0_FAST.name;
+    let (prompt, length) = match family.name {
+        name if name == PI05.name => ("pi05_prepare_state_tokenizer_processor_step", 200),
+        _ if fast => ("pi0_fast_prepare_state_tokenizer_processor_step", 200),
+        _ => ("pi0_new_line_processor", 48),
     };
     let config = config(family, full, length);
     write_json(&out.join("config.json"), &config)?;
@@ -35,9 +40,16 @@ pub fn write(
     if !full {
         write_json(&out.join("dims.json"), &dims())?;
     }
+    if fast {
+        let folder = out.join(ACTION_TOKENIZER);
+        std::fs::create_dir_all(&folder).map_err(|e| ModelError::io(&folder, e))?;
+        let settings = json!({ "scale": 10, "min_token": -64, "vocab_size": 256 });
+        write_json(&folder.join("processor_config.json"), &settings)?;
+        write_json(&folder.join("tokenizer.json"), &tokenizer::bytes())?;
+    }
     write_processors(out, &config, &[prompt], ("google/paligemma-3b-pt-224", length), random)?;
     let checkpoint = open_without_weights(out)?;
-    let (parsed, sizes) = (PiConfig::of(&checkpoint)?, PiSizes::of(&checkpoint, true)?);
+    let (parsed, sizes) = (PiConfig::of(&checkpoint)?, PiSizes::of(&checkpoint, !fast)?);
     let vocabulary = if full { VOCABULARY } else { words.size };
     Ok(tensors::pi(family, &parsed, &sizes, vocabulary))
 }
@@ -73,6 +85,9 @@ fn config(family: &Family, full: bool, prompt: usize) -> Value {
         "image_resolution": [side, side],
         "empty_cameras": 0,
         "tokenizer_max_length": prompt,
+        "action_tokenizer_name": ACTION_TOKENIZER,
+        "max_decoding_steps": if full { 256 } else { 24 },
+        "fast_skip_tokens": 2,
     })
 }
 

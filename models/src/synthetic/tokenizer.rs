@@ -19,6 +19,35 @@ pub struct Vocabulary {
     pub size: usize,
 }
 
+fn mark(id: usize, content: &str) -> Value {
+    json!({ "id": id, "content": content, "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false, "special": true })
+}
+
+impl Vocabulary {
+    /// The same with a token `begin`, which no text has.
+    pub fn with_begin(mut self, begin: &str) -> Self {
+        if let Some(added) = self.json["added_tokens"].as_array_mut() {
+            added.push(mark(self.size, begin));
+            self.size += 1;
+        }
+        self
+    }
+}
+
+/// A tokenizer with one token for each byte.
+pub fn bytes() -> Value {
+    let vocab: Map<String, Value> =
+        (0..=255).map(|byte| (byte_character(byte).to_string(), json!(byte))).collect();
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+        "normalizer": null, "pre_tokenizer": null, "post_processor": null, "decoder": null,
+        "model": { "type": "BPE", "dropout": null, "unk_token": null,
+            "continuing_subword_prefix": null, "end_of_word_suffix": null, "fuse_unk": false,
+            "byte_fallback": false, "ignore_merges": false, "vocab": vocab, "merges": [] }
+    })
+}
+
 /// Builds the tokenizer.
 pub fn byte_level() -> Vocabulary {
     let mut tokens: Vec<String> = SPECIAL_FIRST.iter().map(|t| (*t).to_owned()).collect();
@@ -46,10 +75,7 @@ pub fn byte_level() -> Vocabulary {
         .iter()
         .enumerate()
         .filter(|(_, t)| SPECIAL_FIRST.contains(&t.as_str()) || SPECIAL_LAST.contains(&t.as_str()))
-        .map(|(id, content)| {
-            json!({ "id": id, "content": content, "single_word": false, "lstrip": false,
-                "rstrip": false, "normalized": false, "special": true })
-        })
+        .map(|(id, content)| mark(id, content))
         .collect();
     let learned = tokens.iter().enumerate().take(size - SPECIAL_LAST.len());
     let vocab: Map<String, Value> = learned.map(|(id, t)| (t.clone(), json!(id))).collect();

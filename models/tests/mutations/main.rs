@@ -17,11 +17,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::{copy_folder, fixtures, reference};
 use damage::{Damaged, Random};
-use sinew_models::{LoadOptions, QuantType, families, load_policy, quantize};
+use sinew_models::{
+    LoadOptions, QuantType, RANDOM_ARCHITECTURES, RandomSize, families, load_policy, quantize,
+    random,
+};
 use sinew_runtime::{
     CameraFrame, ChunkRequest, Image, Observation, ObservedImage, Policy, PolicyError, Stamp,
     inference,
 };
+use tempfile::TempDir;
 
 /// Mutations of one family in one format.
 const MUTATIONS: u64 = 200;
@@ -67,16 +71,22 @@ fn measured<T>(load: impl FnOnce() -> T) -> (T, usize) {
     (result, PEAK.load(Ordering::Relaxed).saturating_sub(before))
 }
 
-/// Whole checkpoints, one a family: the repository's own, else LeRobot's recorded ones.
-fn checkpoints() -> Vec<(String, PathBuf)> {
+/// Whole checkpoints, one a family: the repository's own, else random ones, else LeRobot's recorded ones.
+fn checkpoints() -> Vec<(String, PathBuf, Option<TempDir>)> {
     let mut found = Vec::new();
     for name in families::FAMILIES.iter().map(|family| family.name) {
         // Some have more than one recorded checkpoint, which differ in what follows their name.
         let recorded = [name.to_owned(), format!("{name}_ddpm")];
         let own = [format!("{name}_tiny"), format!("reference/{name}")];
         let own = own.iter().map(|folder| fixtures().join(folder)).find(|path| path.is_dir());
+        if own.is_none() && RANDOM_ARCHITECTURES.contains(&name) {
+            let folder = tempfile::tempdir().expect("there is room");
+            random(name, RandomSize::Tiny, 1, folder.path()).unwrap_or_else(|e| panic!("{e}"));
+            found.push((name.to_owned(), folder.path().to_owned(), Some(folder)));
+            continue;
+        }
         let path = own.or_else(|| recorded.iter().find_map(|folder| reference(folder)));
-        found.extend(path.map(|path| (name.to_owned(), path)));
+        found.extend(path.map(|path| (name.to_owned(), path, None)));
     }
     found
 }
@@ -183,7 +193,7 @@ fn limit(path: &Path) -> usize {
 #[test]
 fn damaged_folders_run_or_are_named() {
     let _turn = TURN.lock().unwrap_or_else(|e| e.into_inner());
-    for (name, source) in checkpoints() {
+    for (name, source, _folder) in checkpoints() {
         let folder = tempfile::tempdir().expect("there is room");
         copy_folder(&source, folder.path());
         let files = damage::files(folder.path());
@@ -202,7 +212,7 @@ fn damaged_folders_run_or_are_named() {
 #[test]
 fn damaged_bundles_run_or_are_named() {
     let _turn = TURN.lock().unwrap_or_else(|e| e.into_inner());
-    for (name, source) in checkpoints() {
+    for (name, source, _folder) in checkpoints() {
         let folder = tempfile::tempdir().expect("there is room");
         let path = folder.path().join("damaged.gguf");
         quantize(&source, QuantType::Q8_0, &path).unwrap_or_else(|e| panic!("{e}"));

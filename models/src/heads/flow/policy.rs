@@ -35,8 +35,10 @@ pub trait FlowModel: Send {
     ///
     /// # Errors
     /// [`PolicyError`] when the observation does not fit.
-    fn prepare(&mut self, observation: &Observation)
-    -> std::result::Result<Self::Inputs, PolicyError>;
+    fn prepare(
+        &mut self,
+        observation: &Observation,
+    ) -> std::result::Result<Self::Inputs, PolicyError>;
 
     /// Images of `inputs`, in the model's order, `[3, height, width]`.
     fn images(inputs: &Self::Inputs) -> &[Tensor];
@@ -239,7 +241,8 @@ impl<M: FlowModel> Policy for FlowPolicy<M> {
             run.tokens.push(model.encode_image(pixels).map_err(compute)?);
             VISION
         } else if let Some(cache) = &run.cache {
-            let velocity = |x: &Tensor, times: &[FlowTime<M::Time>]| model.velocity(cache, x, times);
+            let velocity =
+                |x: &Tensor, times: &[FlowTime<M::Time>]| model.velocity(cache, x, times);
             run.planned.step(&mut run.sampler, velocity).map_err(compute)?;
             DENOISE
         } else {
