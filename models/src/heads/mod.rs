@@ -4,6 +4,8 @@ pub mod bins;
 pub mod fast;
 pub mod flow;
 pub mod masked;
+mod smooth;
 
 pub use bins::Bins;
 pub use masked::{Confidence, DecodeError, MaskSchedule, MaskedDecoder, Masking};
+pub use smooth::smooth;
