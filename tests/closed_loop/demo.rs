@@ -48,7 +48,7 @@ fn the_demo_policy_follows_its_instructions() {
     assert!(tally.get("success").is_some_and(|n| *n >= 7), "{tally:?}");
 }
 
-/// The head of masked diffusion was trained for an hour on one thread: it can do most, not all.
+/// The head of masked diffusion was trained for 45 minutes on one thread: it can do about half.
 #[test]
 fn the_masked_policy_carries_cubes_into_bins() {
     let mut policy = bundle("masked.q8_0.gguf");
@@ -58,7 +58,7 @@ fn the_masked_policy_carries_cubes_into_bins() {
         println!("{seed} {} {} {:.1} s", truth.instruction, truth.success, truth.time);
         won += usize::from(truth.success && !truth.wrong_object && !truth.wrong_bin);
     }
-    assert!(won >= 5, "{won} of 8");
+    assert!(won >= 4, "{won} of 8");
 }
 
 #[test]
