@@ -20,6 +20,8 @@ from gym_client import PICK, TOUCH, Gym
 from masked import BINS, MaskedConfig, MaskedPolicy, MaskedVla
 from rollout import EVAL_SEEDS, Trial, evaluate, every_instruction, summary, table
 
+# Passes per joint; the jaws are thrown open and shut.
+SMOOTHING = [3, 3, 3, 3, 3, 0]
 EXPERT = ("attention_mode", "num_expert_layers", "self_attn_every", "expert_width", "min_period", "max_period")
 
 
@@ -28,7 +30,7 @@ def masked_config(c: MaskedConfig) -> dict:
     config = {k: v for k, v in policy_config(c).items() if not k.startswith((*EXPERT, "optimizer", "scheduler"))}
     config["normalization_mapping"] = {"VISUAL": "IDENTITY", "STATE": "MEAN_STD", "ACTION": "MIN_MAX"}
     own = {"type": "masked_diffusion", "num_steps": c.rounds, "num_bins": BINS, "n_action_steps": 8}
-    return {**config, **own, "mask_schedule": "cosine", "confidence": "max", "temperature": 0.0}
+    return {**config, **own, "mask_schedule": "cosine", "confidence": "max", "temperature": 0.0, "smoothing": SMOOTHING}
 
 
 def save(folder: Path, saved: dict, tokenizer: Path, meta: dict) -> None:

@@ -5,6 +5,8 @@ pub mod ddpm;
 pub mod fast;
 pub mod flow;
 pub mod masked;
+mod smooth;
 
 pub use bins::Bins;
 pub use masked::{Confidence, DecodeError, MaskSchedule, MaskedDecoder, Masking};
+pub use smooth::smooth;

@@ -35,7 +35,13 @@ pub struct MaskedConfig {
     pub remask_drop: Option<f32>,
     /// Bins outside are never chosen; `null`: all may be.
     pub action_limits: Option<ActionLimits>,
+    /// Per dimension, how often decoded values are smoothed along the chunk ([`crate::heads::smooth`]); empty:
+    /// never.
+    pub smoothing: Vec<usize>,
 }
+
+/// Smoothing more often than this flattens every chunk.
+const PASSES_LIMIT: usize = 100;
 
 impl Default for MaskedConfig {
     fn default() -> Self {
@@ -48,6 +54,7 @@ impl Default for MaskedConfig {
             remask_threshold: None,
             remask_drop: None,
             action_limits: None,
+            smoothing: Vec::new(),
         }
     }
 }
@@ -76,8 +83,13 @@ impl MaskedConfig {
                 return Err(ModelError::config(&path, key, reason));
             }
         }
+        let expected = checkpoint.features.action_dim(&path)?;
+        let passes = &config.smoothing;
+        if passes.iter().any(|n| *n > PASSES_LIMIT) || ![0, expected].contains(&passes.len()) {
+            let reason = format!("is {passes:?}, expected {expected} numbers to {PASSES_LIMIT}");
+            return Err(ModelError::config(&path, "smoothing", reason));
+        }
         if let Some(limits) = &config.action_limits {
-            let expected = checkpoint.features.action_dim(&path)?;
             let found = (limits.lower.len(), limits.upper.len());
             if found != (expected, expected) {
                 let reason = format!("has {found:?} values, the action has {expected}");

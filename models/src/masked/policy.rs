@@ -11,7 +11,7 @@ use sinew_runtime::{
 use super::{MaskedConfig, MaskedVla};
 use crate::checkpoint::Checkpoint;
 use crate::heads::flow::reuse;
-use crate::heads::{MaskedDecoder, Masking};
+use crate::heads::{MaskedDecoder, Masking, smooth};
 use crate::smolvla::{Inputs, Prefix, Preparer, SmolVlaConfig};
 use crate::{LoadOptions, ModelError};
 
@@ -43,6 +43,8 @@ pub struct MaskedPolicy {
     model: MaskedVla,
     preparer: Preparer,
     masking: Masking,
+    /// Per dimension, passes of smoothing; empty: none.
+    smoothing: Vec<usize>,
     /// Per dimension, the bins inside the limits; none: all.
     allowed: Option<Vec<Vec<bool>>>,
     spec: PolicySpec,
@@ -82,8 +84,9 @@ impl MaskedPolicy {
             },
         };
         let dt = Duration::from_secs_f64(1.0 / rate);
-        let masking = head.masking();
-        let mut policy = Self { model, preparer, masking, allowed: None, spec, dt, run: None };
+        let (masking, smoothing) = (head.masking(), head.smoothing.clone());
+        let mut policy =
+            Self { model, preparer, masking, smoothing, allowed: None, spec, dt, run: None };
         if let Some(limits) = &head.action_limits {
             let pairs: Vec<_> =
                 limits.lower.iter().copied().zip(limits.upper.iter().copied()).collect();
@@ -244,6 +247,9 @@ impl Policy for MaskedPolicy {
         // What is being executed is known better than to a bin.
         values[..run.frozen.len()].copy_from_slice(&run.frozen);
         let dim = self.spec.action_dim;
+        for (column, passes) in self.smoothing.iter().enumerate() {
+            smooth(&mut values, dim, column, run.frozen.len() / dim, *passes);
+        }
         let actions = self.preparer.boundary().actions(values.chunks_exact(dim))?;
         let mut chunk =
             ActionChunk::new(run.request, run.instant, self.dt, dim, actions).map_err(compute)?;
