@@ -191,7 +191,7 @@ impl Worker {
         let request = ChunkRequest { denoise_steps: Some(steps), seed, ..request };
         self.made += 1;
         let said = &self.inputs.instruction;
-        let redirected = || *said.lock().unwrap_or_else(PoisonError::into_inner) != instruction;
+        let redirected = || *said.lock().unwrap_or_else(PoisonError::into_inner) != seen.instruction;
         let over = || overtaken() || redirected();
         let made = advance(self.policy.as_mut(), &seen, &request, &mut self.anytime, over);
         let decision = self.anytime.end();
