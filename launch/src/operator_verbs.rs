@@ -128,7 +128,7 @@ fn describe(status: &AuthorityStatus) -> String {
 
 /// What `--json` prints of a stop or a reset.
 #[derive(Serialize)]
-struct Confirmation<'a> {
+struct Outcome<'a> {
     complete: bool,
     took_ms: f64,
     parts: Vec<Part<'a>>,
@@ -162,7 +162,7 @@ fn report(args: &OperatorArgs, what: &str, found: &Confirmation) -> Result<ExitC
     if args.json {
         let (missing, refused) = (&found.missing[..], &found.refused[..]);
         let took_ms = ms(found.took);
-        print_json(&Confirmation { complete: found.complete(), took_ms, parts, missing, refused })?;
+        print_json(&Outcome { complete: found.complete(), took_ms, parts, missing, refused })?;
     } else {
         for p in &parts {
             say!("{}/{}: {} after {:.1} ms", p.robot, p.part, p.state, p.after_ms);

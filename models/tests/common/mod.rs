@@ -160,39 +160,11 @@ pub fn normalizer(case: &Case, mode: NormMode, key: &str, width: usize) -> Norma
         .expect("the fixture's statistics are whole")
 }
 
-pub fn values(tensor: &Tensor) -> Vec<f32> {
-    tensor.flatten_all().and_then(|t| t.to_vec1()).expect("a CPU tensor of f32")
-}
-
 /// Rows of `theirs` (`[P, width]`) where `mask` is set.
 pub fn valid(theirs: &[f32], mask: &[f32]) -> Vec<f32> {
     let width = theirs.len() / mask.len();
     let rows = theirs.chunks_exact(width).zip(mask).filter(|(_, m)| **m > 0.0);
     rows.flat_map(|(row, _)| row.to_vec()).collect()
-}
-
-/// The worst differences seen, by name.
-#[derive(Default)]
-pub struct Worst(Vec<(String, f32)>);
-
-impl Worst {
-    pub fn check(&mut self, name: &str, ours: &[f32], theirs: &[f32], tolerance: f32) {
-        let difference = max_difference(ours, theirs);
-        assert!(difference <= tolerance, "{name} differs by {difference:e}");
-        self.0.push((name.to_owned(), difference));
-    }
-
-    pub fn print(&self, title: &str) {
-        let mut groups: Vec<(String, f32)> = Vec::new();
-        for (name, difference) in &self.0 {
-            match groups.iter_mut().find(|(n, _)| n == name) {
-                Some((_, worst)) => *worst = worst.max(*difference),
-                None => groups.push((name.clone(), *difference)),
-            }
-        }
-        let text: Vec<_> = groups.iter().map(|(n, d)| format!("{n} {d:.1e}")).collect();
-        println!("{title}: {}", text.join(", "));
-    }
 }
 
 /// Copies `from` with everything in it into the folder `to`.

@@ -68,6 +68,7 @@ fn told(at: usize, say: &'static str) -> [Result<InferenceReport, InferenceRepor
         reports: crossbeam_channel::bounded(1).0,
         anytime: Anytime::new(anytime),
         made: 0,
+        shown: None,
     };
     [1, 2].map(|request| {
         let at = Clock::now();
@@ -90,4 +91,77 @@ fn a_chunk_for_an_old_instruction_is_dropped_whenever_the_new_one_comes() {
     let [first, _] = told(2, "first");
     let Ok(InferenceReport::Chunk { report, .. }) = first else { panic!("{first:?}") };
     assert_eq!(report, ChunkReport::default());
+}
+
+/// A policy that remembers observations 100 ms apart.
+struct Remembering {
+    spec: PolicySpec,
+    seen: Sender<Stamp>,
+}
+
+impl Policy for Remembering {
+    fn spec(&self) -> &PolicySpec {
+        &self.spec
+    }
+
+    fn begin(&mut self, _: &Observation, _: &ChunkRequest) -> Result<(), PolicyError> {
+        Ok(())
+    }
+
+    fn advance(&mut self) -> Result<Progress, PolicyError> {
+        Ok(Progress::Done)
+    }
+
+    fn take_chunk(&mut self) -> Result<ActionChunk, PolicyError> {
+        Err(PolicyError::OutOfTurn("it makes none"))
+    }
+
+    fn history_period(&self) -> Option<Duration> {
+        Some(Duration::from_millis(100))
+    }
+
+    fn remember(&mut self, observation: &Observation) -> Result<(), PolicyError> {
+        self.seen.try_send(observation.instant).expect("there is room");
+        Ok(())
+    }
+}
+
+#[test]
+fn a_policy_with_a_history_is_shown_observations_in_its_rhythm() {
+    let at = |ms: u64| Stamp(0) + Duration::from_millis(ms);
+    let (seen, shown) = crossbeam_channel::bounded(8);
+    let spec = PolicySpec {
+        cameras: Vec::new(),
+        optional_cameras: 0,
+        state_dim: 1,
+        action_dim: 1,
+        action_names: Vec::new(),
+        action_horizon: 1,
+        action_rate_hz: Some(10.0),
+        denoise_steps: 1,
+        prefix: PrefixSupport::default(),
+    };
+    let ingest = Arc::new(Mutex::new(Ingest::new(&[], Duration::from_secs(1))));
+    let anytime = AnytimeConfig { least_steps: 1, margin: Duration::ZERO };
+    let config = InferenceConfig { denoise_steps: None, seed: 0, kinds: Vec::new(), anytime };
+    let mut worker = Worker {
+        policy: Box::new(Remembering { spec, seen }),
+        config,
+        inputs: InferenceInputs { ingest: ingest.clone(), instruction: Arc::default() },
+        chunks: rtrb::RingBuffer::new(1).0,
+        reports: crossbeam_channel::bounded(1).0,
+        anytime: Anytime::new(anytime),
+        made: 0,
+        shown: None,
+    };
+    worker.show(at(0));
+    assert!(shown.try_recv().is_err(), "nothing is seen yet");
+    for ms in (100..=400).step_by(20) {
+        let still = JointVec::zeros(1);
+        let state = JointState { stamp: at(ms), sequence: ms, position: still, velocity: still };
+        ingest.lock().expect("nobody panicked").on_state(state).expect("it is newer");
+        worker.show(at(ms));
+    }
+    let shown: Vec<Stamp> = shown.try_iter().collect();
+    assert_eq!(shown, [at(100), at(200), at(300), at(400)]);
 }
