@@ -41,16 +41,13 @@ fn check_row(model: &Act, checkpoint: &Checkpoint, case: &Case, row: usize, wors
     worst.check("chunk", &values(&chunk), &case.row("actions.normalized", 0, row), CHUNK);
 }
 
-const OPTIONS: LoadOptions = LoadOptions {
-    action_rate_hz: Some(10.0),
-    denoise_steps: None,
-    missing_cameras: 0,
-    skip_hash: false,
-};
+fn options() -> LoadOptions {
+    LoadOptions { action_rate_hz: Some(10.0), ..LoadOptions::default() }
+}
 
 /// The policy as the runtime calls it: a raw observation in, physical actions out.
 fn check_policy(checkpoint: &Checkpoint, case: &Case, row: usize, worst: &mut Worst) {
-    let mut policy = ActPolicy::load(checkpoint, &OPTIONS).expect("the fixture is whole");
+    let mut policy = ActPolicy::load(checkpoint, &options()).expect("the fixture is whole");
     let request = ChunkRequest { id: 3, ..ChunkRequest::default() };
     let seen = case.observation(row, "");
     let chunk = inference::run(&mut policy, &seen, &request).expect("it runs");
@@ -64,7 +61,7 @@ fn check_policy(checkpoint: &Checkpoint, case: &Case, row: usize, worst: &mut Wo
 #[test]
 fn it_advances_by_bounded_steps_and_knows_nothing_of_plans() {
     let dir = fixtures().join("onnx/act");
-    let mut policy = ActPolicy::load(&checkpoint(&dir), &OPTIONS).expect("the fixture is whole");
+    let mut policy = ActPolicy::load(&checkpoint(&dir), &options()).expect("the fixture is whole");
     let seen = Case::open(&dir.join("case.safetensors")).observation(0, "");
     assert!(matches!(policy.advance(), Err(PolicyError::OutOfTurn(_))));
     policy.begin(&seen, &ChunkRequest::default()).expect("it fits");
@@ -136,7 +133,7 @@ fn quantized_bundles_stay_near() {
     let Some(dir) = reference("act") else { return };
     let seen = Case::open(&dir.join("case_basic.safetensors")).observation(0, "");
     let run = |path: &Path| {
-        let mut policy = load_policy(path, &OPTIONS).unwrap_or_else(|e| panic!("{e}"));
+        let mut policy = load_policy(path, &options()).unwrap_or_else(|e| panic!("{e}"));
         let chunk = inference::run(policy.as_mut(), &seen, &ChunkRequest::default());
         chunk.expect("it runs").values().iter().map(|v| *v as f32).collect::<Vec<_>>()
     };

@@ -129,12 +129,9 @@ fn ddim_with_batch_norms_and_a_crop_matches_lerobot() {
     check_directory("diffusion_ddim");
 }
 
-const OPTIONS: LoadOptions = LoadOptions {
-    action_rate_hz: Some(10.0),
-    denoise_steps: None,
-    missing_cameras: 0,
-    skip_hash: false,
-};
+fn options() -> LoadOptions {
+    LoadOptions { action_rate_hz: Some(10.0), ..LoadOptions::default() }
+}
 
 /// The observation under `prefix`, at action `step` of a run.
 fn observation(case: &Case, prefix: &str, step: usize) -> Observation {
@@ -143,7 +140,7 @@ fn observation(case: &Case, prefix: &str, step: usize) -> Observation {
 
 /// The policy as the runtime calls it: raw observations in, physical actions out.
 fn check_policy(checkpoint: &Checkpoint, case: &Case, row: usize, worst: &mut Worst) {
-    let mut policy = DiffusionPolicy::load(checkpoint, &OPTIONS).expect("the fixture is whole");
+    let mut policy = DiffusionPolicy::load(checkpoint, &options()).expect("the fixture is whole");
     let added = match case.has("steps.scheduler_noise") {
         true => case.row("steps.scheduler_noise", 1, row),
         false => Vec::new(),
@@ -170,7 +167,7 @@ fn a_rollout_matches_lerobot() {
     let list = cases(&dir);
     let entry = list.iter().find(|c| c["kind"] == "rollout").expect("there is one");
     let case = Case::open(&dir.join(entry["file"].as_str().expect("a file")));
-    let mut policy = DiffusionPolicy::load(&checkpoint, &OPTIONS).expect("the fixture is whole");
+    let mut policy = DiffusionPolicy::load(&checkpoint, &options()).expect("the fixture is whole");
     let steps = entry["steps"].as_u64().expect("a number") as usize;
     let starts: Vec<u64> = entry["chunk_starts"]
         .as_array()
@@ -236,7 +233,7 @@ fn a_half_precision_bundle_stays_near() {
         quantize(&dir, QuantType::F16, &out).unwrap_or_else(|e| panic!("{e}"));
         let run = |path: &Path| {
             let mut policy =
-                DiffusionPolicy::load(&checkpoint(path), &OPTIONS).expect("it is whole");
+                DiffusionPolicy::load(&checkpoint(path), &options()).expect("it is whole");
             let now = observation(&case, "raw.0.1.", 1);
             let chunk = inference::run(&mut policy, &now, &ChunkRequest::default());
             chunk.expect("it runs").values().iter().map(|v| *v as f32).collect::<Vec<_>>()

@@ -15,12 +15,10 @@ use sinew_runtime::{
     Progress, Stamp, inference,
 };
 
-const OPTIONS: LoadOptions = LoadOptions {
-    action_rate_hz: Some(10.0),
-    denoise_steps: None,
-    missing_cameras: 0,
-    skip_hash: false,
-};
+fn options() -> LoadOptions {
+    LoadOptions { action_rate_hz: Some(10.0), ..LoadOptions::default() }
+}
+
 const DIM: usize = 3;
 /// Observations that the network sees.
 const OBSERVED: usize = 3;
@@ -35,7 +33,7 @@ fn case(name: &str) -> Case {
 
 fn policy(name: &str) -> DiffusionPolicy {
     let checkpoint = Checkpoint::open(&folder(name), true).unwrap_or_else(|e| panic!("{e}"));
-    DiffusionPolicy::load(&checkpoint, &OPTIONS).unwrap_or_else(|e| panic!("{e}"))
+    DiffusionPolicy::load(&checkpoint, &options()).unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// The recorded observation `step`, at action `at` of a run.
@@ -317,7 +315,7 @@ fn quantized_bundles_stay_near() {
         let matrix = "transformer.decoder.layers.0.self_attn.in_proj_weight";
         let matrix = stored.store.find(matrix).expect("it is there").dtype.name();
         assert_eq!(matrix, format!("{kind:?}"), "attention is quantised");
-        let mut policy = load_policy(&out, &OPTIONS).unwrap_or_else(|e| panic!("{e}"));
+        let mut policy = load_policy(&out, &options()).unwrap_or_else(|e| panic!("{e}"));
         let ours = numbers(&ask(policy.as_mut(), &case, 0, None).expect("it runs"));
         let error = max_difference(&ours, &whole);
         println!("{kind:?}: {error:.1e}");
@@ -355,7 +353,7 @@ fn a_missing_or_misshapen_tensor_is_named() {
     let mut checked = 0;
     for (name, view) in file.tensors() {
         let missing = changed(|n, shape| (n != name).then_some(shape));
-        let error = load_policy(missing.path(), &OPTIONS).err().map(|e| e.to_string());
+        let error = load_policy(missing.path(), &options()).err().map(|e| e.to_string());
         // A stage of the ResNet ends where its next block is missing: then the next stage does not fit.
         let open_end = name.contains("backbone.") && name.ends_with(".1.conv1.weight");
         match error {
@@ -369,7 +367,7 @@ fn a_missing_or_misshapen_tensor_is_named() {
                 false => shape,
             })
         });
-        let error = load_policy(flat.path(), &OPTIONS).err().map(|e| e.to_string());
+        let error = load_policy(flat.path(), &options()).err().map(|e| e.to_string());
         let error = error.unwrap_or_else(|| panic!("{name} of shape {:?} flat", view.shape()));
         assert!(error.contains("tensor `"), "{name}: {error}");
         checked += 1;
