@@ -189,6 +189,12 @@ pub enum ModelVerb {
         #[arg(long)]
         json: bool,
     },
+    /// List what can be run: architectures, heads, quantization, strategies, caches, and what proves them.
+    List {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Run two forms of a policy on the same inputs and report how their actions differ.
     Verify {
         /// Checkpoint folder or bundle.

@@ -1,7 +1,7 @@
 //! `sinew model …`: makes, converts and compares policies.
 
 use sinew_models::onnx::OnnxOptions;
-use sinew_models::{QuantType, QuantizationError, RandomSize};
+use sinew_models::{QuantType, QuantizationError, RandomSize, Supported};
 
 use crate::cli::{Failure, Kind, ModelVerb, Size, print_json, say};
 
@@ -19,6 +19,10 @@ pub fn run(verb: ModelVerb) -> Result<(), Failure> {
             Some(manifest) => show(&sinew_models::onnx::inspect(&manifest)?, json),
             None => show(&sinew_models::inspect(&path)?, json),
         },
+        ModelVerb::List { json } => {
+            let list = sinew_models::supported();
+            if json { print_json(&list) } else { support_table(&list) }
+        }
         ModelVerb::Verify { path, against, cases, seed, max_mean_error, json } => {
             let report = sinew_models::verify(&path, &against, cases, seed)?;
             show(&report, json)?;
@@ -60,6 +64,28 @@ pub fn run(verb: ModelVerb) -> Result<(), Failure> {
             Ok(())
         }
     }
+}
+
+fn support_table(list: &[Supported]) -> Result<(), Failure> {
+    say!("| architecture | backbone | head | bundles | strategies | caches | proof |");
+    say!("| --- | --- | --- | --- | --- | --- | --- |");
+    for line in list {
+        let extra: String = line.strategies.iter().map(|s| format!(", {s}")).collect();
+        say!(
+            "| {} | {} | {} | {} | all{} | {} | {} |",
+            line.architecture,
+            line.backbone,
+            line.head,
+            line.quantization.join(" "),
+            if extra.is_empty() { " but rtc".to_owned() } else { format!(" plain{extra}") },
+            line.caches.join(" "),
+            line.proof
+        );
+    }
+    say!(
+        "| onnx | any exported network | its own, or flow matching in two files | none | all plain, rtc-guided | | recorded outputs |"
+    );
+    Ok(())
 }
 
 /// Errors are in the action's own unit (rad, m).

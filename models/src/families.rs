@@ -6,9 +6,9 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use sinew_runtime::Policy;
+use sinew_runtime::{Policy, PrefixSupport};
 
-use crate::checkpoint::{Checkpoint, StoredType};
+use crate::checkpoint::{ActionInfo, Checkpoint, StoredType};
 use crate::{LoadOptions, ModelError, act, diffusion, masked, oft, pi, smolvla, xvla};
 
 /// Every family, in the order in which they are listed.
@@ -58,6 +58,8 @@ pub struct Family {
     pub extras: &'static [Extra],
     /// How a bundle keeps the tensor of our name; none: as asked for.
     pub keep: fn(&str) -> Keep,
+    /// What the head can do with planned actions, in a checkpoint that says this of its training.
+    pub planned: fn(&ActionInfo) -> PrefixSupport,
     /// Sizes of the network, for people.
     pub sizes: fn(&Checkpoint) -> Result<Value, ModelError>,
     /// Builds the policy.

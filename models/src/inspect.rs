@@ -8,7 +8,8 @@ use sha2::{Digest, Sha256};
 
 use crate::checkpoint::map::MappedFile;
 use crate::checkpoint::{ActionInfo, KeptLayer};
-use crate::gguf::hex;
+use crate::families::{FAMILIES, Family};
+use crate::gguf::{QuantType, hex};
 use crate::processors::{Boundary, NormMode, Normalizer};
 use crate::{Checkpoint, ModelError};
 
@@ -47,6 +48,52 @@ pub struct Inspection {
     pub action: Normalization,
     /// What the action's values are.
     pub actions: ActionInfo,
+}
+
+/// One line of the table of what can be run.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Supported {
+    /// `type` in `config.json`.
+    pub architecture: &'static str,
+    /// What sees and reads.
+    pub backbone: &'static str,
+    /// What makes actions.
+    pub head: &'static str,
+    /// Types of a bundle's large matrices.
+    pub quantization: Vec<&'static str>,
+    /// Scheduler strategies beyond those that every policy can be run with.
+    pub strategies: Vec<&'static str>,
+    /// What of the last chunk is used again.
+    pub caches: Vec<&'static str>,
+    /// What its numbers are compared with.
+    pub proof: &'static str,
+}
+
+/// What can be run: one line a family. Some of it a checkpoint must have been trained for.
+pub fn supported() -> Vec<Supported> {
+    let trained = ActionInfo { trained_prefix: Some(1), ..ActionInfo::default() };
+    let line = |family: &&'static Family| {
+        let planned = (family.planned)(&trained);
+        let named = |list: [(bool, &'static str); 2]| {
+            list.into_iter().filter(|(has, _)| *has).map(|(_, name)| name).collect()
+        };
+        Supported {
+            architecture: family.name,
+            backbone: family.backbone,
+            head: family.head,
+            quantization: QuantType::ALL.iter().map(|kind| kind.name()).collect(),
+            strategies: named([
+                (planned.guided, "rtc-guided"),
+                (planned.trained.is_some(), "rtc-trained"),
+            ]),
+            caches: named([
+                (planned.warm_start, "warm_start"),
+                (planned.guided || planned.trained.is_some(), "frozen_prefix"),
+            ]),
+            proof: family.proof,
+        }
+    };
+    FAMILIES.iter().map(line).collect()
 }
 
 /// One part of a network.

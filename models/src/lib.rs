@@ -40,7 +40,7 @@ pub use checkpoint::Checkpoint;
 pub use error::ModelError;
 pub use fetch::fetch;
 pub use gguf::{QuantType, quantize};
-pub use inspect::{Inspection, KeptGroup, Normalization, Part, inspect};
+pub use inspect::{Inspection, KeptGroup, Normalization, Part, Supported, inspect, supported};
 use sinew_runtime::Policy;
 use sinew_runtime::action_space::SpaceKeys;
 pub use synthetic::{RANDOM_ARCHITECTURES, RandomSize, random, random_smolvla};

@@ -16,6 +16,8 @@ pub use policy::ActPolicy;
 
 use serde_json::{Value, json};
 
+use sinew_runtime::PrefixSupport;
+
 use crate::ModelError;
 use crate::checkpoint::{Checkpoint, StoredType};
 use crate::families::{Family, Keep};
@@ -26,6 +28,7 @@ pub(crate) static FAMILY: Family = Family {
     backbone: "ResNet-18",
     head: "transformer, all actions at once",
     proof: "LeRobot 0.6.1",
+    planned: |_| PrefixSupport::default(),
     names: &[],
     // The encoder of whole chunks makes the latent in training; at inference that is zero.
     unused: |name| name.starts_with("vae_encoder") || name == "encoder_latent_input_proj.weight",

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
 use sinew_runtime::{
-    ActionChunk, ChunkRequest, Image, Observation, Policy, PolicyError, PolicySpec, PrefixSupport,
-    Progress, StageTime, Stamp,
+    ActionChunk, ChunkRequest, Image, Observation, Policy, PolicyError, PolicySpec, Progress,
+    StageTime, Stamp,
 };
 
 use super::{Act, ActConfig, Encoded};
@@ -86,7 +86,7 @@ impl ActPolicy {
             action_horizon: config.chunk_size,
             action_rate_hz: Some(rate),
             denoise_steps: 1,
-            prefix: PrefixSupport::default(),
+            prefix: (checkpoint.family.planned)(&checkpoint.actions),
         };
         Ok(Self {
             model: Act::load(checkpoint)?,

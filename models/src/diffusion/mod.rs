@@ -26,6 +26,8 @@ pub use unet::Unet;
 
 use serde_json::{Value, json};
 
+use sinew_runtime::PrefixSupport;
+
 use crate::ModelError;
 use crate::checkpoint::{Checkpoint, StoredType};
 use crate::families::{Family, Keep};
@@ -39,6 +41,7 @@ pub(crate) static FAMILY: Family = Family {
     backbone: "ResNet-18, spatial softmax",
     head: "denoising diffusion (DDPM, DDIM)",
     proof: "LeRobot 0.6.1",
+    planned: |_| PrefixSupport { guided: true, trained: None, warm_start: true },
     names: &[("model.diffusion.", "")],
     // Batch norms count their batches in training; the softmax's grid is computed.
     unused: |name| name.ends_with(".num_batches_tracked") || name.ends_with(".pos_grid"),

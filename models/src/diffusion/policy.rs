@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
 use sinew_runtime::{
-    ActionChunk, CacheUse, ChunkRequest, Observation, Policy, PolicyError, PolicySpec,
-    PrefixSupport, Progress, StageTime, Stamp,
+    ActionChunk, CacheUse, ChunkRequest, Observation, Policy, PolicyError, PolicySpec, Progress,
+    StageTime, Stamp,
 };
 
 use super::planned::start;
@@ -88,7 +88,7 @@ impl DiffusionPolicy {
             action_horizon: config.n_action_steps,
             action_rate_hz: Some(rate),
             denoise_steps: options.denoise_steps.unwrap_or(config.denoise_steps()),
-            prefix: PrefixSupport { guided: true, trained: None, warm_start: true },
+            prefix: (checkpoint.family.planned)(&checkpoint.actions),
         };
         Ok(Self {
             model: DiffusionModel::load(checkpoint)?,

@@ -27,6 +27,14 @@ pub enum QuantType {
 }
 
 impl QuantType {
+    /// Every type.
+    pub const ALL: [Self; 3] = [Self::F16, Self::Q8_0, Self::Q4_0];
+
+    /// Name, as in GGUF.
+    pub fn name(self) -> &'static str {
+        self.stored().name()
+    }
+
     fn stored(self) -> StoredType {
         match self {
             Self::Q8_0 => StoredType::Q8_0,

@@ -17,6 +17,8 @@ pub use model::MaskedVla;
 pub use policy::MaskedPolicy;
 use serde_json::{Value, json};
 
+use sinew_runtime::PrefixSupport;
+
 use crate::ModelError;
 use crate::checkpoint::Checkpoint;
 use crate::families::Family;
@@ -28,6 +30,10 @@ pub(crate) static FAMILY: Family = Family {
     backbone: "SmolVLM2 (SigLIP, SmolLM2)",
     head: "masked diffusion of action tokens",
     proof: "tests/reference/masked.py",
+    planned: |actions| PrefixSupport {
+        trained: actions.trained_prefix,
+        ..PrefixSupport::default()
+    },
     names: smolvla::NAMES,
     unused: |name| name.ends_with("lm_head.weight"),
     extras: smolvla::EXTRAS,

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
 use sinew_runtime::{
-    ActionChunk, ChunkRequest, Observation, Policy, PolicyError, PolicySpec, PrefixSupport,
-    PrefixUse, Progress, StageTime, Stamp,
+    ActionChunk, ChunkRequest, Observation, Policy, PolicyError, PolicySpec, PrefixUse, Progress,
+    StageTime, Stamp,
 };
 
 use super::{MaskedConfig, MaskedVla};
@@ -77,11 +77,7 @@ impl MaskedPolicy {
             action_horizon: config.chunk_size,
             action_rate_hz: Some(rate),
             denoise_steps: options.denoise_steps.unwrap_or(config.num_steps),
-            prefix: PrefixSupport {
-                guided: false,
-                trained: checkpoint.actions.trained_prefix,
-                warm_start: false,
-            },
+            prefix: (checkpoint.family.planned)(&checkpoint.actions),
         };
         let dt = Duration::from_secs_f64(1.0 / rate);
         let (masking, smoothing) = (head.masking(), head.smoothing.clone());

@@ -16,6 +16,8 @@ pub use model::{OftConfig, OftVla};
 pub use policy::OftPolicy;
 use serde_json::{Value, json};
 
+use sinew_runtime::PrefixSupport;
+
 use crate::ModelError;
 use crate::checkpoint::Checkpoint;
 use crate::families::Family;
@@ -27,6 +29,7 @@ pub(crate) static FAMILY: Family = Family {
     backbone: "SmolVLM2 (SigLIP, SmolLM2)",
     head: "parallel decoding, L1 regression",
     proof: "tests/reference/oft.py",
+    planned: |_| PrefixSupport::default(),
     names: smolvla::NAMES,
     unused: |name| name.ends_with("lm_head.weight"),
     extras: smolvla::EXTRAS,

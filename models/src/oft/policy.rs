@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
 use sinew_runtime::{
-    ActionChunk, ChunkRequest, Observation, Policy, PolicyError, PolicySpec, PrefixSupport,
-    Progress, StageTime, Stamp,
+    ActionChunk, ChunkRequest, Observation, Policy, PolicyError, PolicySpec, Progress, StageTime,
+    Stamp,
 };
 
 use super::OftVla;
@@ -64,7 +64,7 @@ impl OftPolicy {
             action_horizon: SmolVlaConfig::of(checkpoint)?.chunk_size,
             action_rate_hz: Some(rate),
             denoise_steps: 1,
-            prefix: PrefixSupport::default(),
+            prefix: (checkpoint.family.planned)(&checkpoint.actions),
         };
         let dt = Duration::from_secs_f64(1.0 / rate);
         Ok(Self { model, preparer, spec, dt, run: None })

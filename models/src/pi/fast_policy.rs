@@ -6,8 +6,8 @@
 use std::time::{Duration, Instant};
 
 use sinew_runtime::{
-    ActionChunk, ChunkRequest, Observation, Policy, PolicyError, PolicySpec, PrefixSupport,
-    Progress, StageTime, Stamp,
+    ActionChunk, ChunkRequest, Observation, Policy, PolicyError, PolicySpec, Progress, StageTime,
+    Stamp,
 };
 
 use super::fast::Reading;
@@ -89,7 +89,7 @@ impl PiFastPolicy {
         let ends = vec![prompter.special(END)?, start];
         let begin = prompter.encode_plain(BEGIN)?;
         let steps = 1;
-        let prefix = PrefixSupport::default();
+        let prefix = (checkpoint.family.planned)(&checkpoint.actions);
         let spec = preparer.spec(checkpoint, options, config.n_action_steps, steps, prefix)?;
         let most_tokens = config.max_decoding_steps.saturating_sub(begin.len()).max(1);
         let dt = spec.dt();

@@ -25,6 +25,8 @@ pub use paligemma::{ImageFeatures, PaliGemma};
 pub use policy::PiPolicy;
 pub use preparer::{Inputs, Preparer};
 
+use sinew_runtime::PrefixSupport;
+
 use crate::ModelError;
 use crate::checkpoint::{Checkpoint, StoredType};
 use crate::families::{Extra, Family, Keep};
@@ -75,6 +77,11 @@ pub(crate) static PI0: Family = Family {
     backbone: "PaliGemma (SigLIP, Gemma)",
     head: "flow matching",
     proof: "LeRobot 0.6.1",
+    planned: |actions| PrefixSupport {
+        guided: true,
+        trained: actions.trained_prefix,
+        warm_start: true,
+    },
     names: &[
         VISION_LAYERS,
         VISION,
@@ -114,6 +121,11 @@ pub(crate) static PI05: Family = Family {
     backbone: "PaliGemma (SigLIP, Gemma)",
     head: "flow matching, adaptive norms",
     proof: "LeRobot 0.6.1",
+    planned: |actions| PrefixSupport {
+        guided: true,
+        trained: actions.trained_prefix,
+        warm_start: true,
+    },
     unused,
     extras: &[TOKENIZER_FILE, DIMS_FILE],
     keep,
@@ -127,6 +139,7 @@ pub(crate) static PI0_FAST: Family = Family {
     backbone: "PaliGemma (SigLIP, Gemma)",
     head: "autoregressive FAST tokens",
     proof: "LeRobot 0.6.1",
+    planned: |_| PrefixSupport::default(),
     names: &[VISION_LAYERS, VISION, CONNECTOR, TEXT, LM_HEAD],
     unused: |_| false,
     extras: &[

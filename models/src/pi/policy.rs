@@ -32,11 +32,7 @@ impl PiPolicy {
         let preparer = Preparer::new(checkpoint, options.missing_cameras)?;
         let model = Pi::load(checkpoint)?;
         let steps = options.denoise_steps.unwrap_or(config.num_inference_steps);
-        let prefix = PrefixSupport {
-            guided: true,
-            trained: checkpoint.actions.trained_prefix,
-            warm_start: true,
-        };
+        let prefix = (checkpoint.family.planned)(&checkpoint.actions);
         let spec = preparer.spec(checkpoint, options, config.chunk_size, steps, prefix)?;
         let sampling = Sampling {
             noise_scale: checkpoint.actions.noise_scale.unwrap_or(1.0) as f32,

@@ -30,6 +30,7 @@ pub use vision::VisionFeatures;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
+use sinew_runtime::PrefixSupport;
 
 use crate::ModelError;
 use crate::checkpoint::{Checkpoint, StoredType};
@@ -71,6 +72,11 @@ pub(crate) static FAMILY: Family = Family {
     backbone: "SmolVLM2 (SigLIP, SmolLM2)",
     head: "flow matching",
     proof: "LeRobot 0.6.1",
+    planned: |actions| PrefixSupport {
+        guided: true,
+        trained: actions.trained_prefix,
+        warm_start: true,
+    },
     names: NAMES,
     unused: |name| name.ends_with("lm_head.weight"),
     extras: EXTRAS,

@@ -1,7 +1,7 @@
 //! SmolVLA as an anytime task.
 
 use candle_core::{Result, Tensor};
-use sinew_runtime::{Observation, PolicyError, PolicySpec, PrefixSupport};
+use sinew_runtime::{Observation, PolicyError, PolicySpec};
 
 use super::{ExpertCache, Inputs, Preparer, SmolVla, SmolVlaConfig};
 use crate::checkpoint::Checkpoint;
@@ -41,11 +41,7 @@ impl SmolVlaPolicy {
             action_horizon: config.chunk_size,
             action_rate_hz: Some(rate),
             denoise_steps: options.denoise_steps.unwrap_or(config.num_steps),
-            prefix: PrefixSupport {
-                guided: true,
-                trained: checkpoint.actions.trained_prefix,
-                warm_start: true,
-            },
+            prefix: (checkpoint.family.planned)(&checkpoint.actions),
         };
         let sampling = Sampling {
             noise_scale: checkpoint.actions.noise_scale.unwrap_or(1.0) as f32,

@@ -28,6 +28,8 @@ pub use sampler::CleanSampler;
 use serde_json::{Value, json};
 pub use space::ActionSpace;
 
+use sinew_runtime::PrefixSupport;
+
 use crate::ModelError;
 use crate::backbones::florence2;
 use crate::checkpoint::{Checkpoint, StoredType};
@@ -53,6 +55,7 @@ pub(crate) static FAMILY: Family = Family {
     backbone: "Florence-2 (DaViT, BART encoder)",
     head: "flow matching by clean actions, soft prompts",
     proof: "LeRobot 0.6.1",
+    planned: |_| PrefixSupport { warm_start: true, ..PrefixSupport::default() },
     names: &NAMES,
     unused: |name| name.starts_with("vlm.language_model."),
     extras: &[Extra {

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
 use sinew_runtime::{
-    ActionChunk, ChunkRequest, Observation, Policy, PolicyError, PolicySpec, Prefix, PrefixSupport,
-    PrefixUse, Progress, StageTime, Stamp,
+    ActionChunk, ChunkRequest, Observation, Policy, PolicyError, PolicySpec, Prefix, PrefixUse,
+    Progress, StageTime, Stamp,
 };
 
 use super::preparer::{Inputs, Preparer};
@@ -80,7 +80,7 @@ impl XvlaPolicy {
             action_horizon: config.chunk_size,
             action_rate_hz: Some(rate),
             denoise_steps: options.denoise_steps.unwrap_or(config.num_denoising_steps),
-            prefix: PrefixSupport { guided: false, trained: None, warm_start: true },
+            prefix: (checkpoint.family.planned)(&checkpoint.actions),
         };
         let dt = Duration::from_secs_f64(1.0 / rate);
         let noise_scale = checkpoint.actions.noise_scale.unwrap_or(1.0) as f32;
