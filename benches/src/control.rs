@@ -84,7 +84,7 @@ pub fn profile(joints: usize, cycles: u32) -> Result<Vec<ControlCase>, GuardErro
 fn space(joints: usize) -> SpaceConfig {
     let joint = |index: usize| ChainJoint {
         origin: Isometry3::translation(0.0, 0.0, if index == 0 { 0.0 } else { 0.12 }),
-        axis: if index % 2 == 0 { Vector3::z_axis() } else { Vector3::y_axis() },
+        axis: if index.is_multiple_of(2) { Vector3::z_axis() } else { Vector3::y_axis() },
         index,
     };
     let sphere = |link: usize| Sphere {

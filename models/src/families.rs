@@ -39,6 +39,9 @@ pub struct Extra {
 /// How a bundle stores a tensor that is not simply quantised, and why.
 pub type Keep = Option<(StoredType, &'static str)>;
 
+/// Builds a policy.
+pub type Load = fn(&Checkpoint, &LoadOptions) -> Result<Box<dyn Policy>, ModelError>;
+
 /// A policy family.
 pub struct Family {
     /// `type` in `config.json`.
@@ -63,7 +66,7 @@ pub struct Family {
     /// Sizes of the network, for people.
     pub sizes: fn(&Checkpoint) -> Result<Value, ModelError>,
     /// Builds the policy.
-    pub load: fn(&Checkpoint, &LoadOptions) -> Result<Box<dyn Policy>, ModelError>,
+    pub load: Load,
 }
 
 impl std::fmt::Debug for Family {

@@ -151,16 +151,13 @@ fn stages_are_bounded_and_steps_can_be_changed_before_the_first() {
     assert!(policy.set_denoise_steps(5).expect("it was begun"));
     assert!(!policy.finish_early().expect("it was begun"), "there is no estimate yet");
     let mut stages = Vec::new();
-    loop {
-        match policy.advance().expect("it runs") {
-            Progress::Step { stage, done, total, denoised, .. } => {
-                stages.push(stage);
-                assert_eq!((done, total, denoised), (stages.len(), 8, stage == "denoise"));
-                let may = policy.set_denoise_steps(5).expect("it was begun");
-                assert_eq!(may, stage != "denoise");
-            }
-            Progress::Done => break,
-        }
+    while let Progress::Step { stage, done, total, denoised, .. } =
+        policy.advance().expect("it runs")
+    {
+        stages.push(stage);
+        assert_eq!((done, total, denoised), (stages.len(), 8, stage == "denoise"));
+        let may = policy.set_denoise_steps(5).expect("it was begun");
+        assert_eq!(may, stage != "denoise");
     }
     assert_eq!(stages, ["vision", "vision", "prefix", "denoise", "denoise", "denoise", "denoise"]);
     let changed = policy.take_chunk().expect("it is done");

@@ -232,7 +232,9 @@ pub fn spawn(
             }
             let cycle = core.tick(woke);
             // A full ring means that the residual policy has newer ones to read than it can.
-            let _ = core.take_residual_input().map(|input| residual_out.push(input));
+            if let Some(input) = core.take_residual_input() {
+                let _ = residual_out.push(input);
+            }
             while let Some(chunk) = core.take_spent() {
                 free(chunk);
             }

@@ -99,7 +99,7 @@ impl Run {
         let chunk = |request: u64| {
             let mut values: Vec<f64> =
                 (0..16 * JOINTS).map(|i| ((request * 31 + i as u64) % 17) as f64 * 0.05).collect();
-            if request % 7 == 0 {
+            if request.is_multiple_of(7) {
                 values[3] = f64::NAN;
             }
             ActionChunk::new(request, Stamp(0), Duration::from_millis(100), JOINTS, values)

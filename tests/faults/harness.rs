@@ -30,12 +30,13 @@ pub const ARM: Setup = Setup { add: &[("robot", "run = \"process\"")], pattern: 
 /// The front camera is a supervised process.
 pub const CAMERA: Setup = Setup { add: &[("cameras.front", "run = \"process\"")], pattern: true };
 
+/// The timeouts are long: a busy machine that holds a process up for a while is not the failure that is tested.
 const LAUNCH: &str = r#"
 [robot]
 name = "desk"
 driver = "sim"
 state_rate = "100 Hz"
-watchdog = "200 ms"
+watchdog = "600 ms"
 seed = 1
 
 [cameras.front]
@@ -51,12 +52,12 @@ rate = "20 Hz"
 [policy]
 file = "POLICY"
 cameras = { front = "front", wrist = "wrist" }
-max_observation_age = "250 ms"
+max_observation_age = "1 s"
 
 [control]
 rate = "100 Hz"
 realtime = "off"
-state_timeout = "250 ms"
+state_timeout = "1 s"
 
 [transport]
 endpoint = "ENDPOINT"
@@ -112,14 +113,6 @@ impl Launch {
     pub fn start(&mut self, name: &str, arguments: &[&str]) -> u32 {
         let command = self.command(arguments);
         self.spawn(name, command)
-    }
-
-    /// Longer timeouts, for tests of what must not interrupt a run: a busy machine must not either.
-    pub fn relax(&self) {
-        let launch = self.path("launch.toml");
-        let text = std::fs::read_to_string(&launch).expect("it was written");
-        let text = text.replace("\"250 ms\"", "\"1 s\"").replace("\"200 ms\"", "\"600 ms\"");
-        std::fs::write(launch, text).expect("the folder is writable");
     }
 
     /// Replaces the policy's file.

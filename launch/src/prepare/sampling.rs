@@ -39,6 +39,9 @@ pub struct Successes {
     pub file: PathBuf,
 }
 
+/// A policy with its memory, and what the run adds to that.
+type Remembering = (Box<dyn Policy>, Option<Successes>);
+
 /// `policy` with its memory, when it has one; what the run adds to it.
 ///
 /// # Errors
@@ -47,7 +50,7 @@ pub(crate) fn with_memory(
     policy: Box<dyn Policy>,
     config: &LaunchConfig,
     kinds: &[ActionKind],
-) -> Result<(Box<dyn Policy>, Option<Successes>), Box<Finding>> {
+) -> Result<Remembering, Box<Finding>> {
     let Some(settings) = &config.policy.sampling.memory else { return Ok((policy, None)) };
     let MemorySettings { file, records, similarity } = settings;
     let wrong = |problem: String, remedy: &str| {

@@ -285,8 +285,8 @@ mod tests {
                         Action::Terminate(k) | Action::Kill(k) => prop_assert!(running[k] && stopped),
                     }
                 }
-                for k in 0..2 {
-                    prop_assert_eq!(supervisor.state(k) == ChildState::Running, running[k]);
+                for (k, runs) in running.iter().enumerate() {
+                    prop_assert_eq!(supervisor.state(k) == ChildState::Running, *runs);
                 }
             }
         }

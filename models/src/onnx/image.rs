@@ -199,7 +199,7 @@ mod tests {
         let error = port(text, Element::Float32, &[1, 1, 2, 3]).err().expect("that is nhwc");
         assert!(error.to_string().contains("images.front.input"), "{error}");
         let small = port(text, Element::Float32, &[1, 3, 4, 4]).expect("it binds");
-        let error = small.array(&two_pixels()).err().expect("another size");
+        let error = small.array(&two_pixels()).expect_err("another size");
         assert!(error.to_string().contains("4 x 4"), "{error}");
     }
 }

@@ -73,11 +73,7 @@ pub fn template(path: &Path, options: &OnnxOptions) -> Result<String, ModelError
             Guess::Recurrent(output) => {
                 write!(text, "\n[[recurrent]]\ninput = {name}\noutput = {}\n", quoted(output))
             }
-            Guess::Mask
-                if matches!(guesses.iter().find(|g| matches!(g, Guess::Tokens)), Some(_)) =>
-            {
-                Ok(())
-            }
+            Guess::Mask if guesses.iter().any(|g| matches!(g, Guess::Tokens)) => Ok(()),
             _ => writeln!(text, "\n# Nothing feeds the input {name} ({port}) yet."),
         };
     }

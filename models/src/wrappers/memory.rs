@@ -266,7 +266,7 @@ fn parse(bytes: &[u8]) -> Result<(Header, Vec<f32>), String> {
         .ok_or("its header is longer than the file")?;
     let header: Header = serde_json::from_slice(header).map_err(|e| e.to_string())?;
     let Shape { features, horizon, dim, .. } = header.shape;
-    let chunk = horizon.checked_mul(dim).unwrap_or(usize::MAX);
+    let chunk = horizon.saturating_mul(dim);
     if !(1..=WIDEST).contains(&features) || !(1..=WIDEST).contains(&chunk) {
         return Err(format!("its shape is out of range: {features}, {horizon} x {dim}"));
     }

@@ -18,8 +18,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use common::{copy_folder, fixtures, reference};
 use damage::{Damaged, Random};
 use sinew_models::{
-    LoadOptions, QuantType, RANDOM_ARCHITECTURES, RandomSize, families, load_policy, quantize,
-    random,
+    Checkpoint, LoadOptions, QuantType, RANDOM_ARCHITECTURES, RandomSize, families, load_policy,
+    quantize, random,
 };
 use sinew_runtime::{
     CameraFrame, ChunkRequest, Image, Observation, ObservedImage, Policy, PolicyError, Stamp,
@@ -100,11 +100,20 @@ fn options(skip_hash: bool) -> LoadOptions {
     }
 }
 
-fn observation(policy: &dyn Policy) -> Observation {
+/// Width and height of the images that the whole checkpoint is made for.
+fn image_size(path: &Path) -> (usize, usize) {
+    let checkpoint = Checkpoint::open(path, false).unwrap_or_else(|e| panic!("{e}"));
+    match checkpoint.features.cameras().next() {
+        Some((_, &[_, height, width])) => (width, height),
+        _ => (64, 48),
+    }
+}
+
+fn observation(policy: &dyn Policy, (width, height): (usize, usize)) -> Observation {
     let spec = policy.spec();
     let images = spec.cameras.iter().map(|camera| {
-        let data: Vec<u8> = (0..48 * 64 * 3).map(|i| (i * 7 % 251) as u8).collect();
-        let image = Image::new(64, 48, data.into()).expect("it fits its shape");
+        let data: Vec<u8> = (0..width * height * 3).map(|i| (i * 7 % 251) as u8).collect();
+        let image = Image::new(width, height, data.into()).expect("it fits its shape");
         let frame = CameraFrame { stamp: Stamp(0), sequence: 1, image };
         ObservedImage { camera: camera.clone(), frame, age: Default::default() }
     });
@@ -117,8 +126,8 @@ fn observation(policy: &dyn Policy) -> Observation {
     }
 }
 
-fn run(policy: &mut dyn Policy) -> Result<(), PolicyError> {
-    let observation = observation(policy);
+fn run(policy: &mut dyn Policy, images: (usize, usize)) -> Result<(), PolicyError> {
+    let observation = observation(policy, images);
     let request = ChunkRequest { denoise_steps: Some(1), ..ChunkRequest::default() };
     let chunk = inference::run(policy, &observation, &request)?;
     assert!(chunk.values().iter().all(|v| v.is_finite()), "a chunk of what is no number");
@@ -128,6 +137,7 @@ fn run(policy: &mut dyn Policy) -> Result<(), PolicyError> {
 /// How the mutations ended.
 #[derive(Debug, Default)]
 struct Ends {
+    images: (usize, usize),
     refused: usize,
     failed_later: usize,
     ran: usize,
@@ -139,13 +149,15 @@ struct Ends {
 impl Ends {
     /// Loads what `damaged` left at `path`, and runs it where that cannot take forever.
     fn try_one(&mut self, path: &Path, damaged: &Damaged, skip_hash: bool, most: usize) {
-        let attempt = || {
-            let (policy, bytes) = measured(|| load_policy(path, &options(skip_hash)));
-            let policy = policy.map_err(|e| e.to_string());
-            let ran =
-                policy.map(|mut policy| if damaged.sizes { Ok(()) } else { run(policy.as_mut()) });
-            (ran, bytes)
-        };
+        let attempt =
+            || {
+                let (policy, bytes) = measured(|| load_policy(path, &options(skip_hash)));
+                let policy = policy.map_err(|e| e.to_string());
+                let ran = policy.map(|mut policy| {
+                    if damaged.sizes { Ok(()) } else { run(policy.as_mut(), self.images) }
+                });
+                (ran, bytes)
+            };
         let what = &damaged.what;
         let Ok((ran, bytes)) = catch_unwind(AssertUnwindSafe(attempt)) else {
             self.failures.push(format!("panics: {what}"));
@@ -179,14 +191,14 @@ fn size(path: &Path) -> usize {
 }
 
 /// Bytes that loading may take: what the whole checkpoint takes, and three times its size.
-fn limit(path: &Path) -> usize {
+fn limit(path: &Path, images: (usize, usize)) -> usize {
     // The first load also fills what the process keeps.
     for _ in 0..2 {
         load_policy(path, &options(false)).unwrap_or_else(|e| panic!("{e}"));
     }
     let (policy, bytes) = measured(|| load_policy(path, &options(false)));
     let mut policy = policy.unwrap_or_else(|e| panic!("{e}"));
-    run(policy.as_mut()).unwrap_or_else(|e| panic!("{e}"));
+    run(policy.as_mut(), images).unwrap_or_else(|e| panic!("{e}"));
     bytes + 3 * size(path)
 }
 
@@ -197,7 +209,9 @@ fn damaged_folders_run_or_are_named() {
         let folder = tempfile::tempdir().expect("there is room");
         copy_folder(&source, folder.path());
         let files = damage::files(folder.path());
-        let (most, mut ends) = (limit(folder.path()), Ends::default());
+        let images = image_size(&source);
+        let most = limit(folder.path(), images);
+        let mut ends = Ends { images, ..Ends::default() };
         for seed in 0..MUTATIONS {
             let damaged = damage::folder(&files, seed);
             let path = folder.path().join(&damaged.file);
@@ -217,7 +231,9 @@ fn damaged_bundles_run_or_are_named() {
         let path = folder.path().join("damaged.gguf");
         quantize(&source, QuantType::Q8_0, &path).unwrap_or_else(|e| panic!("{e}"));
         let whole = std::fs::read(&path).expect("it was written");
-        let (most, mut ends) = (limit(&path), Ends::default());
+        let images = image_size(&source);
+        let most = limit(&path, images);
+        let mut ends = Ends { images, ..Ends::default() };
         for seed in 0..MUTATIONS {
             let damaged = damage::bundle(&whole, seed);
             std::fs::write(&path, &damaged.bytes).expect("there is room");

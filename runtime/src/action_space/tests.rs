@@ -147,9 +147,9 @@ proptest! {
                 let rows: Vec<&[f64]> = rows.collect();
                 for (k, pair) in rows.windows(2).enumerate() {
                     let most = 0.6 + if k == 0 { 0.3 } else { 0.0 } + 1e-9;
-                    for joint in 0..6 {
-                        prop_assert!((pair[1][joint] - pair[0][joint]).abs() <= most);
-                        prop_assert!(pair[1][joint].abs() <= 2.8);
+                    for (from, to) in pair[0].iter().zip(pair[1]).take(6) {
+                        prop_assert!((to - from).abs() <= most);
+                        prop_assert!(to.abs() <= 2.8);
                     }
                 }
             }

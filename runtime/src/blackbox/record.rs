@@ -255,6 +255,8 @@ pub struct CycleRecord {
 }
 
 /// One record of the control thread.
+// Boxing would allocate on the control thread.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum ControlRecord {
     /// The core is given an event. The values of its chunk follow.

@@ -42,6 +42,8 @@ pub struct RecordingFigures {
 }
 
 /// What waits for the writer.
+// The most frequent variant is the largest: boxing it would save nothing.
+#[allow(clippy::large_enum_variant)]
 pub(super) enum Item {
     State {
         state: JointState,

@@ -76,7 +76,7 @@ fn distance(config: &SpaceConfig, angles: &[f64]) -> f64 {
 
 fn guard(config: &SpaceConfig, period_ms: u64, start: &[f64; JOINTS]) -> Guard {
     let guard = Guard::new(&[LIMIT; JOINTS], Duration::from_millis(period_ms));
-    let mut guard = guard.and_then(|g| Ok(g.with_space(config.clone()).expect("a sound space")));
+    let mut guard = guard.map(|g| g.with_space(config.clone()).expect("a sound space"));
     let guard = guard.as_mut().expect("sound limits");
     guard.rebase(&vec(start));
     guard.clone()

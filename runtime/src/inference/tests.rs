@@ -41,6 +41,8 @@ impl Policy for Interrupted {
 }
 
 /// What comes of two orders when `say` is said during step `at` of the first.
+// As `Worker::infer`.
+#[allow(clippy::result_large_err)]
 fn told(at: usize, say: &'static str) -> [Result<InferenceReport, InferenceReport>; 2] {
     let words = Arc::new(Mutex::new("first".to_owned()));
     let spec = PolicySpec {
