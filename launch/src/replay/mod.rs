@@ -46,7 +46,7 @@ pub struct ReplayArgs {
     /// Replay the control cycles alone, from the recorded chunks.
     #[arg(long, conflicts_with = "what_if")]
     pub no_policy: bool,
-    /// What another scheduler would have sent: keys of [scheduler], such as strategy=rtc-guided execution_horizon=12.
+    /// What another scheduler would have sent: keys of the scheduler table, such as strategy=rtc-guided execution_horizon=12.
     #[arg(long, value_name = "KEY=VALUE", num_args = 1..)]
     pub what_if: Vec<String>,
     /// Print JSON.

@@ -59,7 +59,7 @@
 //! ```
 //!
 //! The file is read as it stands: an unknown key is an error, and so is everything that the ONNX file
-//! contradicts ([`super::binding`]).
+//! contradicts (`binding`).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
