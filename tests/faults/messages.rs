@@ -77,6 +77,7 @@ fn frame(stamp: Stamp) -> Vec<u8> {
 #[test]
 fn corrupt_messages_are_counted_and_the_policy_goes_on() {
     let (mut launch, watch) = scene(POLICY);
+    launch.relax();
     launch.start_control(&[]);
     watch.wait_policy_moves();
     watch.believe_no_others();
@@ -116,6 +117,7 @@ fn corrupt_messages_are_counted_and_the_policy_goes_on() {
 #[test]
 fn a_second_source_of_commands_states_or_frames_is_not_followed() {
     let (mut launch, watch) = scene(POLICY);
+    launch.relax();
     launch.start_control(&[]);
     watch.wait_policy_moves();
     watch.believe_no_others();
@@ -146,6 +148,7 @@ fn a_second_source_of_commands_states_or_frames_is_not_followed() {
 #[test]
 fn replayed_messages_with_numbers_of_the_past_are_not_followed() {
     let (mut launch, watch) = scene(POLICY);
+    launch.relax();
     launch.start_control(&[]);
     watch.wait_policy_moves();
     // Every command as it was sent, attachment and all, and sent again a moment later.
@@ -189,6 +192,7 @@ fn replayed_messages_with_numbers_of_the_past_are_not_followed() {
 #[test]
 fn answers_that_are_no_chunks_are_refused_and_asked_for_again() {
     let (mut launch, watch) = scene(POLICY);
+    launch.relax();
     let asked = std::sync::Arc::new(AtomicU64::new(0));
     let bus = Bus::meet(&launch.endpoint, &[]).expect("the address is one");
     let answers = bus.publisher(&watch.keys.chunk(), Priority::RealTime).expect("declared");
