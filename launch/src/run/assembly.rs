@@ -360,7 +360,7 @@ impl Plan {
     }
 
     /// The demand that the starvation calculator judges.
-    fn demand(&self, spec: &PolicySpec, latency: StepLatency) -> Demand {
+    pub(super) fn demand(&self, spec: &PolicySpec, latency: StepLatency) -> Demand {
         Demand {
             horizon: spec.action_horizon,
             dt: spec.dt(),

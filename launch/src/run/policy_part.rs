@@ -12,9 +12,9 @@ use sinew_runtime::inference::{
     self, Anytime, AnytimeConfig, InferenceConfig, InferenceInputs, InferenceThread,
 };
 use sinew_runtime::ingest::Ingest;
-use sinew_runtime::scheduler::starvation::StepLatency;
+use sinew_runtime::scheduler::starvation::{self, StepLatency};
 use sinew_runtime::transport::{Bus, Keys, PolicyIntroduction, Subscription, encode_policy};
-use sinew_runtime::{ChunkRequest, Clock, Policy};
+use sinew_runtime::{ChunkRequest, Clock, Observation, Policy};
 
 use super::assembly::Plan;
 use super::intake;
@@ -29,7 +29,9 @@ use crate::report::SensorFigures;
 
 /// Inferences that may wait for their answer to be sent.
 const INFERENCES: usize = 16;
-/// Inferences that are timed before the start, and how long that may take.
+/// How often an inference that seems too slow is timed, at most.
+const MEASUREMENTS: usize = 4;
+/// Inferences that are timed at once, and how long that may take.
 const MEASURED_RUNS: u32 = 8;
 const MEASURED_TIME: Duration = Duration::from_secs(3);
 
@@ -93,12 +95,30 @@ pub(super) fn measure(
     let steps = plan.denoise_steps.unwrap_or(policy.spec().denoise_steps);
     let request = ChunkRequest { denoise_steps: Some(steps), ..ChunkRequest::default() };
     inference::run(policy, &seen, &request)?;
+    let mut latency = time(policy, &seen, &request, steps)?;
+    // A computer that was busy for a moment is no reason to refuse to run.
+    for _ in 1..MEASUREMENTS {
+        if starvation::check(&plan.demand(policy.spec(), latency)).is_ok() {
+            break;
+        }
+        latency = time(policy, &seen, &request, steps)?;
+    }
+    Ok(latency)
+}
+
+/// How long an inference takes, by some of them.
+fn time(
+    policy: &mut dyn Policy,
+    seen: &Observation,
+    request: &ChunkRequest,
+    steps: usize,
+) -> Result<StepLatency, RunError> {
     let mut anytime =
         Anytime::new(AnytimeConfig { least_steps: usize::MAX, margin: Duration::ZERO });
     let begun = Instant::now();
     let mut runs = 0;
     while runs == 0 || (runs < MEASURED_RUNS && begun.elapsed() < MEASURED_TIME) {
-        inference::timed(policy, &seen, &request, &mut anytime)?;
+        inference::timed(policy, seen, request, &mut anytime)?;
         runs += 1;
     }
     // A run was just timed, so there is something to tell.
