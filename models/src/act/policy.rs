@@ -76,25 +76,8 @@ impl ActPolicy {
             return Err(ModelError::config(&path, ENVIRONMENT, reason));
         }
         let boundary = Boundary::new(checkpoint, 0)?;
-        let rate = options.rate(checkpoint)?;
-        let spec = PolicySpec {
-            cameras: boundary.cameras(),
-            optional_cameras: 0,
-            state_dim: boundary.state_dim(),
-            action_dim: boundary.action_dim(),
-            action_names: checkpoint.actions.action_names.clone(),
-            action_horizon: config.chunk_size,
-            action_rate_hz: Some(rate),
-            denoise_steps: 1,
-            prefix: (checkpoint.family.planned)(&checkpoint.actions),
-        };
-        Ok(Self {
-            model: Act::load(checkpoint)?,
-            boundary,
-            spec,
-            dt: Duration::from_secs_f64(1.0 / rate),
-            run: None,
-        })
+        let spec = boundary.spec(checkpoint, options, config.chunk_size, 1)?;
+        Ok(Self { model: Act::load(checkpoint)?, boundary, dt: spec.dt(), spec, run: None })
     }
 
     /// Does one bounded step of `run`; the stage it belonged to.

@@ -77,19 +77,13 @@ impl DiffusionPolicy {
             return Err(ModelError::config(&path, ENVIRONMENT, reason));
         }
         let boundary = Boundary::new(checkpoint, 0)?;
-        let rate = options.rate(checkpoint)?;
-        let dt = Duration::from_secs_f64(1.0 / rate);
-        let spec = PolicySpec {
-            cameras: boundary.cameras(),
-            optional_cameras: 0,
-            state_dim: boundary.state_dim(),
-            action_dim: boundary.action_dim(),
-            action_names: checkpoint.actions.action_names.clone(),
-            action_horizon: config.n_action_steps,
-            action_rate_hz: Some(rate),
-            denoise_steps: options.denoise_steps.unwrap_or(config.denoise_steps()),
-            prefix: (checkpoint.family.planned)(&checkpoint.actions),
-        };
+        let spec = boundary.spec(
+            checkpoint,
+            options,
+            config.n_action_steps,
+            options.denoise_steps.unwrap_or(config.denoise_steps()),
+        )?;
+        let dt = spec.dt();
         Ok(Self {
             model: DiffusionModel::load(checkpoint)?,
             boundary,

@@ -66,20 +66,14 @@ impl MaskedPolicy {
         let preparer = Preparer::new(checkpoint, options.missing_cameras)?;
         let model = MaskedVla::load(checkpoint)?;
         let (config, head) = (SmolVlaConfig::of(checkpoint)?, MaskedConfig::of(checkpoint)?);
-        let rate = options.rate(checkpoint)?;
         let boundary = preparer.boundary();
-        let spec = PolicySpec {
-            cameras: boundary.cameras(),
-            optional_cameras: boundary.optional_cameras(),
-            state_dim: boundary.state_dim(),
-            action_dim: boundary.action_dim(),
-            action_names: checkpoint.actions.action_names.clone(),
-            action_horizon: config.chunk_size,
-            action_rate_hz: Some(rate),
-            denoise_steps: options.denoise_steps.unwrap_or(config.num_steps),
-            prefix: (checkpoint.family.planned)(&checkpoint.actions),
-        };
-        let dt = Duration::from_secs_f64(1.0 / rate);
+        let spec = boundary.spec(
+            checkpoint,
+            options,
+            config.chunk_size,
+            options.denoise_steps.unwrap_or(config.num_steps),
+        )?;
+        let dt = spec.dt();
         let (masking, smoothing) = (head.masking(), head.smoothing.clone());
         let mut policy =
             Self { model, preparer, masking, smoothing, allowed: None, spec, dt, run: None };

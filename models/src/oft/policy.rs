@@ -53,20 +53,10 @@ impl OftPolicy {
     pub fn load(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Self, ModelError> {
         let preparer = Preparer::new(checkpoint, options.missing_cameras)?;
         let model = OftVla::load(checkpoint)?;
-        let rate = options.rate(checkpoint)?;
         let boundary = preparer.boundary();
-        let spec = PolicySpec {
-            cameras: boundary.cameras(),
-            optional_cameras: boundary.optional_cameras(),
-            state_dim: boundary.state_dim(),
-            action_dim: boundary.action_dim(),
-            action_names: checkpoint.actions.action_names.clone(),
-            action_horizon: SmolVlaConfig::of(checkpoint)?.chunk_size,
-            action_rate_hz: Some(rate),
-            denoise_steps: 1,
-            prefix: (checkpoint.family.planned)(&checkpoint.actions),
-        };
-        let dt = Duration::from_secs_f64(1.0 / rate);
+        let spec =
+            boundary.spec(checkpoint, options, SmolVlaConfig::of(checkpoint)?.chunk_size, 1)?;
+        let dt = spec.dt();
         Ok(Self { model, preparer, spec, dt, run: None })
     }
 }

@@ -89,8 +89,7 @@ impl PiFastPolicy {
         let ends = vec![prompter.special(END)?, start];
         let begin = prompter.encode_plain(BEGIN)?;
         let steps = 1;
-        let prefix = (checkpoint.family.planned)(&checkpoint.actions);
-        let spec = preparer.spec(checkpoint, options, config.n_action_steps, steps, prefix)?;
+        let spec = preparer.boundary().spec(checkpoint, options, config.n_action_steps, steps)?;
         let most_tokens = config.max_decoding_steps.saturating_sub(begin.len()).max(1);
         let dt = spec.dt();
         Ok(Self {

@@ -1,7 +1,7 @@
 //! π0 and π0.5 as anytime tasks.
 
 use candle_core::{Result, Tensor};
-use sinew_runtime::{Observation, PolicyError, PolicySpec, PrefixSupport};
+use sinew_runtime::{Observation, PolicyError};
 
 use super::{Inputs, Pi, PiConfig, Preparer};
 use crate::backbones::gemma::KvCache;
@@ -32,38 +32,12 @@ impl PiPolicy {
         let preparer = Preparer::new(checkpoint, options.missing_cameras)?;
         let model = Pi::load(checkpoint)?;
         let steps = options.denoise_steps.unwrap_or(config.num_inference_steps);
-        let prefix = (checkpoint.family.planned)(&checkpoint.actions);
-        let spec = preparer.spec(checkpoint, options, config.chunk_size, steps, prefix)?;
+        let spec = preparer.boundary().spec(checkpoint, options, config.chunk_size, steps)?;
         let sampling = Sampling {
             noise_scale: checkpoint.actions.noise_scale.unwrap_or(1.0) as f32,
             solver: options.solver,
         };
         Ok(Self::new(Prepared { model, preparer }, spec, sampling))
-    }
-}
-
-impl Preparer {
-    /// What a policy of `checkpoint` takes and gives.
-    pub(super) fn spec(
-        &self,
-        checkpoint: &Checkpoint,
-        options: &LoadOptions,
-        action_horizon: usize,
-        denoise_steps: usize,
-        prefix: PrefixSupport,
-    ) -> std::result::Result<PolicySpec, ModelError> {
-        let boundary = self.boundary();
-        Ok(PolicySpec {
-            cameras: boundary.cameras(),
-            optional_cameras: boundary.optional_cameras(),
-            state_dim: boundary.state_dim(),
-            action_dim: boundary.action_dim(),
-            action_names: checkpoint.actions.action_names.clone(),
-            action_horizon,
-            action_rate_hz: Some(options.rate(checkpoint)?),
-            denoise_steps,
-            prefix,
-        })
     }
 }
 

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use sinew_runtime::{Image, Observation, PolicyError};
+use sinew_runtime::{Image, Observation, PolicyError, PolicySpec};
 
 use super::{Normalizer, resize};
-use crate::ModelError;
 use crate::checkpoint::Checkpoint;
+use crate::{LoadOptions, ModelError};
 
 const IMAGES: &str = "observation.images.";
 
@@ -95,6 +95,30 @@ impl Boundary {
     /// How many of [`Self::cameras`] may be missing.
     pub fn optional_cameras(&self) -> usize {
         self.allowed_missing.saturating_sub(self.cameras.iter().filter(|c| c.placeholder).count())
+    }
+
+    /// What a policy of `checkpoint` with these inputs takes and gives.
+    ///
+    /// # Errors
+    /// [`ModelError::RateUnknown`] when neither checkpoint nor `options` give the action rate.
+    pub fn spec(
+        &self,
+        checkpoint: &Checkpoint,
+        options: &LoadOptions,
+        action_horizon: usize,
+        denoise_steps: usize,
+    ) -> Result<PolicySpec, ModelError> {
+        Ok(PolicySpec {
+            cameras: self.cameras(),
+            optional_cameras: self.optional_cameras(),
+            state_dim: self.state_dim,
+            action_dim: self.action_dim,
+            action_names: checkpoint.actions.action_names.clone(),
+            action_horizon,
+            action_rate_hz: Some(options.rate(checkpoint)?),
+            denoise_steps,
+            prefix: (checkpoint.family.planned)(&checkpoint.actions),
+        })
     }
 
     /// Normalisation of the state and of the action.

@@ -1,7 +1,7 @@
 //! SmolVLA as an anytime task.
 
 use candle_core::{Result, Tensor};
-use sinew_runtime::{Observation, PolicyError, PolicySpec};
+use sinew_runtime::{Observation, PolicyError};
 
 use super::{ExpertCache, Inputs, Preparer, SmolVla, SmolVlaConfig};
 use crate::checkpoint::Checkpoint;
@@ -30,19 +30,13 @@ impl SmolVlaPolicy {
         let preparer = Preparer::new(checkpoint, options.missing_cameras)?;
         let model = SmolVla::load(checkpoint)?;
         let config = SmolVlaConfig::of(checkpoint)?;
-        let rate = options.rate(checkpoint)?;
         let boundary = preparer.boundary();
-        let spec = PolicySpec {
-            cameras: boundary.cameras(),
-            optional_cameras: boundary.optional_cameras(),
-            state_dim: boundary.state_dim(),
-            action_dim: boundary.action_dim(),
-            action_names: checkpoint.actions.action_names.clone(),
-            action_horizon: config.chunk_size,
-            action_rate_hz: Some(rate),
-            denoise_steps: options.denoise_steps.unwrap_or(config.num_steps),
-            prefix: (checkpoint.family.planned)(&checkpoint.actions),
-        };
+        let spec = boundary.spec(
+            checkpoint,
+            options,
+            config.chunk_size,
+            options.denoise_steps.unwrap_or(config.num_steps),
+        )?;
         let sampling = Sampling {
             noise_scale: checkpoint.actions.noise_scale.unwrap_or(1.0) as f32,
             solver: options.solver,

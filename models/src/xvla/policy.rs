@@ -70,19 +70,14 @@ impl XvlaPolicy {
         let config = XvlaConfig::of(checkpoint)?;
         let preparer = Preparer::new(checkpoint, &config, options.missing_cameras)?;
         let model = Xvla::load(checkpoint, &config)?;
-        let (boundary, rate) = (preparer.boundary(), options.rate(checkpoint)?);
-        let spec = PolicySpec {
-            cameras: boundary.cameras(),
-            optional_cameras: boundary.optional_cameras(),
-            state_dim: boundary.state_dim(),
-            action_dim: boundary.action_dim(),
-            action_names: checkpoint.actions.action_names.clone(),
-            action_horizon: config.chunk_size,
-            action_rate_hz: Some(rate),
-            denoise_steps: options.denoise_steps.unwrap_or(config.num_denoising_steps),
-            prefix: (checkpoint.family.planned)(&checkpoint.actions),
-        };
-        let dt = Duration::from_secs_f64(1.0 / rate);
+        let boundary = preparer.boundary();
+        let spec = boundary.spec(
+            checkpoint,
+            options,
+            config.chunk_size,
+            options.denoise_steps.unwrap_or(config.num_denoising_steps),
+        )?;
+        let dt = spec.dt();
         let noise_scale = checkpoint.actions.noise_scale.unwrap_or(1.0) as f32;
         Ok(Self { model, preparer, spec, dt, run: None, noise: None, noise_scale })
     }
