@@ -6,6 +6,7 @@
 pub mod authority;
 pub mod closed_loop;
 pub mod control;
+pub mod kernels;
 pub mod policy;
 pub mod seams;
 pub mod stream;

@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use sinew_models::kernels::pool::pool;
+use sinew_models::kernels::tally::{self, Work};
+use sinew_models::kernels::{Compute, Isa, peak};
 use sinew_runtime::inference::run;
 use sinew_runtime::{
     CameraFrame, ChunkRequest, Clock, Image, Observation, ObservedImage, Policy, PolicyError,
@@ -42,21 +45,60 @@ pub struct PolicyProfile {
     pub stages_ms: BTreeMap<String, Spread>,
     /// Processor time of one chunk, all threads (ms, mean).
     pub cpu_ms: f64,
+    /// How layers compute.
+    pub compute: &'static str,
+    /// Instruction set of the kernels.
+    pub isa: &'static str,
+    /// Threads of the kernels.
+    pub threads: usize,
+    /// Products with weights.
+    pub layers: KernelWork,
+    /// Attention.
+    pub attention: KernelWork,
+    /// Measured peak of the machine in 32-bit floats, between the chunks (10⁹ operations a second).
+    pub peak_gflops: f64,
     /// Resident memory after the last chunk (MB).
     pub rss_mb: f64,
     /// Highest resident memory of the process since it started, loading included (MB).
     pub peak_rss_mb: f64,
 }
 
-/// Times `policy` on images of seeded noise.
+/// One kind of kernel, over all timed chunks.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub struct KernelWork {
+    /// Time in them (ms a chunk).
+    pub ms: f64,
+    /// 10⁹ operations a second; a multiplication with an addition counts as two.
+    pub gops: f64,
+    /// The same as a share of the measured f32 peak.
+    pub of_peak: f64,
+}
+
+impl KernelWork {
+    fn of(works: &[Work], peak_gflops: f64) -> Self {
+        let products: u64 = works.iter().map(|w| w.products).sum();
+        let seconds: f64 = works.iter().map(|w| w.time.as_secs_f64()).sum();
+        let gops = if seconds > 0.0 { 2e-9 * products as f64 / seconds } else { 0.0 };
+        let ms = seconds * 1e3 / works.len().max(1) as f64;
+        Self { ms, gops, of_peak: gops / peak_gflops }
+    }
+}
+
+/// Times `policy`, whose layers compute as `compute` says, on images of seeded noise.
 ///
 /// # Errors
 /// What the policy gave.
-pub fn profile(policy: &mut dyn Policy, case: &PolicyCase) -> Result<PolicyProfile, PolicyError> {
+pub fn profile(
+    policy: &mut dyn Policy,
+    case: &PolicyCase,
+    compute: Compute,
+) -> Result<PolicyProfile, PolicyError> {
     let observation = observation(policy, case);
     let mut chunks = Vec::with_capacity(case.iterations);
     let mut stages: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     let mut cpu = 0.0;
+    let (mut layers, mut attention) = (Vec::new(), Vec::new());
+    let mut peak = peak::floats(50);
     for k in 0..case.warmup + case.iterations {
         let request = ChunkRequest {
             id: k as u64,
@@ -64,6 +106,7 @@ pub fn profile(policy: &mut dyn Policy, case: &PolicyCase) -> Result<PolicyProfi
             seed: k as u64,
             prefix: None,
         };
+        tally::take();
         let (start, cpu_start) = (Instant::now(), cpu_seconds());
         let chunk = run(policy, &observation, &request)?;
         if k < case.warmup {
@@ -71,10 +114,15 @@ pub fn profile(policy: &mut dyn Policy, case: &PolicyCase) -> Result<PolicyProfi
         }
         chunks.push(start.elapsed().as_secs_f64() * 1e3);
         cpu += cpu_seconds() - cpu_start;
+        let tally = tally::take();
+        layers.push(tally.layers);
+        attention.push(tally.attention);
+        peak = peak.max(peak::floats(10));
         for stage in chunk.report.stages {
             stages.entry(stage.stage.to_owned()).or_default().push(stage.time.as_secs_f64() * 1e3);
         }
     }
+    let peak_gflops = 2e-9 * peak;
     let none = PolicyError::OutOfTurn("no iteration was asked for: measure at least one");
     Ok(PolicyProfile {
         iterations: case.iterations,
@@ -82,6 +130,12 @@ pub fn profile(policy: &mut dyn Policy, case: &PolicyCase) -> Result<PolicyProfi
         chunk_ms: Spread::of(chunks).ok_or(none)?,
         stages_ms: stages.into_iter().filter_map(|(n, s)| Some((n, Spread::of(s)?))).collect(),
         cpu_ms: cpu * 1e3 / case.iterations as f64,
+        compute: compute.name(),
+        isa: Isa::current().name(),
+        threads: pool().threads(),
+        layers: KernelWork::of(&layers, peak_gflops),
+        attention: KernelWork::of(&attention, peak_gflops),
+        peak_gflops,
         rss_mb: memory_mb("VmRSS:"),
         peak_rss_mb: memory_mb("VmHWM:"),
     })

@@ -1,12 +1,15 @@
 //! `sinew bench …`: measures and prints.
 
+use sinew_benches::kernels::KernelProfile;
 use sinew_benches::policy::PolicyCase;
 use sinew_benches::seams::{self, SeamPlan, SeamRow};
 use sinew_benches::{Spread, control, policy};
 use sinew_models::LoadOptions;
+use sinew_models::kernels::Isa;
+use sinew_models::kernels::pool::{Threads, choose_threads};
 use sinew_runtime::scheduler::strategy::StrategyConfig;
 
-use crate::cli::{BenchVerb, Failure, print_json, say};
+use crate::cli::{BenchVerb, Failure, KernelArgs, print_json, say};
 use crate::report::Machine;
 use crate::run::RunError;
 use crate::{bench_authority, bench_stream};
@@ -17,10 +20,21 @@ use crate::{bench_authority, bench_stream};
 /// [`Failure`] of loading or running.
 pub fn run(verb: BenchVerb) -> Result<(), Failure> {
     match verb {
-        BenchVerb::Policy { path, iterations, warmup, cameras, image, denoise_steps, json } => {
+        BenchVerb::Policy {
+            path,
+            iterations,
+            warmup,
+            cameras,
+            image,
+            denoise_steps,
+            compute,
+            kernels,
+            json,
+        } => {
+            choose(&kernels)?;
             let mut loaded = sinew_models::load_policy(
                 &path,
-                &LoadOptions { action_rate_hz: Some(30.0), ..LoadOptions::default() },
+                &LoadOptions { action_rate_hz: Some(30.0), compute, ..LoadOptions::default() },
             )?;
             let case = PolicyCase {
                 iterations: iterations.max(1),
@@ -30,7 +44,8 @@ pub fn run(verb: BenchVerb) -> Result<(), Failure> {
                 denoise_steps,
                 instruction: "put the red cube in the left bin".to_owned(),
             };
-            let profile = policy::profile(loaded.as_mut(), &case).map_err(RunError::Policy)?;
+            let profile =
+                policy::profile(loaded.as_mut(), &case, compute).map_err(RunError::Policy)?;
             if json {
                 return print_json(&profile);
             }
@@ -49,6 +64,31 @@ pub fn run(verb: BenchVerb) -> Result<(), Failure> {
             for (stage, spread) in &profile.stages_ms {
                 print_row(stage, spread);
             }
+            say!(
+                "  kernels: {}, {}, {} threads; measured peak {:.0} GFLOP/s in f32",
+                profile.compute,
+                profile.isa,
+                profile.threads,
+                profile.peak_gflops
+            );
+            for (what, work) in [("layers", profile.layers), ("attention", profile.attention)] {
+                say!(
+                    "  {what:<12} {:>9.1} ms a chunk, {:.0} GOP/s, {:.0} % of the peak",
+                    work.ms,
+                    work.gops,
+                    work.of_peak * 100.0
+                );
+            }
+        }
+        BenchVerb::Kernels { filter, rounds, kernels, json } => {
+            choose(&kernels)?;
+            let profile = sinew_benches::kernels::profile(&filter, rounds.max(1))
+                .map_err(|e| Failure::Result(e.to_string()))?;
+            if json {
+                return print_json(&profile);
+            }
+            print_machine();
+            print_kernels(&profile);
         }
         BenchVerb::Seams {
             path,
@@ -132,6 +172,54 @@ pub fn run(verb: BenchVerb) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+fn choose(args: &KernelArgs) -> Result<(), Failure> {
+    if let Some(name) = &args.isa {
+        let isa = Isa::from_name(name).filter(|isa| isa.choose());
+        if isa.is_none() {
+            let here = Isa::ALL.into_iter().filter(|isa| isa.available()).map(Isa::name);
+            let here: Vec<_> = here.collect();
+            return Err(Failure::Result(format!(
+                "`{name}` is no instruction set of this machine; it has {}",
+                here.join(", ")
+            )));
+        }
+    }
+    let threads = Threads { count: args.threads, cores: args.cores.clone() };
+    Ok(choose_threads(threads)?)
+}
+
+fn print_kernels(profile: &KernelProfile) {
+    say!(
+        "{}, {} threads; measured peak {:.0} GFLOP/s in f32",
+        profile.isa,
+        profile.threads,
+        profile.peak_gflops
+    );
+    say!(
+        "  {:<26} {:>18} {:<13} {:>8} {:>8} {:>8} {:>8}",
+        "product",
+        "rows x in x out",
+        "form",
+        "GOP/s",
+        "best",
+        "x f32",
+        "of peak"
+    );
+    for row in &profile.rows {
+        let [m, k, n] = row.sizes;
+        say!(
+            "  {:<26} {:>18} {:<13} {:>8.0} {:>8.0} {:>8.2} {:>7.0}%",
+            row.shape,
+            format!("{m}x{k}x{n}"),
+            row.form,
+            row.gops,
+            row.best_gops,
+            row.against_f32,
+            row.of_peak * 100.0
+        );
+    }
 }
 
 fn print_seams(plan: &SeamPlan, rows: &[SeamRow]) {

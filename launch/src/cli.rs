@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sinew_models::ModelError;
+use sinew_models::kernels::Compute;
 use sinew_runtime::arbiter::Source;
 use sinew_runtime::scheduler::strategy::StrategyConfig;
 
@@ -291,6 +292,20 @@ pub enum Size {
     Tiny,
 }
 
+/// Where and with what the kernels run.
+#[derive(Debug, Clone, Args)]
+pub struct KernelArgs {
+    /// Threads, the caller's included; one for each core without it.
+    #[arg(long)]
+    pub threads: Option<usize>,
+    /// Cores for the worker threads, separated by commas.
+    #[arg(long, value_delimiter = ',')]
+    pub cores: Vec<usize>,
+    /// Instruction set: portable, avx2, avx-vnni, avx512, avx512-vnni; the processor's best without it.
+    #[arg(long)]
+    pub isa: Option<String>,
+}
+
 /// `sinew bench …`.
 #[derive(Debug, Clone, Subcommand)]
 pub enum BenchVerb {
@@ -313,6 +328,27 @@ pub enum BenchVerb {
         /// Denoise steps; the checkpoint's own without it.
         #[arg(long)]
         denoise_steps: Option<usize>,
+        /// How layers compute: `exact`, or `w8a8` (8-bit weights and activations).
+        #[arg(long, default_value = "exact")]
+        compute: Compute,
+        /// Where and with what the kernels run.
+        #[command(flatten)]
+        kernels: KernelArgs,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Speed of the networks' products, beside the machine's peak and candle's own product.
+    Kernels {
+        /// Only shapes whose name contains this.
+        #[arg(default_value = "")]
+        filter: String,
+        /// Times that each is run.
+        #[arg(long, default_value_t = 15)]
+        rounds: usize,
+        /// Where and with what the kernels run.
+        #[command(flatten)]
+        kernels: KernelArgs,
         /// Print JSON.
         #[arg(long)]
         json: bool,

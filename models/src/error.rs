@@ -116,6 +116,12 @@ pub enum ModelError {
         /// Hash in the metadata.
         expected: String,
     },
+    /// Threads that the kernels cannot have.
+    #[error("threads of the kernels: {reason}")]
+    Threads {
+        /// What is wrong, and what is expected.
+        reason: String,
+    },
     /// Statistics that would turn every action into nonsense.
     #[error("{}: statistics `{key}` {reason}", path.display())]
     Statistics {

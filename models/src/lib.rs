@@ -58,6 +58,8 @@ pub struct LoadOptions {
     pub denoise_steps: Option<usize>,
     /// How a denoise step follows the velocity, in flow-matching policies.
     pub solver: heads::flow::Solver,
+    /// How the network's layers compute.
+    pub compute: kernels::Compute,
     /// Cameras that may be missing, beyond those that the checkpoint allows.
     pub missing_cameras: usize,
     /// Leaves out the check of a bundle's tensor data against its SHA-256.
@@ -92,6 +94,5 @@ pub fn load_policy(path: &Path, options: &LoadOptions) -> Result<Box<dyn Policy>
     if let Some(manifest) = onnx::manifest_of(path) {
         return Ok(Box::new(onnx::OnnxPolicy::load(&manifest, options)?));
     }
-    let checkpoint = Checkpoint::open(path, !options.skip_hash)?;
-    (checkpoint.family.load)(&checkpoint, options)
+    Checkpoint::open(path, !options.skip_hash)?.policy(options)
 }

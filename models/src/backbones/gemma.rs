@@ -9,10 +9,10 @@ use serde::Deserialize;
 use super::{ROPE_BASE, split_heads};
 use crate::ModelError;
 use crate::checkpoint::TensorStore;
-use crate::kernels::{Linear, Rope, Visible, add, attend, gelu_mul};
+use crate::kernels::{Activation, After, Linear, RmsNorm, Rope, Visible, add, attend};
 
 /// Added to the mean square in each norm.
-const EPS: f32 = 1e-6;
+const EPS: f64 = 1e-6;
 
 /// Sizes of the layers, under openpi's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -61,9 +61,9 @@ pub struct Modulations {
 
 enum Norm {
     /// `1 + weight`
-    Gain(Tensor),
+    Gain(RmsNorm),
     /// From the conditioning vector to scale, shift and gate; the first part of the norm has gain 1.
-    Adaptive { dense: Linear, ones: Tensor },
+    Adaptive { dense: Linear, plain: RmsNorm },
 }
 
 impl Norm {
@@ -75,27 +75,27 @@ impl Norm {
     ) -> std::result::Result<Self, ModelError> {
         if adaptive {
             let dense = Linear::load(store, &format!("{name}.dense"), width, 3 * width, true)?;
-            let ones = Tensor::ones(width, candle_core::DType::F32, &candle_core::Device::Cpu)?;
-            return Ok(Self::Adaptive { dense, ones });
+            return Ok(Self::Adaptive { dense, plain: RmsNorm::new(vec![1.0; width], EPS) });
         }
-        Ok(Self::Gain((store.tensor(&format!("{name}.weight"), &[width])? + 1.0)?))
+        let gain = store.vector(&format!("{name}.weight"), width)?;
+        Ok(Self::Gain(RmsNorm::new(gain.into_iter().map(|g| g + 1.0).collect(), EPS)))
     }
 
     fn modulation(&self, condition: &Tensor) -> Result<Modulation> {
-        let Self::Adaptive { dense, ones } = self else {
+        let Self::Adaptive { dense, .. } = self else {
             candle_core::bail!("a norm with a gain takes no condition");
         };
-        let (all, width) = (dense.forward(condition)?, ones.dim(0)?);
+        let (all, width) = (dense.forward(condition)?, dense.outputs() / 3);
         let part = |i: usize| all.narrow(1, i * width, width)?.contiguous();
         Ok(Modulation { gain: (part(0)? + 1.0)?, shift: part(1)?, gate: part(2)? })
     }
 
     fn forward(&self, x: &Tensor, modulation: Option<&Modulation>) -> Result<Tensor> {
         match (self, modulation) {
-            (Self::Gain(gain), _) => candle_nn::ops::rms_norm(x, gain, EPS),
-            (Self::Adaptive { ones, .. }, Some(m)) => candle_nn::ops::rms_norm(x, ones, EPS)?
-                .broadcast_mul(&m.gain)?
-                .broadcast_add(&m.shift),
+            (Self::Gain(norm), _) => norm.forward(x),
+            (Self::Adaptive { plain, .. }, Some(m)) => {
+                plain.forward(x)?.broadcast_mul(&m.gain)?.broadcast_add(&m.shift)
+            }
             (Self::Adaptive { .. }, None) => {
                 candle_core::bail!("an adaptive norm has no condition")
             }
@@ -282,7 +282,8 @@ impl Gemma {
         let attended = attend(&q, &k, &v, visible)?;
         let h = residual(rest.out.forward(&attended)?, &h, modulation.map(|m| &m[0]))?;
         let x = rest.post_norm.forward(&h, modulation.map(|m| &m[1]))?;
-        let x = gelu_mul(rest.gate.forward(&x)?, &rest.up.forward(&x)?)?;
+        let gate = rest.gate.forward_with(&x, Activation::Gelu)?;
+        let x = rest.up.forward_then(&x, After { gate: Some(&gate), ..After::default() })?;
         let h = residual(rest.down.forward(&x)?, &h, modulation.map(|m| &m[1]))?;
         Ok(((k, v), h))
     }

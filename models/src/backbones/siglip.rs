@@ -5,10 +5,9 @@
 use candle_core::{Device, Result, Tensor};
 use serde::Deserialize;
 
-use super::split_heads;
 use crate::ModelError;
 use crate::checkpoint::TensorStore;
-use crate::kernels::{Activation, LayerNorm, Linear, Visible, add, attend};
+use crate::kernels::{Activation, LayerNorm, Linear, Visible, add, attend_rows};
 
 /// Sizes of the tower.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -47,9 +46,8 @@ impl Default for SiglipConfig {
 
 struct Layer {
     norm1: LayerNorm,
-    q: Linear,
-    k: Linear,
-    v: Linear,
+    /// Queries, keys and values side by side.
+    qkv: Linear,
     out: Linear,
     norm2: LayerNorm,
     fc1: Linear,
@@ -92,9 +90,13 @@ impl Siglip {
                 };
                 Ok(Layer {
                     norm1: LayerNorm::load(store, &name("layer_norm1"), width, eps)?,
-                    q: linear("self_attn.q_proj", width, width)?,
-                    k: linear("self_attn.k_proj", width, width)?,
-                    v: linear("self_attn.v_proj", width, width)?,
+                    qkv: Linear::load_joined(
+                        store,
+                        &["q_proj", "k_proj", "v_proj"]
+                            .map(|part| (name(&format!("self_attn.{part}")), width)),
+                        width,
+                        true,
+                    )?,
                     out: linear("self_attn.out_proj", width, width)?,
                     norm2: LayerNorm::load(store, &name("layer_norm2"), width, eps)?,
                     fc1: linear("mlp.fc1", width, config.intermediate_size)?,
@@ -180,16 +182,17 @@ impl Siglip {
 
     fn layer(&self, layer: &Layer, h: Tensor, words: Option<&Tensor>) -> Result<Tensor> {
         let x = layer.norm1.forward(&h)?;
-        let split = |linear: &Linear| split_heads(&linear.forward(&x)?, self.heads);
-        let attended =
-            attend(&split(&layer.q)?, &split(&layer.k)?, &split(&layer.v)?, Visible::All)?;
-        let mut h = add(layer.out.forward(&attended)?, &h)?;
+        let (qkv, width) = (layer.qkv.forward(&x)?, h.dim(1)?);
+        let sizes = (self.heads, self.heads, width / self.heads);
+        let (k, v) = ((&qkv, width), (&qkv, 2 * width));
+        let attended = attend_rows((&qkv, 0), k, v, sizes, Visible::All)?;
+        let mut h = layer.out.forward_add(&attended, &h)?;
         if let (Some((scale, shift)), Some(words)) = (&layer.film, words) {
             let scale = (scale.forward(words)? + 1.0)?;
             h = h.broadcast_mul(&scale)?.broadcast_add(&shift.forward(words)?)?;
         }
         let x = layer.norm2.forward(&h)?;
         let x = layer.fc1.forward_with(&x, Activation::Gelu)?;
-        add(layer.fc2.forward(&x)?, &h)
+        layer.fc2.forward_add(&x, &h)
     }
 }

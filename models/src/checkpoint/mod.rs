@@ -16,11 +16,12 @@ pub(crate) use folder::open_without_weights;
 pub use store::{StoredTensor, StoredType, TensorStore};
 pub use weights::open_safetensors;
 
+use sinew_runtime::Policy;
 use sinew_runtime::action_space::SpaceKeys;
 
 use crate::families::Family;
 use crate::processors::{Pipeline, Statistics};
-use crate::{ModelError, gguf};
+use crate::{LoadOptions, ModelError, gguf};
 
 /// What the action's values are; `sinew.json` beside `config.json`.
 ///
@@ -165,6 +166,16 @@ impl Checkpoint {
         let action_dim = checkpoint.features.action_dim(&checkpoint.config_path())?;
         checkpoint.actions.check(path, action_dim)?;
         Ok(checkpoint)
+    }
+
+    /// The policy.
+    ///
+    /// # Errors
+    /// [`ModelError`] naming the tensor or key that does not fit.
+    pub fn policy(&self, options: &LoadOptions) -> Result<Box<dyn Policy>, ModelError> {
+        let mut checkpoint = self.clone();
+        checkpoint.store.set_compute(options.compute, self.family.keep);
+        (self.family.load)(&checkpoint, options)
     }
 
     /// The family's text file `role`.

@@ -13,8 +13,9 @@ use candle_core::{Device, Tensor};
 
 use super::map::MappedFile;
 use crate::ModelError;
-use crate::families::Family;
+use crate::families::{Family, Keep};
 use crate::gguf::blocks;
+use crate::kernels::Compute;
 
 /// How the values of a tensor are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
@@ -185,15 +186,16 @@ pub struct TensorStore {
     entries: BTreeMap<String, StoredTensor>,
     /// Whose names a checkpoint's file has; none: ours.
     family: Option<&'static Family>,
-    /// True when quantised weights stay as they are and are widened at each use.
-    pub(crate) stay_quantized: bool,
+    compute: Compute,
+    /// Layers that stay exact whatever `compute` says.
+    keep: fn(&str) -> Keep,
 }
 
 impl TensorStore {
     /// An empty store of a checkpoint's file, which has the names of `family`, or of a bundle.
     pub(crate) fn new(path: &Path, family: Option<&'static Family>) -> Self {
-        let stay_quantized = family.is_none();
-        Self { path: path.to_owned(), entries: BTreeMap::new(), family, stay_quantized }
+        let (path, entries) = (path.to_owned(), BTreeMap::new());
+        Self { path, entries, family, compute: Compute::Exact, keep: |_| None }
     }
 
     pub(crate) fn insert(&mut self, name: String, tensor: StoredTensor) -> Option<StoredTensor> {
@@ -204,6 +206,16 @@ impl TensorStore {
     pub(crate) fn renamed(&self, rename: impl Fn(&str) -> String) -> Self {
         let entries = self.entries.iter().map(|(name, tensor)| (rename(name), tensor.clone()));
         Self { entries: entries.collect(), ..self.clone() }
+    }
+
+    /// Lets layers compute as `compute` says from now on, but for those that `keep` names.
+    pub(crate) fn set_compute(&mut self, compute: Compute, keep: fn(&str) -> Keep) {
+        (self.compute, self.keep) = (compute, keep);
+    }
+
+    /// How the layer `name` computes.
+    pub(crate) fn compute(&self, name: &str) -> Compute {
+        if (self.keep)(&format!("{name}.weight")).is_some() { Compute::Exact } else { self.compute }
     }
 
     /// The weights file.

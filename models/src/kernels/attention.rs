@@ -1,10 +1,19 @@
-//! Attention with grouped heads, and rotary positions.
+//! Attention with grouped heads.
+//!
+//! A unit of work is one head's block of queries, as many as a tile has columns: the scores of the whole block stay in
+//! the second-level cache, and are never written to memory. They are held transposed, keys by queries, so that the
+//! softmax runs over vectors of queries and its result is at once an operand of the product with the values.
 
-use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Result, Tensor};
-use rayon::prelude::*;
+use std::cell::RefCell;
 
-use super::exp;
-use super::inplace::values_mut;
+use candle_core::{Result, Tensor};
+
+use super::functions::exp;
+use super::gemm::{Interleave, Tiles};
+use super::isa::Isa;
+use super::pool::{Cell, Grid, pool};
+use super::simd::{Loop, Products, TILE_COLUMNS, TILE_ROWS};
+use super::{tally, tensors};
 
 /// Which columns a row of the scores sees: always the first so many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,62 +40,41 @@ impl Visible {
     }
 }
 
-struct Softmax {
-    scale: f32,
+/// Heads of queries, keys or values in memory.
+#[derive(Debug, Clone, Copy)]
+struct Heads<'a> {
+    values: &'a [f32],
+    /// Distance between heads.
+    head_step: usize,
+    /// Distance between rows.
+    row_step: usize,
+    /// Width of a head.
+    size: usize,
+}
+
+impl<'a> Heads<'a> {
+    fn row(&self, head: usize, row: usize) -> &'a [f32] {
+        let start = head * self.head_step + row * self.row_step;
+        &self.values[start..start + self.size]
+    }
+}
+
+/// The numbers of one attention.
+#[derive(Debug, Clone, Copy)]
+struct Sizes {
+    heads: usize,
+    key_heads: usize,
     rows: usize,
     columns: usize,
     visible: Visible,
 }
 
-impl InplaceOp1 for Softmax {
-    fn name(&self) -> &'static str {
-        "softmax"
-    }
-
-    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        let scores = values_mut(storage, layout)?;
-        scores.par_chunks_mut(self.columns).with_min_len(16).enumerate().for_each(
-            |(index, row)| {
-                let seen = self.visible.columns(index % self.rows, self.rows, self.columns);
-                let (row, hidden) = row.split_at_mut(seen);
-                hidden.fill(0.0);
-                softmax(row, self.scale);
-            },
-        );
-        Ok(())
-    }
+thread_local! {
+    /// Keys in the order of the tiles.
+    static KEYS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// Queries and scores of the block that this thread works on.
+    static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
-
-/// Softmax of `scale·row`, in place. Sums run in eight lanes, so that they vectorise.
-fn softmax(row: &mut [f32], scale: f32) {
-    const LANES: usize = 8;
-    let mut largest = [f32::NEG_INFINITY; LANES];
-    let (body, tail) = row.split_at(row.len() / LANES * LANES);
-    for chunk in body.chunks_exact(LANES) {
-        for (m, v) in largest.iter_mut().zip(chunk) {
-            *m = if *v > *m { *v } else { *m };
-        }
-    }
-    let largest = largest.iter().chain(tail).fold(f32::NEG_INFINITY, |m, v| m.max(*v)) * scale;
-    let mut sums = [0f32; LANES];
-    let mut chunks = row.chunks_exact_mut(LANES);
-    for chunk in &mut chunks {
-        for (s, v) in sums.iter_mut().zip(chunk) {
-            *v = exp(*v * scale - largest);
-            *s += *v;
-        }
-    }
-    let mut sum: f32 = sums.iter().sum();
-    for v in chunks.into_remainder() {
-        *v = exp(*v * scale - largest);
-        sum += *v;
-    }
-    let inverse = 1.0 / sum;
-    row.iter_mut().for_each(|v| *v *= inverse);
-}
-
-/// Scores held at a time (values): 4 MiB stay in the cache.
-const SCORES: usize = 1 << 20;
 
 /// Attention of `q` (`[H, L, hd]`) over `k` and `v` (`[K, C, hd]`, `K` dividing `H`): `[L, H·hd]`.
 ///
@@ -95,23 +83,236 @@ const SCORES: usize = 1 << 20;
 /// # Errors
 /// When the shapes do not fit each other.
 pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, visible: Visible) -> Result<Tensor> {
-    let (heads, rows, size) = q.dims3()?;
-    let (key_heads, columns, _) = k.dims3()?;
-    let grouped = q.contiguous()?.reshape((key_heads, heads / key_heads * rows, size))?;
-    let keys = k.t()?;
-    let softmax = Softmax { scale: (size as f32).powf(-0.5), rows, columns, visible };
-    let per_head = heads / key_heads * rows * columns;
-    let step = (SCORES / per_head.max(1)).clamp(1, key_heads);
-    let mut parts = Vec::with_capacity(key_heads.div_ceil(step));
-    for start in (0..key_heads).step_by(step) {
-        let count = step.min(key_heads - start);
-        let part = |t: &Tensor| t.narrow(0, start, count);
-        let scores = part(&grouped)?.matmul(&part(&keys)?)?;
-        scores.inplace_op1(&softmax)?;
-        parts.push(scores.matmul(&part(v)?)?);
+    let ((heads, rows, size), (key_heads, columns, _)) = (q.dims3()?, k.dims3()?);
+    let fits = k.dims() == [key_heads, columns, size] && v.dims() == k.dims();
+    if !fits || key_heads == 0 || !heads.is_multiple_of(key_heads) {
+        candle_core::bail!("{:?} cannot attend to {:?} and {:?}", q.dims(), k.dims(), v.dims());
     }
-    let out = if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(&parts, 0)? };
-    out.reshape((heads, rows, size))?.transpose(0, 1)?.contiguous()?.reshape((rows, heads * size))
+    let views = [tensors::read(q)?, tensors::read(k)?, tensors::read(v)?];
+    let [q, k, v] =
+        [(&views[0], rows), (&views[1], columns), (&views[2], columns)].map(|(values, rows)| {
+            Heads { values: values.get(), head_step: rows * size, row_step: size, size }
+        });
+    let mut out = vec![0.0; rows * heads * size];
+    counted(q, k, v, Sizes { heads, key_heads, rows, columns, visible }, &mut out);
+    tensors::matrix(out, rows, heads * size)
+}
+
+/// As [`attend`], with heads side by side in each row: `q` `[L, H·hd]`, `k` and `v` `[C, K·hd]`, as linear layers give
+/// them. Each is a tensor and the column at which it begins there.
+///
+/// # Errors
+/// When the shapes do not fit each other.
+pub fn attend_rows(
+    q: (&Tensor, usize),
+    k: (&Tensor, usize),
+    v: (&Tensor, usize),
+    (heads, key_heads, size): (usize, usize, usize),
+    visible: Visible,
+) -> Result<Tensor> {
+    let (rows, columns) = (q.0.dim(0)?, k.0.dim(0)?);
+    let wide = |(t, start): (&Tensor, usize), heads: usize| {
+        Ok::<_, candle_core::Error>(start + heads * size <= t.dims2()?.1)
+    };
+    let fits = wide(q, heads)? && wide(k, key_heads)? && wide(v, key_heads)?;
+    if !fits || v.0.dim(0)? != columns || key_heads == 0 || !heads.is_multiple_of(key_heads) {
+        candle_core::bail!(
+            "{heads} heads of {size} in {:?} cannot attend to {key_heads} in {:?} and {:?}",
+            q.0.dims(),
+            k.0.dims(),
+            v.0.dims()
+        );
+    }
+    let views = [tensors::read(q.0)?, tensors::read(k.0)?, tensors::read(v.0)?];
+    let view = |index: usize, (t, start): (&Tensor, usize)| {
+        Ok::<_, candle_core::Error>(Heads {
+            values: &views[index].get()[start..],
+            head_step: size,
+            row_step: t.dim(1)?,
+            size,
+        })
+    };
+    let (q, k, v) = (view(0, q)?, view(1, k)?, view(2, v)?);
+    let mut out = vec![0.0; rows * heads * size];
+    counted(q, k, v, Sizes { heads, key_heads, rows, columns, visible }, &mut out);
+    tensors::matrix(out, rows, heads * size)
+}
+
+fn counted(q: Heads<'_>, k: Heads<'_>, v: Heads<'_>, sizes: Sizes, out: &mut [f32]) {
+    let products = 2 * out.len() * sizes.columns;
+    tally::counted(|t| &mut t.attention, products, || run(q, k, v, sizes, out));
+}
+
+/// `out`: `[rows, heads·size]`.
+fn run(q: Heads<'_>, k: Heads<'_>, v: Heads<'_>, sizes: Sizes, out: &mut [f32]) {
+    let Sizes { heads, key_heads, rows, columns, .. } = sizes;
+    if out.is_empty() || columns == 0 {
+        return;
+    }
+    let (isa, size) = (Isa::current(), q.size);
+    let shape = isa.float_shape();
+    let keys = Tiles::new(columns, shape.rows);
+    let blocks = Tiles::new(rows, shape.lanes * shape.vectors);
+    KEYS.with_borrow_mut(|packed| {
+        let stride = keys.most() * size;
+        let all = key_heads * keys.count * stride;
+        if packed.len() < all {
+            packed.resize(all, 0.0);
+        }
+        pool().chunks(&mut packed[..all], stride, |unit, tile| {
+            let (head, index) = (unit / keys.count, unit % keys.count);
+            let (start, height) = (keys.start(index), keys.height(index));
+            let mut rows: [&[f32]; TILE_ROWS] = [&[]; TILE_ROWS];
+            for (r, row) in rows.iter_mut().enumerate().take(height) {
+                *row = k.row(head, start + r);
+            }
+            isa.run(Interleave { rows, height, tile });
+        });
+        let row_edges: Vec<usize> = (0..=blocks.count).map(|b| blocks.start(b)).collect();
+        let head_edges: Vec<usize> = (0..=heads).map(|h| h * size).collect();
+        let grid = Grid { width: heads * size, rows: &row_edges, columns: &head_edges };
+        let packed = &packed[..all];
+        pool().grid(out, &grid, |cell| {
+            let block =
+                Block { isa, q, v, keys, sizes, key_head: cell.along / (heads / key_heads) };
+            let packed = &packed[block.key_head * keys.count * stride..];
+            SCORES.with_borrow_mut(|scratch| block.run(cell, packed, scratch));
+        });
+    });
+}
+
+/// What a unit of work needs.
+struct Block<'a> {
+    isa: Isa,
+    q: Heads<'a>,
+    v: Heads<'a>,
+    keys: Tiles,
+    sizes: Sizes,
+    key_head: usize,
+}
+
+impl Block<'_> {
+    fn run(&self, mut cell: Cell<'_>, keys: &[f32], scratch: &mut Vec<f32>) {
+        let Self { isa, q, v, sizes, .. } = *self;
+        let (size, lanes, span) = (q.size, isa.float_shape().lanes, cell.rows());
+        let width = span.len().next_multiple_of(lanes);
+        let vectors = width / lanes;
+        scratch.clear();
+        scratch.resize((size + sizes.columns) * width, 0.0);
+        let (queries, scores) = scratch.split_at_mut(size * width);
+        let scale = (size as f32).powf(-0.5);
+        for (column, row) in span.clone().enumerate() {
+            let to = queries[column..].iter_mut().step_by(width);
+            to.zip(q.row(cell.along, row)).for_each(|(to, x)| *to = x * scale);
+        }
+        for tile in 0..self.keys.count {
+            let (start, rows) = (self.keys.start(tile), self.keys.height(tile));
+            isa.multiply_tile(Products {
+                depth: size,
+                a: &keys[tile * self.keys.most() * size..][..size * rows],
+                a_step: rows,
+                b: queries,
+                b_step: width,
+                rows,
+                vectors,
+                out: &mut scores[start * width..],
+                accumulate: false,
+            });
+        }
+        // Columns past the block's end are padding: they see one key, so that their sums are numbers.
+        let mut seen = [1; TILE_COLUMNS];
+        for (seen, row) in seen.iter_mut().zip(span.clone()) {
+            *seen = sizes.visible.columns(row, sizes.rows, sizes.columns);
+        }
+        let least = seen[..span.len()].iter().copied().min().unwrap_or(0);
+        let mut inverse = [0.0; TILE_COLUMNS];
+        isa.run(Softmax { scores, width, least, seen: &seen, inverse: &mut inverse });
+        let values = &v.values[self.key_head * v.head_step..];
+        for first in (0..size).step_by(isa.float_shape().rows) {
+            let rows = isa.float_shape().rows.min(size - first);
+            let mut out = [0.0; TILE_ROWS * TILE_COLUMNS];
+            isa.multiply_tile(Products {
+                depth: sizes.columns,
+                a: &values[first..],
+                a_step: v.row_step,
+                b: scores,
+                b_step: width,
+                rows,
+                vectors,
+                out: &mut out,
+                accumulate: false,
+            });
+            for (column, row) in span.clone().enumerate() {
+                let to = &mut cell.row(row)[first..first + rows];
+                for (to, sums) in to.iter_mut().zip(out.chunks_exact(width)) {
+                    *to = sums[column] * inverse[column];
+                }
+            }
+        }
+    }
+}
+
+/// Softmax of every column, but for the division by its sum.
+struct Softmax<'a> {
+    /// `[key][query]`
+    scores: &'a mut [f32],
+    width: usize,
+    /// Keys that every query sees.
+    least: usize,
+    /// Keys that each query sees.
+    seen: &'a [usize; TILE_COLUMNS],
+    /// One over the sums.
+    inverse: &'a mut [f32; TILE_COLUMNS],
+}
+
+impl Loop for Softmax<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        // By sixteen queries, so that what goes along with a column stays in registers.
+        const STRIP: usize = 8;
+        for first in (0..self.width).step_by(STRIP) {
+            let strip = STRIP.min(self.width - first);
+            let (seen, inverse) = (&self.seen[first..], &mut self.inverse[first..]);
+            if strip == STRIP {
+                column::<STRIP>(&mut self.scores[first..], self.width, self.least, seen, inverse);
+            } else {
+                for c in 0..strip {
+                    let scores = &mut self.scores[first + c..];
+                    column::<1>(scores, self.width, self.least, &seen[c..], &mut inverse[c..]);
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn column<const N: usize>(
+    scores: &mut [f32],
+    width: usize,
+    least: usize,
+    seen: &[usize],
+    inverse: &mut [f32],
+) {
+    let sees = |key: usize, c: usize| key < least || key < seen[c];
+    let mut largest = [f32::NEG_INFINITY; N];
+    for (key, row) in scores.chunks(width).enumerate() {
+        for (c, (m, v)) in largest.iter_mut().zip(&row[..N]).enumerate() {
+            *m = if sees(key, c) && *v > *m { *v } else { *m };
+        }
+    }
+    let mut sums = [0f32; N];
+    for (key, row) in scores.chunks_mut(width).enumerate() {
+        for (c, (sum, v)) in sums.iter_mut().zip(&mut row[..N]).enumerate() {
+            let e = exp(*v - largest[c]);
+            *v = if sees(key, c) { e } else { 0.0 };
+            *sum += *v;
+        }
+    }
+    for (inverse, sum) in inverse.iter_mut().zip(sums) {
+        *inverse = 1.0 / sum;
+    }
 }
 
 /// `x` (`[L, heads·hd]`) as heads: `[heads, L, hd]`.
@@ -123,46 +324,10 @@ pub fn split_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
     x.reshape((rows, heads, width / heads))?.transpose(0, 1)?.contiguous()
 }
 
-/// Rotary positions `start..start + L`, for heads of one size.
-#[derive(Debug, Clone)]
-pub struct Rope {
-    cos: Tensor,
-    sin: Tensor,
-}
-
-impl Rope {
-    /// Tables for `length` positions from `start` on. Angles in single precision, as in training.
-    ///
-    /// # Errors
-    /// When the tables cannot be allocated.
-    pub fn new(base: f32, head: usize, start: usize, length: usize) -> Result<Self> {
-        let half = head / 2;
-        let angles: Vec<f32> = (start..start + length)
-            .flat_map(|p| {
-                (0..half).map(move |i| {
-                    let exponent = (2 * i) as f32 / head as f32;
-                    p as f32 / base.powf(exponent)
-                })
-            })
-            .collect();
-        let table = |f: fn(f32) -> f32| {
-            Tensor::from_iter(angles.iter().map(|a| f(*a)), &Device::Cpu)?.reshape((length, half))
-        };
-        Ok(Self { cos: table(f32::cos)?, sin: table(f32::sin)? })
-    }
-
-    /// `x` (`[heads, L, hd]`) rotated: halves `x1, x2` become `x1·cos − x2·sin, x2·cos + x1·sin`.
-    ///
-    /// # Errors
-    /// When the shape of `x` does not fit.
-    pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        candle_nn::rotary_emb::rope(&x.unsqueeze(0)?.contiguous()?, &self.cos, &self.sin)?
-            .squeeze(0)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use candle_core::{D, Device};
+
     use super::*;
 
     #[test]
@@ -172,13 +337,78 @@ mod tests {
         assert_eq!(Visible::Causal { prefix: 4 }.columns(1, 3, 7), 6);
     }
 
+    fn numbers(shape: (usize, usize, usize), seed: usize) -> Tensor {
+        let count = shape.0 * shape.1 * shape.2;
+        let value = |i: usize| ((i * 7919 + seed * 104_729) % 1009) as f32 / 250.0 - 2.0;
+        Tensor::from_iter((0..count).map(value), &Device::Cpu)
+            .and_then(|t| t.reshape(shape))
+            .expect("the shape holds the values")
+    }
+
+    /// The same by whole matrices, in candle's products.
+    fn by_matrices(q: &Tensor, k: &Tensor, v: &Tensor, visible: Visible) -> Result<Tensor> {
+        let ((heads, rows, size), (key_heads, columns, _)) = (q.dims3()?, k.dims3()?);
+        let spread = |t: &Tensor| {
+            let parts = (0..heads).map(|h| t.narrow(0, h / (heads / key_heads), 1));
+            Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)
+        };
+        let scores = (q.matmul(&spread(k)?.t()?)? * (size as f64).powf(-0.5))?;
+        let hidden = (0..rows).flat_map(|r| {
+            let seen = visible.columns(r, rows, columns);
+            (0..columns).map(move |c| if c < seen { 0f32 } else { -1e30 })
+        });
+        let hidden = Tensor::from_iter(hidden, &Device::Cpu)?.reshape((rows, columns))?;
+        let weights = candle_nn::ops::softmax(&scores.broadcast_add(&hidden)?, D::Minus1)?;
+        weights.matmul(&spread(v)?)?.transpose(0, 1)?.contiguous()?.reshape((rows, heads * size))
+    }
+
     #[test]
-    fn softmax_sums_to_one() {
-        let mut row: Vec<f32> = (0..19).map(|i| i as f32 * 3.0 - 20.0).collect();
-        softmax(&mut row, 0.5);
-        assert!((row.iter().sum::<f32>() - 1.0).abs() < 1e-6);
-        let mut row = vec![1.0, f32::NAN, 2.0];
-        softmax(&mut row, 1.0);
-        assert!(row.iter().any(|v| v.is_nan()));
+    fn every_shape_equals_the_plain_form() -> Result<()> {
+        for (heads, key_heads, rows, columns, size) in [
+            (1, 1, 1, 1, 8),
+            (2, 1, 5, 9, 12),
+            (6, 2, 50, 227, 64),
+            (3, 3, 49, 49, 20),
+            (4, 1, 33, 100, 7),
+            (12, 12, 70, 70, 16),
+        ] {
+            let q = numbers((heads, rows, size), 1);
+            let (k, v) =
+                (numbers((key_heads, columns, size), 2), numbers((key_heads, columns, size), 3));
+            let mut kinds = vec![Visible::All];
+            if columns >= rows {
+                kinds.push(Visible::Causal { prefix: columns - rows });
+            }
+            if columns > 1 {
+                kinds.push(Visible::LastOnlyByItself);
+            }
+            for visible in kinds {
+                let expected = by_matrices(&q, &k, &v, visible)?;
+                let found = attend(&q, &k, &v, visible)?;
+                let worst = (&found - &expected)?.abs()?.max_all()?.to_scalar::<f32>()?;
+                assert!(worst < 1e-5, "{heads} {rows} {columns} {size} {visible:?}: {worst}");
+                let flat = |t: &Tensor| {
+                    let (h, l, s) = t.dims3()?;
+                    t.transpose(0, 1)?.contiguous()?.reshape((l, h * s))
+                };
+                let kv = Tensor::cat(&[flat(&k)?, flat(&v)?], 1)?;
+                let sizes = (heads, key_heads, size);
+                let sides = [(&kv, 0), (&kv, key_heads * size)];
+                let again = attend_rows((&flat(&q)?, 0), sides[0], sides[1], sizes, visible)?;
+                assert_eq!(found.to_vec2::<f32>()?, again.to_vec2::<f32>()?);
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_no_number_stays_none_and_shapes_are_checked() -> Result<()> {
+        let (q, k) = (numbers((1, 3, 8), 1), numbers((1, 4, 8), 2));
+        let bad = (&q * f64::NAN)?;
+        let out = attend(&bad, &k, &k, Visible::All)?;
+        assert!(out.to_vec2::<f32>()?.iter().flatten().all(|v| v.is_nan()));
+        assert!(attend(&q, &k, &numbers((1, 5, 8), 3), Visible::All).is_err());
+        assert!(attend(&numbers((3, 3, 8), 1), &numbers((2, 4, 8), 2), &k, Visible::All).is_err());
+        Ok(())
     }
 }

@@ -1,95 +1,34 @@
 //! Linear layers `y = x·Wᵀ + b`, whatever the weight's type.
 
-use std::cell::RefCell;
+use candle_core::{Result, Tensor};
 
-use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Result, Tensor};
-
-use super::inplace::{Bias, values_mut};
+use super::epilogue::Epilogue;
+use super::functions::Activation;
+use super::gemm::{Dense, multiply};
+use super::packed::{Compute, Packed};
+use super::tensors;
 use crate::ModelError;
-use crate::checkpoint::{StoredTensor, StoredType, TensorStore};
-use crate::gguf::blocks;
-
-/// What follows the bias.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// Nothing.
-    None,
-    /// GELU, tanh form.
-    Gelu,
-    /// GELU, by the error function.
-    GeluErf,
-}
-
-#[derive(Debug)]
-enum Weight {
-    /// 32-bit floats, `[out, in]`.
-    Dense(Tensor),
-    /// As in the mapped file, widened at each use.
-    Stored(StoredTensor),
-}
-
-impl Weight {
-    fn of(
-        stored: StoredTensor,
-        (outputs, inputs): (usize, usize),
-        stay_quantized: bool,
-    ) -> Result<Self> {
-        if stay_quantized && stored.dtype != StoredType::F32 {
-            return Ok(Self::Stored(stored));
-        }
-        let values = stored.to_f32();
-        stored.release();
-        Ok(Self::Dense(Tensor::from_vec(values, (outputs, inputs), &Device::Cpu)?))
-    }
-}
+use crate::checkpoint::{StoredTensor, TensorStore};
 
 /// A linear layer.
 ///
-/// Stored weights are widened into one scratch matrix per thread and multiplied from there, which leaves
-/// the mapped file as their only copy. Against candle's block kernels (50 rows, one thread, AVX-512
-/// VNNI, ms; f32 takes 4):
-///
-/// | weight | widened | candle |
-/// | --- | --- | --- |
-/// | Q8_0, 768 to 3072 | 5.0 to 7.6 | 1.1 to 2.0 |
-/// | Q8_0, 960 to 2560 | 5.0 | 14.1 |
-/// | Q4_0, 768 to 3072 | 4.8 | 14.8 |
-///
-/// candle repacks Q8_0 where 256 divides the input width, into a second copy, and rounds the activations
-/// to 8 bits (relative error 0.0087 for 0.0051). Widening is never far from f32 and needs no copy; for
-/// those widths on such a processor candle's kernel would be the faster choice.
+/// The weight is packed once, as it is stored: half precision stays half, blocks stay blocks. With
+/// [`Compute::Exact`] they are widened on the way to each product, a panel at a time.
 #[derive(Debug)]
 pub struct Linear {
-    weight: Weight,
+    weight: Packed,
     bias: Option<Vec<f32>>,
-    inputs: usize,
-    outputs: usize,
 }
 
-/// Weights that are widened at a time (values): 64 MiB. A larger layer is computed in parts of its outputs.
-const SCRATCH_VALUES: usize = 1 << 24;
-
-thread_local! {
-    /// The widened weight of the layer being computed; grows to the largest layer's size.
-    static SCRATCH: RefCell<Option<Tensor>> = const { RefCell::new(None) };
-}
-
-/// Widens the rows of a stored matrix that begin at a byte.
-struct Widen<'a> {
-    stored: &'a StoredTensor,
-    start: usize,
-}
-
-impl InplaceOp1 for Widen<'_> {
-    fn name(&self) -> &'static str {
-        "widen"
-    }
-
-    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        let out = values_mut(storage, layout)?;
-        blocks::decode_parallel(self.stored.dtype, &self.stored.bytes()[self.start..], out);
-        Ok(())
-    }
+/// What a layer's result is made of, besides the product and the bias.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct After<'a> {
+    /// What follows the bias.
+    pub activation: Activation,
+    /// `[L, out]`, multiplied in.
+    pub gate: Option<&'a Tensor>,
+    /// `[L, out]`, added last.
+    pub residual: Option<&'a Tensor>,
 }
 
 impl Linear {
@@ -119,9 +58,32 @@ impl Linear {
     ) -> std::result::Result<Self, ModelError> {
         let (outputs, inputs) = (shape[0], shape[1..].iter().product());
         let stored = store.get(&format!("{name}.weight"), shape)?;
-        let weight = Weight::of(stored.clone(), (outputs, inputs), store.stay_quantized)?;
         let bias = if bias { Some(store.vector(&format!("{name}.bias"), outputs)?) } else { None };
-        Ok(Self { weight, bias, inputs, outputs })
+        Ok(Self { weight: Packed::new(&[stored.clone()], inputs, store.compute(name)), bias })
+    }
+
+    /// Several layers over the same input as one, their outputs side by side: each is a name and its outputs.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_joined(
+        store: &TensorStore,
+        parts: &[(String, usize)],
+        inputs: usize,
+        bias: bool,
+    ) -> std::result::Result<Self, ModelError> {
+        let mut weights = Vec::with_capacity(parts.len());
+        let mut biases = Vec::new();
+        for (name, outputs) in parts {
+            weights.push(store.get(&format!("{name}.weight"), &[*outputs, inputs])?.clone());
+            if bias {
+                biases.extend(store.vector(&format!("{name}.bias"), *outputs)?);
+            }
+        }
+        // One layer that is kept exact keeps all.
+        let exact = parts.iter().any(|(name, _)| store.compute(name) == Compute::Exact);
+        let compute = if exact { Compute::Exact } else { Compute::Int8 };
+        Ok(Self { weight: Packed::new(&weights, inputs, compute), bias: bias.then_some(biases) })
     }
 
     /// A layer of values at hand: `weight` `[out, in]` row by row, one bias per output or none.
@@ -133,8 +95,10 @@ impl Linear {
         bias: Option<Vec<f32>>,
         (inputs, outputs): (usize, usize),
     ) -> Result<Self> {
-        let weight = Weight::Dense(Tensor::from_vec(weight, (outputs, inputs), &Device::Cpu)?);
-        Ok(Self { weight, bias, inputs, outputs })
+        if weight.len() != inputs * outputs {
+            candle_core::bail!("{} weights are no {outputs} x {inputs}", weight.len());
+        }
+        Ok(Self { weight: Packed::from_values(&weight, inputs, Compute::Exact), bias })
     }
 
     /// The layer of `outputs` rows from `start` on of a matrix that holds several (`names`: weight, bias;
@@ -151,21 +115,21 @@ impl Linear {
     ) -> std::result::Result<Self, ModelError> {
         let (rows, inputs) = shape;
         let stored = store.get(names.0, &[rows, inputs])?;
-        let part = stored.part(start, outputs).ok_or_else(|| ModelError::TensorShape {
-            path: store.path().to_owned(),
-            tensor: stored.name.clone(),
-            found: stored.shape.clone(),
-            expected: vec![start + outputs, inputs],
-        })?;
-        let weight = Weight::of(part, (outputs, inputs), store.stay_quantized)?;
+        let part: StoredTensor =
+            stored.part(start, outputs).ok_or_else(|| ModelError::TensorShape {
+                path: store.path().to_owned(),
+                tensor: stored.name.clone(),
+                found: stored.shape.clone(),
+                expected: vec![start + outputs, inputs],
+            })?;
         let bias = names.1.map(|name| store.vector(name, rows)).transpose()?;
         let bias = bias.map(|all| all[start..start + outputs].to_vec());
-        Ok(Self { weight, bias, inputs, outputs })
+        Ok(Self { weight: Packed::new(&[part], inputs, store.compute(names.0)), bias })
     }
 
     /// Width of the result.
     pub fn outputs(&self) -> usize {
-        self.outputs
+        self.weight.outputs()
     }
 
     /// `x` (`[L, in]`) through the layer: `[L, out]`.
@@ -173,7 +137,7 @@ impl Linear {
     /// # Errors
     /// When the shape of `x` does not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.forward_with(x, Activation::None)
+        self.forward_then(x, After::default())
     }
 
     /// As [`Self::forward`], followed by `activation`.
@@ -181,38 +145,48 @@ impl Linear {
     /// # Errors
     /// When the shape of `x` does not fit.
     pub fn forward_with(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
-        let y = match &self.weight {
-            Weight::Dense(weight) => x.matmul(&weight.t()?)?,
-            Weight::Stored(stored) => self.widened(stored, x)?,
-        };
-        match &self.bias {
-            Some(bias) => y.inplace_op1(&Bias { bias, activation })?,
-            None if activation == Activation::None => {}
-            None => y.inplace_op1(&Bias { bias: &vec![0.0; self.outputs], activation })?,
-        }
-        Ok(y)
+        self.forward_then(x, After { activation, ..After::default() })
     }
 
-    /// `x` times the stored weight, widened part by part.
-    fn widened(&self, stored: &StoredTensor, x: &Tensor) -> Result<Tensor> {
-        let most = (SCRATCH_VALUES / self.inputs.max(1)).clamp(1, self.outputs.max(1));
-        let row_bytes = stored.bytes().len() / self.outputs.max(1);
-        SCRATCH.with_borrow_mut(|scratch| {
-            let needed = self.inputs * most;
-            let room = match scratch.take().filter(|t| t.elem_count() >= needed) {
-                Some(tensor) => tensor,
-                None => Tensor::zeros(needed, candle_core::DType::F32, &Device::Cpu)?,
-            };
-            let mut parts = Vec::with_capacity(self.outputs.div_ceil(most));
-            for row in (0..self.outputs).step_by(most) {
-                let rows = most.min(self.outputs - row);
-                let values = room.narrow(0, 0, rows * self.inputs)?;
-                let weight = values.reshape((rows, self.inputs))?;
-                weight.inplace_op1(&Widen { stored, start: row * row_bytes })?;
-                parts.push(x.matmul(&weight.t()?)?);
+    /// As [`Self::forward`], with `residual` (`[L, out]`) added.
+    ///
+    /// # Errors
+    /// When a shape does not fit.
+    pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        self.forward_then(x, After { residual: Some(residual), ..After::default() })
+    }
+
+    /// As [`Self::forward`], followed by what `after` says.
+    ///
+    /// # Errors
+    /// When a shape does not fit.
+    pub fn forward_then(&self, x: &Tensor, after: After<'_>) -> Result<Tensor> {
+        let (rows, width) = x.dims2()?;
+        let (inputs, outputs) = (self.weight.inputs(), self.weight.outputs());
+        if width != inputs {
+            candle_core::bail!("a layer of {inputs} inputs met shape {:?}", x.dims());
+        }
+        for other in [after.gate, after.residual].into_iter().flatten() {
+            if other.dims() != [rows, outputs] {
+                candle_core::bail!(
+                    "{:?} does not fit a result of {rows} x {outputs}",
+                    other.dims()
+                );
             }
-            *scratch = Some(room);
-            if parts.len() == 1 { Ok(parts.remove(0)) } else { Tensor::cat(&parts, 1) }
-        })
+        }
+        // Rows of a wider tensor, or turned ones, are gathered first.
+        let x = x.contiguous()?;
+        let x = tensors::read(&x)?;
+        let gate = after.gate.map(tensors::read).transpose()?;
+        let residual = after.residual.map(tensors::read).transpose()?;
+        let epilogue = Epilogue {
+            bias: self.bias.as_deref(),
+            activation: after.activation,
+            gate: gate.as_ref().map(|values| values.get()),
+            residual: residual.as_ref().map(|values| values.get()),
+        };
+        let mut out = vec![0.0; rows * outputs];
+        multiply(&Dense { values: x.get(), width }, &self.weight, &epilogue, &mut out);
+        tensors::matrix(out, rows, outputs)
     }
 }

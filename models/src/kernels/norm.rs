@@ -1,14 +1,21 @@
-//! Layer normalisation.
+//! Normalisation of rows, and rotary positions.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor, bail};
 
+use super::isa::Isa;
+use super::pool::pool;
+use super::simd::Loop;
+use super::tensors;
 use crate::ModelError;
 use crate::checkpoint::TensorStore;
 
+/// Values that a thread normalises at a time.
+const SLICE: usize = 1 << 14;
+
 /// Layer norm over the last dimension, with gain and bias.
 pub struct LayerNorm {
-    gain: Tensor,
-    bias: Tensor,
+    gain: Vec<f32>,
+    bias: Vec<f32>,
     eps: f32,
 }
 
@@ -23,8 +30,8 @@ impl LayerNorm {
         width: usize,
         eps: f64,
     ) -> std::result::Result<Self, ModelError> {
-        let gain = store.tensor(&format!("{name}.weight"), &[width])?;
-        let bias = store.tensor(&format!("{name}.bias"), &[width])?;
+        let gain = store.vector(&format!("{name}.weight"), width)?;
+        let bias = store.vector(&format!("{name}.bias"), width)?;
         Ok(Self { gain, bias, eps: eps as f32 })
     }
 
@@ -33,6 +40,143 @@ impl LayerNorm {
     /// # Errors
     /// When the width of `x` is another one.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        candle_nn::ops::layer_norm(x, &self.gain, &self.bias, self.eps)
+        by_row(x, &self.gain, Some(&self.bias), self.eps)
+    }
+}
+
+/// Root-mean-square norm over the last dimension, with a gain.
+pub struct RmsNorm {
+    gain: Vec<f32>,
+    eps: f32,
+}
+
+impl RmsNorm {
+    /// The norm whose tensor is `name.weight`; `eps` is added to the mean square.
+    ///
+    /// # Errors
+    /// [`ModelError`] when the tensor is missing or has another shape.
+    pub fn load(
+        store: &TensorStore,
+        name: &str,
+        width: usize,
+        eps: f64,
+    ) -> std::result::Result<Self, ModelError> {
+        Ok(Self::new(store.vector(&format!("{name}.weight"), width)?, eps))
+    }
+
+    /// The norm with the gain at hand.
+    pub fn new(gain: Vec<f32>, eps: f64) -> Self {
+        Self { gain, eps: eps as f32 }
+    }
+
+    /// `x` (`[…, width]`, contiguous) normalised.
+    ///
+    /// # Errors
+    /// When the width of `x` is another one.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        by_row(x, &self.gain, None, self.eps)
+    }
+}
+
+/// With a bias the mean is taken off before; without, the root mean square counts.
+fn by_row(x: &Tensor, gain: &[f32], bias: Option<&[f32]>, eps: f32) -> Result<Tensor> {
+    let width = gain.len();
+    if x.dims().last() != Some(&width) {
+        bail!("a norm of width {width} met shape {:?}", x.dims());
+    }
+    let values = tensors::read(x)?;
+    let values = values.get();
+    let mut out = vec![0.0; values.len()];
+    let (isa, step) = (Isa::current(), (SLICE / width).max(1) * width);
+    pool().chunks(&mut out, step, |index, out| {
+        let x = &values[index * step..index * step + out.len()];
+        isa.run(Normalise { x, gain, bias, eps, out });
+    });
+    Tensor::from_vec(out, x.shape(), &Device::Cpu)
+}
+
+struct Normalise<'a> {
+    x: &'a [f32],
+    gain: &'a [f32],
+    bias: Option<&'a [f32]>,
+    eps: f32,
+    out: &'a mut [f32],
+}
+
+/// A sum in sixteen lanes, so that it runs in vectors.
+#[inline(always)]
+fn sum(x: &[f32], term: impl Fn(f32) -> f32) -> f32 {
+    const LANES: usize = 16;
+    let mut lanes = [0f32; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let rest: f32 = chunks.remainder().iter().map(|v| term(*v)).sum();
+    for chunk in chunks {
+        lanes.iter_mut().zip(chunk).for_each(|(l, v)| *l += term(*v));
+    }
+    lanes.iter().sum::<f32>() + rest
+}
+
+impl Loop for Normalise<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let width = self.gain.len();
+        for (x, out) in self.x.chunks_exact(width).zip(self.out.chunks_exact_mut(width)) {
+            match self.bias {
+                Some(bias) => {
+                    let mean = sum(x, |v| v) / width as f32;
+                    let variance = sum(x, |v| (v - mean) * (v - mean)) / width as f32;
+                    let by = 1.0 / (variance + self.eps).sqrt();
+                    let terms = x.iter().zip(self.gain.iter().zip(bias));
+                    out.iter_mut()
+                        .zip(terms)
+                        .for_each(|(o, (x, (g, b)))| *o = (x - mean) * by * g + b);
+                }
+                None => {
+                    let by = 1.0 / (sum(x, |v| v * v) / width as f32 + self.eps).sqrt();
+                    let terms = x.iter().zip(self.gain);
+                    out.iter_mut().zip(terms).for_each(|(o, (x, g))| *o = x * by * g);
+                }
+            }
+        }
+    }
+}
+
+/// Rotary positions `start..start + L`, for heads of one size.
+#[derive(Debug, Clone)]
+pub struct Rope {
+    cos: Tensor,
+    sin: Tensor,
+}
+
+impl Rope {
+    /// Tables for `length` positions from `start` on. Angles in single precision, as in training.
+    ///
+    /// # Errors
+    /// When the tables cannot be allocated.
+    pub fn new(base: f32, head: usize, start: usize, length: usize) -> Result<Self> {
+        let half = head / 2;
+        let angles: Vec<f32> = (start..start + length)
+            .flat_map(|p| {
+                (0..half).map(move |i| {
+                    let exponent = (2 * i) as f32 / head as f32;
+                    p as f32 / base.powf(exponent)
+                })
+            })
+            .collect();
+        let table = |f: fn(f32) -> f32| {
+            Tensor::from_iter(angles.iter().map(|a| f(*a)), &Device::Cpu)?.reshape((length, half))
+        };
+        Ok(Self { cos: table(f32::cos)?, sin: table(f32::sin)? })
+    }
+
+    /// `x` (`[heads, L, hd]`) rotated: halves `x1, x2` become `x1·cos − x2·sin, x2·cos + x1·sin`.
+    ///
+    /// # Errors
+    /// When the shape of `x` does not fit.
+    pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
+        candle_nn::rotary_emb::rope(&x.unsqueeze(0)?.contiguous()?, &self.cos, &self.sin)?
+            .squeeze(0)
     }
 }

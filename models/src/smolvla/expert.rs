@@ -4,12 +4,12 @@ use std::path::Path;
 
 use candle_core::{Result, Tensor};
 
-use super::text::{Mlp, RmsNorm};
+use super::text::Mlp;
 use super::{AttentionMode, Prefix, SmolVlaConfig, VlmConfig};
 use crate::ModelError;
 use crate::backbones::{ROPE_BASE, join_heads, split_heads};
 use crate::checkpoint::TensorStore;
-use crate::kernels::{Linear, Rope, Visible, add, attend};
+use crate::kernels::{Linear, RmsNorm, Rope, Visible, attend};
 
 /// What the expert's layers read of the prefix; made once per chunk and never written.
 #[derive(Debug, Clone)]
@@ -175,8 +175,8 @@ impl Expert {
                     attend(&self.from_zero.apply(&q)?, keys, values, Visible::All)?
                 }
             };
-            h = add(layer.out.forward(&attended)?, &h)?;
-            h = add(layer.mlp.forward(&layer.post_norm.forward(&h)?)?, &h)?;
+            h = layer.out.forward_add(&attended, &h)?;
+            h = layer.mlp.forward(&layer.post_norm.forward(&h)?, &h)?;
         }
         self.norm.forward(&h)
     }

@@ -7,28 +7,7 @@ use super::config::TextConfig;
 use crate::ModelError;
 use crate::backbones::{ROPE_BASE, split_heads};
 use crate::checkpoint::{StoredTensor, TensorStore};
-use crate::kernels::{Linear, Rope, Visible, add, attend, silu_mul};
-
-/// RMS norm with a gain.
-pub(super) struct RmsNorm {
-    gain: Tensor,
-    eps: f32,
-}
-
-impl RmsNorm {
-    pub fn load(
-        store: &TensorStore,
-        name: &str,
-        width: usize,
-        eps: f64,
-    ) -> std::result::Result<Self, ModelError> {
-        Ok(Self { gain: store.tensor(&format!("{name}.weight"), &[width])?, eps: eps as f32 })
-    }
-
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        candle_nn::ops::rms_norm(x, &self.gain, self.eps)
-    }
-}
+use crate::kernels::{Activation, After, Linear, RmsNorm, Rope, Visible, attend};
 
 /// Gated MLP: `down(silu(gate(x))·up(x))`.
 pub(super) struct Mlp {
@@ -54,8 +33,11 @@ impl Mlp {
         })
     }
 
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.down.forward(&silu_mul(self.gate.forward(x)?, &self.up.forward(x)?)?)
+    /// `x` (`[L, D]`) through the layer, added to `residual`.
+    pub fn forward(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        let gate = self.gate.forward_with(x, Activation::Silu)?;
+        let gated = After { gate: Some(&gate), ..After::default() };
+        self.down.forward_add(&self.up.forward_then(x, gated)?, residual)
     }
 }
 
@@ -209,7 +191,7 @@ impl Text {
         visible: Visible,
     ) -> Result<Tensor> {
         let q = rope.apply(&split_heads(&rest.q.forward(x)?, self.heads)?)?;
-        let h = add(rest.out.forward(&attend(&q, keys, values, visible)?)?, &h)?;
-        add(rest.mlp.forward(&rest.post_norm.forward(&h)?)?, &h)
+        let h = rest.out.forward_add(&attend(&q, keys, values, visible)?, &h)?;
+        rest.mlp.forward(&rest.post_norm.forward(&h)?, &h)
     }
 }

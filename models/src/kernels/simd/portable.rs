@@ -1,0 +1,177 @@
+//! Tiles in plain Rust, in vectors of four values: what runs where no better set is known, and what tests compare
+//! the others with.
+
+use super::tile::{self, Bytes, Dots, Floats, Products, Widening, by_size};
+use half::f16;
+
+#[derive(Clone, Copy)]
+struct Four([f32; 4]);
+
+impl Floats for Four {
+    const LANES: usize = 4;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        Self([0.0; 4])
+    }
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        Self([x; 4])
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: good for four values, by the trait's contract.
+        Self(unsafe { from.cast::<[f32; 4]>().read_unaligned() })
+    }
+    #[inline(always)]
+    unsafe fn load_half(from: *const u16) -> Self {
+        // SAFETY: good for four values, by the trait's contract.
+        Self(
+            unsafe { from.cast::<[u16; 4]>().read_unaligned() }.map(|h| f16::from_bits(h).to_f32()),
+        )
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: good for four values, by the trait's contract.
+        unsafe { to.cast::<[f32; 4]>().write_unaligned(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn mul(mut self, by: Self) -> Self {
+        self.0.iter_mut().zip(by.0).for_each(|(x, y)| *x *= y);
+        self
+    }
+    #[inline(always)]
+    unsafe fn sub(mut self, by: Self) -> Self {
+        self.0.iter_mut().zip(by.0).for_each(|(x, y)| *x -= y);
+        self
+    }
+    #[inline(always)]
+    unsafe fn fma(mut self, by: Self, plus: Self) -> Self {
+        for (x, (y, z)) in self.0.iter_mut().zip(by.0.into_iter().zip(plus.0)) {
+            *x = x.mul_add(y, z);
+        }
+        self
+    }
+}
+
+/// Floats whose products are rounded before they are added where the target has no fused form: that one would be a
+/// call for each.
+#[derive(Clone, Copy)]
+struct Plain(Four);
+
+impl Floats for Plain {
+    const LANES: usize = 4;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        Self(Four([0.0; 4]))
+    }
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        Self(Four([x; 4]))
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller's.
+        Self(unsafe { Four::load(from) })
+    }
+    #[inline(always)]
+    unsafe fn load_half(from: *const u16) -> Self {
+        // SAFETY: the caller's.
+        Self(unsafe { Four::load_half(from) })
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller's.
+        unsafe { self.0.store(to) }
+    }
+    #[inline(always)]
+    unsafe fn mul(self, by: Self) -> Self {
+        // SAFETY: plain arithmetic.
+        Self(unsafe { self.0.mul(by.0) })
+    }
+    #[inline(always)]
+    unsafe fn sub(self, by: Self) -> Self {
+        // SAFETY: plain arithmetic.
+        Self(unsafe { self.0.sub(by.0) })
+    }
+    #[inline(always)]
+    unsafe fn fma(self, by: Self, plus: Self) -> Self {
+        if cfg!(target_arch = "aarch64") {
+            // SAFETY: plain arithmetic.
+            return Self(unsafe { self.0.fma(by.0, plus.0) });
+        }
+        let mut sum = plus;
+        let factors = self.0.0.into_iter().zip(by.0.0);
+        sum.0.0.iter_mut().zip(factors).for_each(|(s, (x, y))| *s += x * y);
+        sum
+    }
+}
+
+/// Pairs of 16-bit values.
+struct Pairs;
+
+impl Bytes for Pairs {
+    type Float = Four;
+    type Sums = [i32; 4];
+    type Weights = [[i16; 2]; 4];
+    const GROUP: usize = 2;
+
+    #[inline(always)]
+    unsafe fn sums(start: i32) -> [i32; 4] {
+        [start; 4]
+    }
+    #[inline(always)]
+    unsafe fn weights(from: *const u8) -> Self::Weights {
+        // SAFETY: good for eight bytes, by the trait's contract.
+        unsafe { from.cast::<[[u8; 2]; 4]>().read() }.map(|pair| pair.map(i16::from))
+    }
+    #[inline(always)]
+    unsafe fn nibbles(from: *const u8) -> [Self::Weights; 2] {
+        // SAFETY: good for eight bytes, by the trait's contract.
+        let bytes = unsafe { from.cast::<[[u8; 2]; 4]>().read() };
+        [
+            bytes.map(|pair| pair.map(|b| i16::from(b & 15))),
+            bytes.map(|pair| pair.map(|b| i16::from(b >> 4))),
+        ]
+    }
+    #[inline(always)]
+    unsafe fn dot(mut sums: [i32; 4], weights: Self::Weights, word: u32) -> [i32; 4] {
+        let (first, second) = (word as i16, (word >> 16) as i16);
+        for (sum, [w0, w1]) in sums.iter_mut().zip(weights) {
+            *sum += i32::from(w0) * i32::from(first) + i32::from(w1) * i32::from(second);
+        }
+        sums
+    }
+    #[inline(always)]
+    unsafe fn float(sums: [i32; 4]) -> Four {
+        Four(sums.map(|s| s as f32))
+    }
+    #[inline(always)]
+    unsafe fn depth(weights: Self::Weights, k: usize) -> Four {
+        Four(weights.map(|pair| f32::from(pair[k])))
+    }
+}
+
+/// # Safety
+/// `p` was checked.
+pub(super) unsafe fn multiply(p: Products<'_>) {
+    use tile::multiply as tile;
+    // SAFETY: the caller's.
+    unsafe { by_size!(p, tile::<Plain>, vectors: [1 2 3], rows: [1 2 3 4 5 6]) }
+}
+
+/// # Safety
+/// `d` was checked.
+pub(super) unsafe fn dot(d: Dots<'_>) {
+    use tile::dot as tile;
+    // SAFETY: the caller's.
+    unsafe { by_size!(d, tile::<Pairs>, vectors: [1 2], rows: [1 2 3 4 5 6]) }
+}
+
+/// # Safety
+/// `w` was checked.
+pub(super) unsafe fn widen(w: Widening<'_>) {
+    // SAFETY: the caller's.
+    unsafe { tile::widen::<Pairs>(w) }
+}
