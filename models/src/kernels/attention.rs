@@ -12,7 +12,7 @@ use super::functions::exp;
 use super::gemm::{Interleave, Tiles};
 use super::isa::Isa;
 use super::pool::{Cell, Grid, pool};
-use super::simd::{Loop, Products, TILE_COLUMNS, TILE_ROWS};
+use super::simd::{Aligned, Loop, Products, TILE_COLUMNS, TILE_ROWS};
 use super::{tally, tensors};
 
 /// Which columns a row of the scores sees: always the first so many.
@@ -70,10 +70,10 @@ struct Sizes {
 }
 
 thread_local! {
-    /// Keys in the order of the tiles.
-    static KEYS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// Keys and values in the order of the tiles.
+    static SIDES: RefCell<Aligned<f32>> = const { RefCell::new(Aligned::new()) };
     /// Queries and scores of the block that this thread works on.
-    static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static SCORES: RefCell<Aligned<f32>> = const { RefCell::new(Aligned::new()) };
 }
 
 /// Attention of `q` (`[H, L, hd]`) over `k` and `v` (`[K, C, hd]`, `K` dividing `H`): `[L, H·hd]`.
@@ -151,65 +151,106 @@ fn run(q: Heads<'_>, k: Heads<'_>, v: Heads<'_>, sizes: Sizes, out: &mut [f32]) 
     }
     let (isa, size) = (Isa::current(), q.size);
     let shape = isa.float_shape();
-    let keys = Tiles::new(columns, shape.rows);
+    let plan = Plan {
+        keys: Tiles::new(columns, shape.rows),
+        values: Tiles::new(size, shape.rows),
+        columns,
+        size,
+    };
     let blocks = Tiles::new(rows, shape.lanes * shape.vectors);
-    KEYS.with_borrow_mut(|packed| {
-        let stride = keys.most() * size;
-        let all = key_heads * keys.count * stride;
-        if packed.len() < all {
-            packed.resize(all, 0.0);
-        }
-        pool().chunks(&mut packed[..all], stride, |unit, tile| {
-            let (head, index) = (unit / keys.count, unit % keys.count);
-            let (start, height) = (keys.start(index), keys.height(index));
+    SIDES.with_borrow_mut(|packed| {
+        packed.grow(key_heads * plan.head());
+        let packed = &mut packed[..key_heads * plan.head()];
+        pool().chunks(packed, plan.head(), |head, packed| plan.pack(isa, k, v, head, packed));
+        let row_edges: Vec<usize> = (0..=blocks.count).map(|b| blocks.start(b)).collect();
+        let head_edges: Vec<usize> = (0..=heads).map(|h| h * size).collect();
+        let grid = Grid { width: heads * size, rows: &row_edges, columns: &head_edges };
+        let packed = &*packed;
+        pool().grid(out, &grid, |cell| {
+            let head = cell.along / (heads / key_heads);
+            let (keys, values) = packed[head * plan.head()..][..plan.head()].split_at(plan.keys());
+            let block = Block { isa, q, keys, values, plan, sizes };
+            SCORES.with_borrow_mut(|scratch| block.run(cell, scratch));
+        });
+    });
+}
+
+/// How the keys and values of a head are cut into tiles.
+#[derive(Clone, Copy)]
+struct Plan {
+    keys: Tiles,
+    values: Tiles,
+    columns: usize,
+    size: usize,
+}
+
+impl Plan {
+    /// Numbers of a head's keys.
+    fn keys(&self) -> usize {
+        self.keys.count * self.keys.most() * self.size
+    }
+
+    /// Numbers of a head's keys and values.
+    fn head(&self) -> usize {
+        self.keys() + self.values.count * self.values.most() * self.columns
+    }
+
+    /// Puts a head's keys and values in order: of the keys a few side by side, depth after depth; of the values a few
+    /// of their width side by side, key after key. Side by side in memory, they are not a page apart as in the rows
+    /// that a layer gave.
+    fn pack(&self, isa: Isa, k: Heads<'_>, v: Heads<'_>, head: usize, packed: &mut [f32]) {
+        let (keys, values) = packed.split_at_mut(self.keys());
+        for (index, tile) in keys.chunks_exact_mut(self.keys.most() * self.size).enumerate() {
+            let (start, height) = (self.keys.start(index), self.keys.height(index));
             let mut rows: [&[f32]; TILE_ROWS] = [&[]; TILE_ROWS];
             for (r, row) in rows.iter_mut().enumerate().take(height) {
                 *row = k.row(head, start + r);
             }
             isa.run(Interleave { rows, height, tile });
-        });
-        let row_edges: Vec<usize> = (0..=blocks.count).map(|b| blocks.start(b)).collect();
-        let head_edges: Vec<usize> = (0..=heads).map(|h| h * size).collect();
-        let grid = Grid { width: heads * size, rows: &row_edges, columns: &head_edges };
-        let packed = &packed[..all];
-        pool().grid(out, &grid, |cell| {
-            let block =
-                Block { isa, q, v, keys, sizes, key_head: cell.along / (heads / key_heads) };
-            let packed = &packed[block.key_head * keys.count * stride..];
-            SCORES.with_borrow_mut(|scratch| block.run(cell, packed, scratch));
-        });
-    });
+        }
+        let stride = self.values.most() * self.columns;
+        for column in 0..self.columns {
+            let row = v.row(head, column);
+            for index in 0..self.values.count {
+                let (start, height) = (self.values.start(index), self.values.height(index));
+                values[index * stride + column * height..][..height]
+                    .copy_from_slice(&row[start..start + height]);
+            }
+        }
+    }
 }
 
 /// What a unit of work needs.
 struct Block<'a> {
     isa: Isa,
     q: Heads<'a>,
-    v: Heads<'a>,
-    keys: Tiles,
+    keys: &'a [f32],
+    values: &'a [f32],
+    plan: Plan,
     sizes: Sizes,
-    key_head: usize,
 }
 
 impl Block<'_> {
-    fn run(&self, mut cell: Cell<'_>, keys: &[f32], scratch: &mut Vec<f32>) {
-        let Self { isa, q, v, sizes, .. } = *self;
+    fn run(&self, mut cell: Cell<'_>, scratch: &mut Aligned<f32>) {
+        let Self { isa, q, keys, values, plan, sizes } = *self;
         let (size, lanes, span) = (q.size, isa.float_shape().lanes, cell.rows());
         let width = span.len().next_multiple_of(lanes);
         let vectors = width / lanes;
-        scratch.clear();
-        scratch.resize((size + sizes.columns) * width, 0.0);
+        scratch.grow((size + sizes.columns) * width);
         let (queries, scores) = scratch.split_at_mut(size * width);
+        let scores = &mut scores[..sizes.columns * width];
+        // What an earlier block left in the padding is a number or not: it must be one.
+        queries.fill(0.0);
         let scale = (size as f32).powf(-0.5);
         for (column, row) in span.clone().enumerate() {
             let to = queries[column..].iter_mut().step_by(width);
             to.zip(q.row(cell.along, row)).for_each(|(to, x)| *to = x * scale);
         }
-        for tile in 0..self.keys.count {
-            let (start, rows) = (self.keys.start(tile), self.keys.height(tile));
+        for tile in 0..plan.keys.count {
+            let (start, rows) = (plan.keys.start(tile), plan.keys.height(tile));
             isa.multiply_tile(Products {
                 depth: size,
-                a: &keys[tile * self.keys.most() * size..][..size * rows],
+                a: &keys[tile * plan.keys.most() * size..][..size * rows],
                 a_step: rows,
                 b: queries,
                 b_step: width,
@@ -227,14 +268,13 @@ impl Block<'_> {
         let least = seen[..span.len()].iter().copied().min().unwrap_or(0);
         let mut inverse = [0.0; TILE_COLUMNS];
         isa.run(Softmax { scores, width, least, seen: &seen, inverse: &mut inverse });
-        let values = &v.values[self.key_head * v.head_step..];
-        for first in (0..size).step_by(isa.float_shape().rows) {
-            let rows = isa.float_shape().rows.min(size - first);
+        for tile in 0..plan.values.count {
+            let (first, rows) = (plan.values.start(tile), plan.values.height(tile));
             let mut out = [0.0; TILE_ROWS * TILE_COLUMNS];
             isa.multiply_tile(Products {
                 depth: sizes.columns,
-                a: &values[first..],
-                a_step: v.row_step,
+                a: &values[tile * plan.values.most() * sizes.columns..],
+                a_step: rows,
                 b: scores,
                 b_step: width,
                 rows,
@@ -270,49 +310,57 @@ impl Loop for Softmax<'_> {
 
     #[inline(always)]
     fn run(self) {
-        // By sixteen queries, so that what goes along with a column stays in registers.
-        const STRIP: usize = 8;
-        for first in (0..self.width).step_by(STRIP) {
-            let strip = STRIP.min(self.width - first);
+        // As many queries at a time as make a cache line, so that what goes along with a column stays in registers.
+        let mut first = 0;
+        while first < self.width {
+            let (scores, left) = (&mut self.scores[first..], self.width - first);
             let (seen, inverse) = (&self.seen[first..], &mut self.inverse[first..]);
-            if strip == STRIP {
-                column::<STRIP>(&mut self.scores[first..], self.width, self.least, seen, inverse);
-            } else {
-                for c in 0..strip {
-                    let scores = &mut self.scores[first + c..];
-                    column::<1>(scores, self.width, self.least, &seen[c..], &mut inverse[c..]);
-                }
-            }
+            first += match left {
+                16.. => columns::<16>(scores, self.width, self.least, seen, inverse),
+                8.. => columns::<8>(scores, self.width, self.least, seen, inverse),
+                _ => columns::<4>(scores, self.width, self.least, seen, inverse),
+            };
         }
     }
 }
 
+/// The next `N` columns; gives their number.
 #[inline(always)]
-fn column<const N: usize>(
+fn columns<const N: usize>(
     scores: &mut [f32],
     width: usize,
     least: usize,
     seen: &[usize],
     inverse: &mut [f32],
-) {
-    let sees = |key: usize, c: usize| key < least || key < seen[c];
+) -> usize {
     let mut largest = [f32::NEG_INFINITY; N];
-    for (key, row) in scores.chunks(width).enumerate() {
+    for row in scores.chunks(width).take(least) {
+        for (m, v) in largest.iter_mut().zip(&row[..N]) {
+            *m = if *v > *m { *v } else { *m };
+        }
+    }
+    for (key, row) in scores.chunks(width).enumerate().skip(least) {
         for (c, (m, v)) in largest.iter_mut().zip(&row[..N]).enumerate() {
-            *m = if sees(key, c) && *v > *m { *v } else { *m };
+            *m = if key < seen[c] && *v > *m { *v } else { *m };
         }
     }
     let mut sums = [0f32; N];
-    for (key, row) in scores.chunks_mut(width).enumerate() {
+    for row in scores.chunks_mut(width).take(least) {
         for (c, (sum, v)) in sums.iter_mut().zip(&mut row[..N]).enumerate() {
-            let e = exp(*v - largest[c]);
-            *v = if sees(key, c) { e } else { 0.0 };
+            *v = exp(*v - largest[c]);
+            *sum += *v;
+        }
+    }
+    for (key, row) in scores.chunks_mut(width).enumerate().skip(least) {
+        for (c, (sum, v)) in sums.iter_mut().zip(&mut row[..N]).enumerate() {
+            *v = if key < seen[c] { exp(*v - largest[c]) } else { 0.0 };
             *sum += *v;
         }
     }
     for (inverse, sum) in inverse.iter_mut().zip(sums) {
         *inverse = 1.0 / sum;
     }
+    N
 }
 
 /// `x` (`[L, heads·hd]`) as heads: `[heads, L, hd]`.

@@ -12,7 +12,9 @@ use super::isa::Isa;
 use super::packed::{Compute, Form, Packed, Panels};
 use super::pool::{Cell, Grid, pool};
 use super::quantise::Words;
-use super::simd::{BLOCK, Dots, Loop, Products, Quants, TILE_COLUMNS, TILE_ROWS};
+use super::simd::{
+    Aligned, BLOCK, Dots, Loop, Products, Quants, TILE_COLUMNS, TILE_ROWS, prefetch,
+};
 use super::tally;
 
 /// Bytes of activations in a block of rows.
@@ -24,11 +26,11 @@ const UNIT: usize = 1 << 20;
 
 thread_local! {
     /// Packed activations of the product that this thread asked for.
-    static ACTIVATIONS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static ACTIVATIONS: RefCell<Aligned<f32>> = const { RefCell::new(Aligned::new()) };
     /// The same, rounded.
     static ROUNDED: RefCell<Words> = const { RefCell::new(Words::new()) };
     /// A panel's weights, widened by this thread.
-    static WIDENED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static WIDENED: RefCell<Aligned<f32>> = const { RefCell::new(Aligned::new()) };
 }
 
 /// Activations: `rows` rows of the matrix's width.
@@ -169,11 +171,9 @@ fn each_cell(
 }
 
 /// Puts `x` in the order of the tiles: per tile, `[k][row]`.
-fn pack(packed: &mut Vec<f32>, x: &impl Rows, depth: usize, tiles: Tiles, isa: Isa) {
+fn pack(packed: &mut Aligned<f32>, x: &impl Rows, depth: usize, tiles: Tiles, isa: Isa) {
     let stride = tiles.most() * depth;
-    if packed.len() < tiles.count * stride {
-        packed.resize(tiles.count * stride, 0.0);
-    }
+    packed.grow(tiles.count * stride);
     pool().chunks(&mut packed[..tiles.count * stride], stride, |index, tile| {
         let (start, height) = (tiles.start(index), tiles.height(index));
         let mut buffers: [Vec<f32>; TILE_ROWS] = Default::default();
@@ -249,14 +249,15 @@ fn products(
     let parts = depth.div_ceil((DEPTH_BYTES / 4 / columns).next_multiple_of(BLOCK).max(BLOCK));
     let part = depth.div_ceil(parts.max(1)).next_multiple_of(BLOCK);
     WIDENED.with_borrow_mut(|scratch| {
+        let mut out = [0.0; TILE_ROWS * TILE_COLUMNS];
         for from in (0..depth).step_by(part.max(1)) {
             let length = part.min(depth - from);
             let b = weights.panel(panel, from, length, scratch);
             for tile in block.first..block.end {
                 let rows = tiles.height(tile);
-                let mut out = [0.0; TILE_ROWS * TILE_COLUMNS];
                 let mut target =
                     Target { cell, panels, panel, first: tiles.start(tile), rows, columns };
+                target.prefetch();
                 if from > 0 {
                     target.load(&mut out);
                 }
@@ -291,10 +292,12 @@ fn dots(
     let columns = panels.columns(panel);
     let blocks = weights.inputs().div_ceil(BLOCK);
     let (b, b_scales) = weights.blocks(panel, 0, blocks);
+    let mut out = [0.0; TILE_ROWS * TILE_COLUMNS];
     for tile in block.first..block.end {
         let rows = tiles.height(tile);
-        let mut out = [0.0; TILE_ROWS * TILE_COLUMNS];
         let part = words.tile(tile, rows);
+        let mut target = Target { cell, panels, panel, first: tiles.start(tile), rows, columns };
+        target.prefetch();
         weights.isa.dot_tile(Dots {
             blocks,
             a: part.words,
@@ -308,7 +311,6 @@ fn dots(
             out: &mut out,
             accumulate: false,
         });
-        let mut target = Target { cell, panels, panel, first: tiles.start(tile), rows, columns };
         target.store(&out, Some(epilogue), weights.isa);
     }
 }
@@ -329,6 +331,14 @@ impl Target<'_, '_> {
         let outputs = self.panels.outputs(self.panel);
         let start = self.cell.columns().start;
         outputs.start - start..outputs.end - start
+    }
+
+    /// Asks for the lines that the sums go to.
+    fn prefetch(&mut self) {
+        let place = self.place();
+        for r in 0..self.rows {
+            prefetch(&self.cell.row(self.first + r)[place.clone()]);
+        }
     }
 
     /// The unfinished sums.

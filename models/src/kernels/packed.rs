@@ -8,7 +8,7 @@ use half::f16;
 
 use super::isa::Isa;
 use super::pool::pool;
-use super::simd::{BLOCK, Quants, Shape, Widening};
+use super::simd::{Aligned, BLOCK, Plain, Quants, Shape, Widening};
 use crate::checkpoint::{StoredTensor, StoredType};
 use crate::gguf::blocks;
 
@@ -25,11 +25,11 @@ pub enum Compute {
 #[derive(Debug)]
 pub(super) enum Form {
     /// `[k][column]` in each panel.
-    Float(Vec<f32>),
+    Float(Aligned<f32>),
     /// The same in half precision.
-    Half(Vec<u16>),
+    Half(Aligned<u16>),
     /// Per block and group of depths, `[column][depth]`; scales `[block][column]`.
-    Blocks { quants: Quants, bytes: Vec<u8>, scales: Vec<u16>, compute: Compute },
+    Blocks { quants: Quants, bytes: Aligned<u8>, scales: Aligned<u16>, compute: Compute },
 }
 
 /// A packed matrix.
@@ -166,7 +166,7 @@ impl Packed {
         index: usize,
         from: usize,
         depth: usize,
-        scratch: &'a mut Vec<f32>,
+        scratch: &'a mut Aligned<f32>,
     ) -> &'a [f32] {
         let panels = self.panels();
         let columns = panels.columns(index);
@@ -175,7 +175,8 @@ impl Packed {
             Form::Float(values) => &values[start..start + depth * columns],
             Form::Half(values) => {
                 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
-                scratch.resize(depth * columns, 0.0);
+                scratch.grow(depth * columns);
+                let scratch = &mut scratch[..depth * columns];
                 values[start..start + depth * columns]
                     .reinterpret_cast::<f16>()
                     .convert_to_f32_slice(scratch);
@@ -183,7 +184,7 @@ impl Packed {
             }
             Form::Blocks { quants, .. } => {
                 let blocks = depth.div_ceil(BLOCK);
-                scratch.resize(blocks * BLOCK * columns, 0.0);
+                scratch.grow(blocks * BLOCK * columns);
                 let (b, b_scales) = self.blocks(index, from / BLOCK, blocks);
                 let vectors = columns / panels.lanes;
                 let quants = *quants;
@@ -251,14 +252,14 @@ impl Source<'_> {
 }
 
 /// Panels `[k][column]` of the rows that `read` gives.
-fn transposed<T: Copy + Default + Send>(
+fn transposed<T: Plain + Default + Send>(
     isa: Isa,
     outputs: usize,
     inputs: usize,
     read: impl Fn(usize, &mut [T]) + Sync,
-) -> Vec<T> {
+) -> Aligned<T> {
     let panels = Panels::new(isa.float_shape(), outputs);
-    let mut values = vec![T::default(); panels.all_columns() * inputs];
+    let mut values = Aligned::zeros(panels.all_columns() * inputs);
     pool().chunks(&mut values, panels.width * inputs, |index, panel| {
         let columns = panels.columns(index);
         let mut row = vec![T::default(); inputs];
@@ -334,8 +335,8 @@ fn pack_blocks(
 ) -> Form {
     let panels = Panels::new(isa.dot_shape(), outputs);
     let (depth_blocks, group) = (inputs.div_ceil(BLOCK), isa.group());
-    let mut bytes = vec![0u8; panels.all_columns() * depth_blocks * quants.bytes()];
-    let mut scales = vec![0u16; panels.all_columns() * depth_blocks];
+    let mut bytes = Aligned::<u8>::zeros(panels.all_columns() * depth_blocks * quants.bytes());
+    let mut scales = Aligned::<u16>::zeros(panels.all_columns() * depth_blocks);
     let panel_blocks = panels.width * depth_blocks;
     // Row by row twice, once for the bytes and once for the scales: each is cut into parts of its own.
     pool().chunks(&mut bytes, panel_blocks * quants.bytes(), |index, panel| {

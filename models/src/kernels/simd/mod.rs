@@ -6,11 +6,13 @@
 
 #![allow(unsafe_code)]
 
+mod aligned;
 mod portable;
 mod tile;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+pub use aligned::{Aligned, Plain};
 pub use tile::{Dots, Products, Quants, Widening};
 
 use super::isa::Isa;
@@ -22,6 +24,12 @@ pub const BLOCK: usize = 32;
 pub const TILE_ROWS: usize = 8;
 /// The most columns of a tile.
 pub const TILE_COLUMNS: usize = 48;
+
+/// Asks for the lines of `values`, which will be written soon: a store to a line that is far away blocks those behind
+/// it.
+pub fn prefetch(values: &[f32]) {
+    values.chunks(16).for_each(|line| tile::prefetch(line.as_ptr()));
+}
 
 /// A loop that is compiled once for each instruction set; its body must be `#[inline(always)]`.
 pub trait Loop {

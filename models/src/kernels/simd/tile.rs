@@ -43,6 +43,22 @@ pub(super) trait Bytes {
     unsafe fn depth(weights: Self::Weights, k: usize) -> Self::Float;
 }
 
+/// Depths that weights are asked for before they are used: about the time that the second-level cache takes.
+const AHEAD: usize = 8;
+
+/// Asks for a line of memory. Any address will do: nothing is read.
+#[inline(always)]
+pub(super) fn prefetch<T>(at: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a hint; addresses that are none are ignored.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 /// Operands of a tile of floats.
 #[derive(Debug)]
 pub struct Products<'a> {
@@ -196,6 +212,7 @@ pub(super) unsafe fn multiply<F: Floats, const R: usize, const C: usize>(p: Prod
             let mut weights = [F::zero(); C];
             for (c, weight) in weights.iter_mut().enumerate() {
                 *weight = F::load(b.add(c * F::LANES));
+                prefetch(b.wrapping_add(c * F::LANES + AHEAD * p.b_step));
             }
             for (r, row) in sums.iter_mut().enumerate() {
                 let x = F::splat(*a.add(r));
