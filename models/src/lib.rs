@@ -12,6 +12,7 @@
 //! ```
 
 pub mod act;
+mod anytime;
 pub mod backbones;
 pub mod checkpoint;
 pub mod diffusion;

@@ -1,14 +1,14 @@
 //! Masked diffusion as an anytime task.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use candle_core::Tensor;
 use sinew_runtime::{
     ActionChunk, ChunkRequest, Observation, Policy, PolicyError, PolicySpec, PrefixUse, Progress,
-    StageTime, Stamp,
 };
 
 use super::{MaskedConfig, MaskedVla};
+use crate::anytime::{NOT_BEGUN, NOT_DONE, NOTHING_BEGUN, STEP_LIMIT, Ticket, compute, steps};
 use crate::checkpoint::Checkpoint;
 use crate::heads::flow::reuse;
 use crate::heads::{MaskedDecoder, Masking, smooth};
@@ -16,17 +16,12 @@ use crate::smolvla::{Inputs, Prefix, Preparer, SmolVlaConfig};
 use crate::{LoadOptions, ModelError};
 
 const STAGES: [&str; 4] = ["preprocess", "vision", "prefix", "denoise"];
-const PREPROCESS: usize = 0;
 const VISION: usize = 1;
 const PREFIX: usize = 2;
 const DENOISE: usize = 3;
 
-/// The most rounds that one request may ask for.
-const ROUND_LIMIT: usize = 1000;
-
 struct Run {
-    request: u64,
-    instant: Stamp,
+    ticket: Ticket<4>,
     inputs: Inputs,
     /// Tokens of the images encoded so far.
     images: Vec<Tensor>,
@@ -35,7 +30,6 @@ struct Run {
     /// The frozen actions as the network has them, row by row.
     frozen: Vec<f32>,
     planned: Option<sinew_runtime::Prefix>,
-    times: [Duration; 4],
 }
 
 /// A masked-diffusion policy: one step per camera, one for the prefix, one per round.
@@ -48,12 +42,7 @@ pub struct MaskedPolicy {
     /// Per dimension, the bins inside the limits; none: all.
     allowed: Option<Vec<Vec<bool>>>,
     spec: PolicySpec,
-    dt: Duration,
     run: Option<Run>,
-}
-
-fn compute(error: impl std::fmt::Display) -> PolicyError {
-    PolicyError::Compute(error.to_string())
 }
 
 impl MaskedPolicy {
@@ -73,10 +62,9 @@ impl MaskedPolicy {
             config.chunk_size,
             options.denoise_steps.unwrap_or(config.num_steps),
         )?;
-        let dt = spec.dt();
         let (masking, smoothing) = (head.masking(), head.smoothing.clone());
         let mut policy =
-            Self { model, preparer, masking, smoothing, allowed: None, spec, dt, run: None };
+            Self { model, preparer, masking, smoothing, allowed: None, spec, run: None };
         if let Some(limits) = &head.action_limits {
             let pairs: Vec<_> =
                 limits.lower.iter().copied().zip(limits.upper.iter().copied()).collect();
@@ -167,32 +155,23 @@ impl Policy for MaskedPolicy {
     ) -> Result<(), PolicyError> {
         self.run = None;
         let start = Instant::now();
-        let rounds = request.denoise_steps.unwrap_or(self.spec.denoise_steps);
-        if rounds == 0 || rounds > ROUND_LIMIT {
-            let reason = format!("{rounds} rounds were asked for; use 1 to {ROUND_LIMIT}");
-            return Err(PolicyError::Compute(reason));
-        }
+        let rounds = steps(request, &self.spec, STEP_LIMIT)?;
         let (decoder, frozen) = self.decoder(request, rounds)?;
         let inputs = self.preparer.prepare(observation)?;
-        let mut times = [Duration::ZERO; 4];
-        times[PREPROCESS] = start.elapsed();
         self.run = Some(Run {
-            request: request.id,
-            instant: observation.instant,
+            ticket: Ticket::prepared(request, observation, &STAGES, start),
             inputs,
             images: Vec::new(),
             prefix: None,
             decoder,
             frozen,
             planned: request.prefix.clone(),
-            times,
         });
         Ok(())
     }
 
     fn advance(&mut self) -> Result<Progress, PolicyError> {
-        let run =
-            self.run.as_mut().ok_or(PolicyError::OutOfTurn("advance was called before begin"))?;
+        let run = self.run.as_mut().ok_or(NOT_BEGUN)?;
         if run.decoder.is_done() {
             return Ok(Progress::Done);
         }
@@ -212,7 +191,7 @@ impl Policy for MaskedPolicy {
             run.prefix = Some(prefix.map_err(compute)?);
             PREFIX
         };
-        run.times[stage] += start.elapsed();
+        run.ticket.add(stage, start);
         if run.decoder.is_done() {
             return Ok(Progress::Done);
         }
@@ -227,10 +206,7 @@ impl Policy for MaskedPolicy {
     }
 
     fn take_chunk(&mut self) -> Result<ActionChunk, PolicyError> {
-        let run = self
-            .run
-            .take_if(|run| run.decoder.is_done())
-            .ok_or(PolicyError::OutOfTurn("take_chunk was called before the chunk was done"))?;
+        let run = self.run.take_if(|run| run.decoder.is_done()).ok_or(NOT_DONE)?;
         let bins = self.model.bins();
         let tokens = run.decoder.tokens(self.model.mask());
         let mut values: Vec<f32> = tokens.into_iter().map(|bin| bins.decode(bin)).collect();
@@ -241,22 +217,18 @@ impl Policy for MaskedPolicy {
             smooth(&mut values, dim, column, run.frozen.len() / dim, *passes);
         }
         let actions = self.preparer.boundary().actions(values.chunks_exact(dim))?;
-        let mut chunk =
-            ActionChunk::new(run.request, run.instant, self.dt, dim, actions).map_err(compute)?;
-        chunk.report.stages =
-            STAGES.iter().zip(run.times).map(|(stage, time)| StageTime { stage, time }).collect();
-        chunk.report.denoise_steps = run.decoder.done();
+        let mut chunk = run.ticket.chunk(&self.spec, actions, run.decoder.done())?;
         chunk.report.caches.extend(run.planned.as_ref().map(|prefix| reuse(prefix, &chunk)));
         Ok(chunk)
     }
 
     fn set_denoise_steps(&mut self, steps: usize) -> Result<bool, PolicyError> {
-        let run = self.run.as_mut().ok_or(PolicyError::OutOfTurn("nothing was begun"))?;
-        Ok(run.decoder.set_rounds(steps.min(ROUND_LIMIT)))
+        let run = self.run.as_mut().ok_or(NOTHING_BEGUN)?;
+        Ok(run.decoder.set_rounds(steps.min(STEP_LIMIT)))
     }
 
     fn finish_early(&mut self) -> Result<bool, PolicyError> {
-        let run = self.run.as_mut().ok_or(PolicyError::OutOfTurn("nothing was begun"))?;
+        let run = self.run.as_mut().ok_or(NOTHING_BEGUN)?;
         Ok(run.decoder.finish())
     }
 }
