@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
-use super::resolve::Checker;
+use super::checker::Checker;
 use super::schema;
 
 /// Who chooses among candidates.
