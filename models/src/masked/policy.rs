@@ -4,14 +4,16 @@ use std::time::Instant;
 
 use candle_core::Tensor;
 use sinew_runtime::{
-    ActionChunk, ChunkRequest, Observation, Policy, PolicyError, PolicySpec, PrefixUse, Progress,
+    ActionChunk, CacheUse, ChunkRequest, Observation, Policy, PolicyError, PolicySpec, PrefixUse,
+    Progress,
 };
 
 use super::{MaskedConfig, MaskedVla};
 use crate::anytime::{NOT_BEGUN, NOT_DONE, NOTHING_BEGUN, STEP_LIMIT, Ticket, compute, steps};
 use crate::checkpoint::Checkpoint;
 use crate::heads::flow::reuse;
-use crate::heads::{MaskedDecoder, Masking, smooth};
+use crate::heads::{AnchorSearch, Anchored, Bins, MaskedDecoder, Masking, smooth};
+use crate::processors::Normalizer;
 use crate::smolvla::{Inputs, Prefix, Preparer, SmolVlaConfig};
 use crate::{LoadOptions, ModelError};
 
@@ -27,6 +29,9 @@ struct Run {
     images: Vec<Tensor>,
     prefix: Option<Prefix>,
     decoder: MaskedDecoder,
+    /// What became of actions that broke a limit; decided, and nothing left to mend: the chunk is done.
+    anchored: Anchored,
+    done: bool,
     /// The frozen actions as the network has them, row by row.
     frozen: Vec<f32>,
     planned: Option<sinew_runtime::Prefix>,
@@ -41,6 +46,9 @@ pub struct MaskedPolicy {
     smoothing: Vec<usize>,
     /// Per dimension, the bins inside the limits; none: all.
     allowed: Option<Vec<Vec<bool>>>,
+    /// Per dimension, the largest change from one action to the next (the policy's unit); none: any.
+    step_limits: Option<Vec<f64>>,
+    anchors: AnchorSearch,
     spec: PolicySpec,
     run: Option<Run>,
 }
@@ -63,8 +71,18 @@ impl MaskedPolicy {
             options.denoise_steps.unwrap_or(config.num_steps),
         )?;
         let (masking, smoothing) = (head.masking(), head.smoothing.clone());
-        let mut policy =
-            Self { model, preparer, masking, smoothing, allowed: None, spec, run: None };
+        let (anchors, step_limits) = (head.anchors(), head.step_limits.clone());
+        let mut policy = Self {
+            model,
+            preparer,
+            masking,
+            smoothing,
+            allowed: None,
+            step_limits,
+            anchors,
+            spec,
+            run: None,
+        };
         if let Some(limits) = &head.action_limits {
             let pairs: Vec<_> =
                 limits.lower.iter().copied().zip(limits.upper.iter().copied()).collect();
@@ -74,6 +92,21 @@ impl MaskedPolicy {
             })?;
         }
         Ok(policy)
+    }
+
+    /// Lets actions change by no more than `limits` (each dimension's, above 0, in the policy's unit) from one to the
+    /// next; `None`: by any.
+    ///
+    /// # Errors
+    /// The number of limits that is needed; nothing changes then.
+    pub fn set_step_limits(&mut self, limits: Option<Vec<f64>>) -> Result<(), usize> {
+        let dim = self.spec.action_dim;
+        let fits = |l: &Vec<f64>| l.len() == dim && l.iter().all(|l| *l > 0.0);
+        if !limits.as_ref().is_none_or(fits) {
+            return Err(dim);
+        }
+        self.step_limits = limits;
+        Ok(())
     }
 
     /// Lets actions only have values from `limits`, least and largest of each dimension in the policy's unit.
@@ -143,6 +176,26 @@ impl MaskedPolicy {
     }
 }
 
+/// By how much the token at a position changes its dimension more than `limits` from the action before, in the policy's
+/// unit; `frozen` are actions that are known better than to a bin.
+fn too_fast(
+    action: &Normalizer,
+    bins: Bins,
+    frozen: &[f32],
+    limits: &[f64],
+) -> impl Fn(usize, &[usize]) -> f64 {
+    let dim = limits.len();
+    move |position, tokens| {
+        let Some(before) = position.checked_sub(dim) else { return 0.0 };
+        let column = position % dim;
+        let value = |at: usize| {
+            let x = frozen.get(at).copied().unwrap_or_else(|| bins.decode(tokens[at]));
+            action.unnormalize(column, f64::from(x))
+        };
+        (value(position) - value(before)).abs() - limits[column]
+    }
+}
+
 impl Policy for MaskedPolicy {
     fn spec(&self) -> &PolicySpec {
         &self.spec
@@ -164,6 +217,8 @@ impl Policy for MaskedPolicy {
             images: Vec::new(),
             prefix: None,
             decoder,
+            anchored: Anchored::default(),
+            done: false,
             frozen,
             planned: request.prefix.clone(),
         });
@@ -172,7 +227,7 @@ impl Policy for MaskedPolicy {
 
     fn advance(&mut self) -> Result<Progress, PolicyError> {
         let run = self.run.as_mut().ok_or(NOT_BEGUN)?;
-        if run.decoder.is_done() {
+        if run.done {
             return Ok(Progress::Done);
         }
         let start = Instant::now();
@@ -191,8 +246,17 @@ impl Policy for MaskedPolicy {
             run.prefix = Some(prefix.map_err(compute)?);
             PREFIX
         };
-        run.ticket.add(stage, start);
         if run.decoder.is_done() {
+            run.done = true;
+            if let Some(limits) = &self.step_limits {
+                let (_, action) = self.preparer.boundary().normalizers();
+                let excess = too_fast(action, self.model.bins(), &run.frozen, limits);
+                let (dim, anchored) = (limits.len(), &mut run.anchored);
+                run.done = !self.anchors.repair(&mut run.decoder, dim, anchored, excess);
+            }
+        }
+        run.ticket.add(stage, start);
+        if run.done {
             return Ok(Progress::Done);
         }
         let ready = usize::from(run.prefix.is_some());
@@ -206,7 +270,7 @@ impl Policy for MaskedPolicy {
     }
 
     fn take_chunk(&mut self) -> Result<ActionChunk, PolicyError> {
-        let run = self.run.take_if(|run| run.decoder.is_done()).ok_or(NOT_DONE)?;
+        let run = self.run.take_if(|run| run.done).ok_or(NOT_DONE)?;
         let bins = self.model.bins();
         let tokens = run.decoder.tokens(self.model.mask());
         let mut values: Vec<f32> = tokens.into_iter().map(|bin| bins.decode(bin)).collect();
@@ -218,6 +282,12 @@ impl Policy for MaskedPolicy {
         }
         let actions = self.preparer.boundary().actions(values.chunks_exact(dim))?;
         let mut chunk = run.ticket.chunk(&self.spec, actions, run.decoder.done())?;
+        if self.step_limits.is_some() {
+            let Anchored { passes, moved, excess } = run.anchored;
+            let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+            let used = CacheUse { lookups: count(passes), hits: count(moved), error: Some(excess) };
+            chunk.report.caches.push(("anchors", used));
+        }
         chunk.report.caches.extend(run.planned.as_ref().map(|prefix| reuse(prefix, &chunk)));
         Ok(chunk)
     }
@@ -229,6 +299,15 @@ impl Policy for MaskedPolicy {
 
     fn finish_early(&mut self) -> Result<bool, PolicyError> {
         let run = self.run.as_mut().ok_or(NOTHING_BEGUN)?;
-        Ok(run.decoder.finish())
+        if !run.decoder.finish() {
+            return Ok(false);
+        }
+        if let Some(limits) = self.step_limits.as_ref().filter(|_| !run.done) {
+            let (_, action) = self.preparer.boundary().normalizers();
+            let excess = too_fast(action, self.model.bins(), &run.frozen, limits);
+            self.anchors.settle(&mut run.decoder, &mut run.anchored, excess);
+        }
+        run.done = true;
+        Ok(true)
     }
 }
