@@ -65,6 +65,8 @@ pub struct RunReport {
     pub latency: StepLatency,
     /// What became of the chunks.
     pub chunks: ChunkFigures,
+    /// Chunks made for each instruction.
+    pub instructions: BTreeMap<String, u64>,
     /// Denoise steps and why, in inferences.
     pub denoise_steps: BTreeMap<String, u64>,
     /// What the caches did.
@@ -235,7 +237,8 @@ mod tests {
     use super::*;
 
     fn episode(instruction: &str, swapped: bool, outcome: Outcome) -> EpisodeResult {
-        EpisodeResult { seed: 1, instruction: instruction.into(), swapped, outcome, seconds: 2.0 }
+        let (instruction, said) = (instruction.to_owned(), Vec::new());
+        EpisodeResult { seed: 1, instruction, said, swapped, outcome, seconds: 2.0 }
     }
 
     #[test]

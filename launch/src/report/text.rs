@@ -171,11 +171,22 @@ impl RunReport {
                 self.strategy
             )?;
         }
+        if self.instructions.len() > 1 {
+            write_counts(out, "  made for", &self.instructions)?;
+        }
         write_counts(out, "  denoise steps", &self.denoise_steps)?;
         for (cache, used) in &self.caches {
             if cache == "candidates" {
                 let CacheFigures { chunks, hits, lookups, .. } = used;
                 writeln!(out, "  candidates: {hits} of {lookups} made for {chunks} chunks")?;
+                continue;
+            }
+            if cache == "anchors" {
+                let CacheFigures { chunks, hits, lookups, largest_error } = used;
+                writeln!(
+                    out,
+                    "  anchors: {hits} values moved and {lookups} passes made anew in {chunks} chunks, {largest_error:.4} left"
+                )?;
                 continue;
             }
             if cache == "success_memory" {
