@@ -209,11 +209,11 @@ fn masked_chunks_are_the_references() {
 fn actions_that_change_too_fast_are_anchored() {
     let (entry, case) = cases("masked").swap_remove(0);
     let observation = case.observation(0, task(&entry));
-    let mut policy = masked_policy();
+    let mut anchored = masked_policy();
     let mut run = |limits: Option<Vec<f64>>, prefix: Option<Prefix>| {
-        policy.set_step_limits(limits).expect("three limits");
+        anchored.set_step_limits(limits).expect("three limits");
         let request = ChunkRequest { prefix, ..ChunkRequest::default() };
-        inference::run(&mut policy, &observation, &request).expect("it runs")
+        inference::run(&mut anchored, &observation, &request).expect("it runs")
     };
     let used = |chunk: &ActionChunk| {
         let found = chunk.report.caches.iter().find(|c| c.0 == "anchors");
@@ -245,6 +245,20 @@ fn actions_that_change_too_fast_are_anchored() {
         steps(&narrow)
     );
     assert!(narrow.report.denoise_steps > free.report.denoise_steps);
+
+    // An early end moves them where they are, with nothing decided anew.
+    let mut policy = masked_policy();
+    policy.set_step_limits(Some(limits.clone())).expect("three limits");
+    policy.begin(&observation, &ChunkRequest::default()).expect("it fits");
+    for _ in 0..4 {
+        policy.advance().expect("it runs");
+    }
+    assert_eq!(policy.finish_early(), Ok(true));
+    let early = policy.take_chunk().expect("it is done");
+    let (passes, _, left) = used(&early).expect("it is reported");
+    let left = left.expect("a number");
+    assert_eq!((passes, early.report.denoise_steps), (0, 1));
+    assert!(steps(&early).iter().all(|s| *s <= 0.6 * widest + left + 1e-9), "{:?}", steps(&early));
 
     // Planned actions are kept to the bit, and the first that follows them keeps the limit too.
     let planned = vec![-0.9, -0.1, 0.3];
