@@ -54,8 +54,10 @@ impl AnchorSearch {
             self.mend(decoder, position, &mut tokens, done, &excess);
         }
         decoder.reopen(begin, self.rounds);
-        done.passes += 1;
-        true
+        // After the last action nothing may be left that is not held.
+        let open = !decoder.is_done();
+        done.passes += usize::from(open);
+        open
     }
 
     /// Moves every token that breaks a limit, in order, with nothing decided anew.
