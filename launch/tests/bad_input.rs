@@ -39,6 +39,8 @@ const MISTAKES: &[Mistake] = &[
         &["policy.refuse_distance", "above zero"]),
     ("max_observation_age", "prompt = \"do it\"\nmax_observation_age", "do it",
         &["policy.prompt", "no place for the instruction", "{instruction}"]),
+    ("max_observation_age", "solver = \"heun\"\nmax_observation_age", "heun",
+        &["policy.solver = \"heun\"", "is not known", "euler, midpoint"]),
     ("max_observation_age", "candidates = 0\nmax_observation_age", "candidates",
         &["policy.candidates = 0", "1 to 64"]),
     ("max_observation_age", "verifier = \"past_actions\"\nmax_observation_age", "past_actions",

@@ -21,6 +21,14 @@ pub enum ModelError {
         /// What to do.
         remedy: String,
     },
+    /// A solver was chosen for a head that follows no velocity.
+    #[error("{}: its head ({head}) follows no velocity, so it has no solver; leave `solver` out", path.display())]
+    NoSolver {
+        /// The policy.
+        path: PathBuf,
+        /// Its head.
+        head: String,
+    },
     /// The checkpoint is of a kind that this runtime does not have.
     #[error(
         "{}: architecture `{found}` is not supported; this build runs: {}",

@@ -63,6 +63,8 @@ pub struct Family {
     pub keep: fn(&str) -> Keep,
     /// What the head can do with planned actions, in a checkpoint that says this of its training.
     pub planned: fn(&ActionInfo) -> PrefixSupport,
+    /// Whether a denoise step follows a velocity, which [`LoadOptions::solver`] says how.
+    pub follows_velocity: bool,
     /// Sizes of the network, for people.
     pub sizes: fn(&Checkpoint) -> Result<Value, ModelError>,
     /// Builds the policy.

@@ -12,6 +12,7 @@
 //! ```
 
 pub mod act;
+mod anytime;
 pub mod backbones;
 pub mod checkpoint;
 pub mod diffusion;
@@ -56,8 +57,8 @@ pub struct LoadOptions {
     pub action_rate_hz: Option<f64>,
     /// Denoise steps; overrides the checkpoint's.
     pub denoise_steps: Option<usize>,
-    /// How a denoise step follows the velocity, in flow-matching policies.
-    pub solver: heads::flow::Solver,
+    /// How a denoise step follows the velocity, in flow-matching policies; `None`: by Euler's method.
+    pub solver: Option<heads::flow::Solver>,
     /// How the network's layers compute.
     pub compute: kernels::Compute,
     /// Cameras that may be missing, beyond those that the checkpoint allows.
@@ -89,10 +90,20 @@ pub fn action_keys(path: &Path) -> SpaceKeys {
 /// manifest (which counts where a checkpoint lies beside it).
 ///
 /// # Errors
-/// [`ModelError`] naming file, key or tensor, what was found and what to do.
+/// [`ModelError`] naming file, key or tensor, what was found and what to do; [`ModelError::NoSolver`] for a solver where
+/// no velocity is followed.
 pub fn load_policy(path: &Path, options: &LoadOptions) -> Result<Box<dyn Policy>, ModelError> {
+    let no_solver = |head: &str| match options.solver {
+        Some(_) => Err(ModelError::NoSolver { path: path.to_owned(), head: head.to_owned() }),
+        None => Ok(()),
+    };
     if let Some(manifest) = onnx::manifest_of(path) {
+        no_solver("an ONNX graph")?;
         return Ok(Box::new(onnx::OnnxPolicy::load(&manifest, options)?));
     }
-    Checkpoint::open(path, !options.skip_hash)?.policy(options)
+    let checkpoint = Checkpoint::open(path, !options.skip_hash)?;
+    if !checkpoint.family.follows_velocity {
+        no_solver(checkpoint.family.head)?;
+    }
+    checkpoint.policy(options)
 }

@@ -6,13 +6,19 @@ use std::path::{Path, PathBuf};
 
 use common::{copy_folder, fixtures};
 use proptest::prelude::*;
+use sinew_models::heads::flow::Solver;
 use sinew_models::{Checkpoint, LoadOptions, ModelError, QuantType, load_policy, quantize};
 use tempfile::TempDir;
 
 /// A copy of the tiny checkpoint that may be damaged.
 fn copy() -> TempDir {
+    copy_of("smolvla_tiny")
+}
+
+/// A copy of the fixture `name` that may be damaged.
+fn copy_of(name: &str) -> TempDir {
     let dir = tempfile::tempdir().expect("a temporary folder");
-    copy_folder(&fixtures().join("smolvla_tiny"), dir.path());
+    copy_folder(&fixtures().join(name), dir.path());
     dir
 }
 
@@ -117,6 +123,94 @@ fn configuration_keys_are_named() {
     let dir = copy();
     replace(&dir.path().join("sinew.json"), "\"gripper\"", "\"gripper\", \"tail\"");
     says(&failure(dir.path()), &["action_names", "7", "6"]);
+}
+
+#[test]
+fn keys_of_masked_diffusion_are_named() {
+    let after = |key: &str, value: &str| format!("\"temperature\": 0.0, \"{key}\": {value}");
+    let (bins, cold) = ("\"num_bins\": 256", "\"temperature\": 0.0");
+    for (from, to, words) in [
+        (bins, "\"num_bins\": 1".to_owned(), ["`num_bins`", "2 to 65536"]),
+        (bins, "\"num_bins\": 99999999".to_owned(), ["`num_bins`", "99999999"]),
+        (bins, "\"num_bins\": -3".to_owned(), ["config.json", "-3"]),
+        // A number that is no other tensor's size is the checkpoint's mistake, and the tensor is named.
+        (bins, "\"num_bins\": 255".to_owned(), ["action_tokens", "256"]),
+        ("\"cosine\"", "\"sine\"".to_owned(), ["config.json", "sine"]),
+        ("\"confidence\": \"max\"", "\"confidence\": \"sum\"".to_owned(), ["config.json", "sum"]),
+        ("\"num_steps\": 5", "\"num_steps\": 0".to_owned(), ["num_steps", "0"]),
+        (cold, "\"temperature\": -0.5".to_owned(), ["`temperature`", "-0.5"]),
+        (cold, after("commit_threshold", "1e9"), ["`commit_threshold`", "0 to 100"]),
+        (cold, after("remask_threshold", "-1"), ["`remask_threshold`", "0 to 100"]),
+        (cold, after("remask_drop", "\"much\""), ["config.json", "much"]),
+        (cold, after("smoothing", "[1, 2]"), ["`smoothing`", "3 numbers"]),
+        (cold, after("smoothing", "[1, 2, 1000]"), ["`smoothing`", "1000"]),
+        (
+            cold,
+            after("action_limits", "{\"lower\": [0, 0], \"upper\": [1, 1]}"),
+            ["`action_limits`", "the action has 3"],
+        ),
+        (
+            cold,
+            after("action_limits", "{\"lower\": [-9, 2, -9], \"upper\": [9, 1, 9]}"),
+            ["`action_limits`", "no bin of dimension 1"],
+        ),
+        (cold, after("action_limits", "{\"lower\": [0, 0, 0]}"), ["config.json", "upper"]),
+        (cold, after("step_limits", "[1, 1]"), ["`step_limits`", "3 numbers above 0"]),
+        (cold, after("step_limits", "[1, 0, 1]"), ["`step_limits`", "3 numbers above 0"]),
+        (cold, after("anchor_reach", "0"), ["`anchor_reach`", "1 to"]),
+        (cold, after("anchor_passes", "5000"), ["`anchor_passes`", "5000"]),
+        (cold, after("anchor_rounds", "-1"), ["config.json", "-1"]),
+    ] {
+        let dir = copy_of("reference/masked");
+        replace(&dir.path().join("config.json"), from, &to);
+        says(&failure(dir.path()), &words);
+    }
+}
+
+#[test]
+fn keys_of_parallel_decoding_are_named() {
+    for name in ["oft", "oft_film"] {
+        let text =
+            std::fs::read_to_string(fixtures().join("reference").join(name).join("config.json"));
+        let config: serde_json::Value =
+            serde_json::from_str(&text.expect("it is committed")).expect("it is JSON");
+        for (key, value, words) in [
+            ("head_width", "0", ["`head_width`", "0"]),
+            ("head_width", "99999999999", ["`head_width`", "99999999999"]),
+            ("head_width", "-1", ["config.json", "-1"]),
+            ("head_width", "25", ["action_head", "25"]),
+            ("head_blocks", "99999999999", ["`head_blocks`", "99999999999"]),
+            ("head_blocks", "9", ["action_head.blocks", "not"]),
+            ("use_film", "\"yes\"", ["config.json", "yes"]),
+            ("use_film", "7", ["config.json", "7"]),
+        ] {
+            let dir = copy_of(&format!("reference/{name}"));
+            let mut config = config.clone();
+            assert!(config.get(key).is_some(), "{name} has {key}");
+            config[key] = serde_json::from_str(value).expect("it is JSON");
+            std::fs::write(dir.path().join("config.json"), config.to_string()).expect("writable");
+            says(&failure(dir.path()), &words);
+        }
+    }
+    // Without its own weights FiLM cannot be: the tensor is named.
+    let dir = copy_of("reference/oft");
+    replace(&dir.path().join("config.json"), "\"use_film\": false", "\"use_film\": true");
+    says(&failure(dir.path()), &["model.safetensors", "film"]);
+}
+
+#[test]
+fn a_solver_is_refused_where_no_velocity_is_followed() {
+    let options = LoadOptions { solver: Some(Solver::Midpoint), ..LoadOptions::default() };
+    for (name, head) in [
+        ("reference/masked", "masked diffusion"),
+        ("reference/oft", "parallel decoding"),
+        ("onnx/flow", "ONNX"),
+    ] {
+        let error = load_policy(&fixtures().join(name), &options).err().expect("it is refused");
+        assert!(matches!(error, ModelError::NoSolver { .. }), "{error}");
+        says(&error, &[name, head, "leave `solver` out"]);
+    }
+    assert!(load_policy(&fixtures().join("smolvla_tiny"), &options).is_ok());
 }
 
 #[test]

@@ -88,7 +88,7 @@ fn masking(entry: &serde_json::Value) -> Masking {
             Some("gap") => Confidence::Gap,
             _ => Confidence::Max,
         },
-        temperature: 0.0,
+        temperature: number("temperature").unwrap_or(0.0),
         sure: number("commit_threshold").unwrap_or(default.sure),
         remask_below: number("remask_threshold").unwrap_or(default.remask_below),
         remask_drop: number("remask_drop").unwrap_or(default.remask_drop),
@@ -123,7 +123,8 @@ fn masked_rounds_and_tokens_are_the_references() {
         }
         let rounds = entry["rounds"].as_u64().expect("a number") as usize;
         let (length, classes) = (horizon * dim, model.bins().classes());
-        let mut decoder = MaskedDecoder::new(length, classes, rounds, masking(&entry), 1);
+        let seed = entry["seed"].as_u64().unwrap_or(1);
+        let mut decoder = MaskedDecoder::new(length, classes, rounds, masking(&entry), seed);
         let boundary = preparer.boundary();
         let frozen = boundary.model_actions(&numbers(&entry, "frozen"), dim).expect("they fit");
         for (position, value) in frozen.iter().enumerate() {
@@ -174,7 +175,8 @@ fn prefix(actions: Vec<f64>, frozen: usize, usage: PrefixUse) -> Prefix {
 fn masked_chunks_are_the_references() {
     let mut seen = 0;
     for (entry, case) in cases("masked") {
-        let simple = ["schedule", "confidence", "commit_threshold", "remask_threshold"];
+        let simple =
+            ["schedule", "confidence", "commit_threshold", "remask_threshold", "temperature"];
         if simple.iter().any(|key| !entry[key].is_null()) {
             continue; // how to decode is the checkpoint's
         }
@@ -201,6 +203,75 @@ fn masked_chunks_are_the_references() {
         seen += 1;
     }
     assert!(seen >= 4, "only {seen} cases");
+}
+
+#[test]
+fn actions_that_change_too_fast_are_anchored() {
+    let (entry, case) = cases("masked").swap_remove(0);
+    let observation = case.observation(0, task(&entry));
+    let mut anchored = masked_policy();
+    let mut run = |limits: Option<Vec<f64>>, prefix: Option<Prefix>| {
+        anchored.set_step_limits(limits).expect("three limits");
+        let request = ChunkRequest { prefix, ..ChunkRequest::default() };
+        inference::run(&mut anchored, &observation, &request).expect("it runs")
+    };
+    let used = |chunk: &ActionChunk| {
+        let found = chunk.report.caches.iter().find(|c| c.0 == "anchors");
+        found.map(|c| (c.1.lookups, c.1.hits, c.1.error))
+    };
+    let steps = |chunk: &ActionChunk| -> Vec<f64> {
+        (3..12).map(|i| (chunk.values()[i] - chunk.values()[i - 3]).abs()).collect()
+    };
+    let free = run(None, None);
+    assert_eq!(used(&free), None);
+    let widest = steps(&free).into_iter().fold(0.0, f64::max);
+    let wide = run(Some(vec![widest + 1e-6; 3]), None);
+    assert_eq!(
+        (used(&wide), wide.values()),
+        (Some((0, 0, Some(0.0))), free.values()),
+        "none breaks one"
+    );
+
+    // Half of it: some are moved, and what comes after them is decided anew.
+    let limits = vec![0.6 * widest; 3];
+    let narrow = run(Some(limits.clone()), None);
+    let (passes, moved, left) = used(&narrow).expect("it is reported");
+    println!("widest {widest:.3}: {passes} passes, {moved} moved, {left:?} left");
+    assert!(passes > 0 && moved > 0);
+    let left = left.expect("a number");
+    assert!(
+        steps(&narrow).iter().all(|s| *s <= 0.6 * widest + left + 1e-9),
+        "{:?}",
+        steps(&narrow)
+    );
+    assert!(narrow.report.denoise_steps > free.report.denoise_steps);
+
+    // An early end moves them where they are, with nothing decided anew.
+    let mut policy = masked_policy();
+    policy.set_step_limits(Some(limits.clone())).expect("three limits");
+    policy.begin(&observation, &ChunkRequest::default()).expect("it fits");
+    for _ in 0..4 {
+        policy.advance().expect("it runs");
+    }
+    assert_eq!(policy.finish_early(), Ok(true));
+    let early = policy.take_chunk().expect("it is done");
+    let (passes, _, left) = used(&early).expect("it is reported");
+    let left = left.expect("a number");
+    assert_eq!((passes, early.report.denoise_steps), (0, 1));
+    assert!(steps(&early).iter().all(|s| *s <= 0.6 * widest + left + 1e-9), "{:?}", steps(&early));
+
+    // Planned actions are kept to the bit, and the first that follows them keeps the limit too.
+    let planned = vec![-0.9, -0.1, 0.3];
+    let kept = run(Some(limits), Some(prefix(planned.clone(), 1, PrefixUse::Trained)));
+    check(
+        "planned",
+        &actions(&kept)[..3],
+        &planned.iter().map(|v| *v as f32).collect::<Vec<_>>(),
+        CHUNK,
+    );
+    let left = used(&kept).and_then(|u| u.2).expect("it is reported");
+    assert!(steps(&kept).iter().all(|s| *s <= 0.6 * widest + left + 1e-6), "{:?}", steps(&kept));
+    assert_eq!(masked_policy().set_step_limits(Some(vec![1.0, 0.0, 1.0])), Err(3));
 }
 
 #[test]

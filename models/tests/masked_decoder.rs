@@ -1,7 +1,9 @@
 //! What holds for the masked decoder whatever the network says.
 
 use proptest::prelude::*;
-use sinew_models::heads::{Confidence, DecodeError, MaskSchedule, MaskedDecoder, Masking};
+use sinew_models::heads::{
+    AnchorSearch, Anchored, Confidence, DecodeError, MaskSchedule, MaskedDecoder, Masking,
+};
 
 const BINS: usize = 7;
 const MASK: usize = BINS;
@@ -28,6 +30,41 @@ fn run(decoder: &mut MaskedDecoder, seed: u64) -> Vec<usize> {
         decoder.step(&logits).expect("the logits fit");
     }
     decoder.tokens(MASK)
+}
+
+/// By how many bins more than `most` a token is away from its dimension's token of the action before.
+fn too_far(dim: usize, most: usize) -> impl Fn(usize, &[usize]) -> f64 {
+    move |position, tokens| {
+        let Some(before) = position.checked_sub(dim) else { return 0.0 };
+        tokens[position].abs_diff(tokens[before]) as f64 - most as f64
+    }
+}
+
+/// Decides a chunk and mends it until nothing is to be decided anew.
+fn mended(
+    decoder: &mut MaskedDecoder,
+    search: AnchorSearch,
+    dim: usize,
+    most: usize,
+    seed: u64,
+) -> Anchored {
+    let mut done = Anchored::default();
+    loop {
+        run(decoder, seed);
+        let held: Vec<_> = frozen(decoder);
+        if !search.repair(decoder, dim, &mut done, too_far(dim, most)) {
+            return done;
+        }
+        let now = frozen(decoder);
+        assert!(held.iter().all(|h| now.contains(h)), "what is held stays as it is");
+        assert!(now.len() > held.len(), "every pass holds more");
+    }
+}
+
+/// Positions and bins that are fixed.
+fn frozen(decoder: &MaskedDecoder) -> Vec<(usize, usize)> {
+    let tokens = decoder.decided();
+    (0..tokens.len()).filter(|p| decoder.is_frozen(*p)).map(|p| (p, tokens[p])).collect()
 }
 
 prop_compose! {
@@ -140,6 +177,67 @@ proptest! {
             let expected = ((length as f64 * share).floor() as usize).clamp(1, length - 1);
             prop_assert_eq!(decoder.unknown(), expected);
         }
+    }
+}
+
+proptest! {
+    #[test]
+    fn anchors_leave_no_action_that_breaks_a_limit(
+        masking in maskings(), given in prop::collection::vec(prop::option::weighted(0.2, 0..BINS), 1..40),
+        dim in 1usize..4, most in 0usize..BINS, passes in 0usize..12, rounds in 1usize..4, seed: u64,
+    ) {
+        let mut decoder = MaskedDecoder::new(given.len(), BINS, 5, masking, seed);
+        for (position, bin) in given.iter().enumerate() {
+            if let Some(bin) = bin { decoder.freeze(position, *bin); }
+        }
+        // Every bin is within reach, so that the bin of the action before always is one that breaks nothing.
+        let search = AnchorSearch { reach: BINS, passes, rounds };
+        let done = mended(&mut decoder, search, dim, most, seed);
+        let tokens = decoder.tokens(MASK);
+        let excess = too_far(dim, most);
+        for (position, bin) in given.iter().enumerate() {
+            match bin {
+                Some(bin) => prop_assert_eq!(tokens[position], *bin, "given ones are never moved"),
+                None => prop_assert!(excess(position, &tokens) <= 0.0, "{} of {:?}", position, tokens),
+            }
+        }
+        prop_assert!(done.passes <= passes && done.excess == 0.0);
+        prop_assert!(decoder.done() <= 5 + passes * rounds);
+    }
+
+    #[test]
+    fn a_short_reach_tells_what_is_left(
+        masking in maskings(), length in 1usize..40, dim in 1usize..4, reach in 0usize..3,
+        allowed in prop::collection::vec(prop::collection::btree_set(0..BINS, 1..BINS), 40), seed: u64, early: bool,
+    ) {
+        let mut decoder = MaskedDecoder::new(length, BINS, 5, masking, seed);
+        for (position, bins) in allowed.iter().enumerate().take(length) {
+            decoder.allow(position, |bin| bins.contains(&bin)).expect("there is one");
+        }
+        let search = AnchorSearch { reach, passes: 4, rounds: 2 };
+        let done = if early {
+            run(&mut decoder, seed);
+            let mut done = Anchored::default();
+            search.settle(&mut decoder, &mut done, too_far(dim, 1));
+            done
+        } else {
+            mended(&mut decoder, search, dim, 1, seed)
+        };
+        let tokens = decoder.tokens(MASK);
+        let excess = too_far(dim, 1);
+        let worst = (0..length).map(|p| excess(p, &tokens)).fold(0.0, f64::max);
+        prop_assert_eq!(worst, done.excess);
+        prop_assert!(tokens.iter().zip(&allowed).all(|(token, bins)| bins.contains(token)));
+    }
+
+    #[test]
+    fn a_chunk_that_breaks_no_limit_is_left_as_it_is(masking in maskings(), length in 1usize..40, seed: u64) {
+        let mut decoder = MaskedDecoder::new(length, BINS, 5, masking, seed);
+        let before = run(&mut decoder, seed);
+        let search = AnchorSearch { reach: BINS, passes: 4, rounds: 2 };
+        let done = mended(&mut decoder, search, 2, BINS, seed);
+        prop_assert_eq!(done, Anchored::default());
+        prop_assert_eq!(decoder.tokens(MASK), before);
     }
 }
 

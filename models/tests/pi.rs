@@ -351,7 +351,8 @@ fn the_midpoint_rule_follows_the_velocity_at_the_middle_of_each_step() {
     let case = file(&dir, &list[0]);
     let observation = case.observation(0, list[0]["tasks"][0].as_str().expect("a text"));
     let checkpoint = Checkpoint::open(&dir, true).expect("the fixture is whole");
-    let options = LoadOptions { solver: Solver::Midpoint, denoise_steps: Some(2), ..options() };
+    let options =
+        LoadOptions { solver: Some(Solver::Midpoint), denoise_steps: Some(2), ..options() };
     let mut policy = PiPolicy::load(&checkpoint, &options).expect("the fixture is whole");
     policy.set_noise(case.row("noise", 0, 0));
     let chunk = inference::run(&mut policy, &observation, &ChunkRequest::default());

@@ -85,20 +85,20 @@ impl Launch {
         let machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
         let folder = tempfile::tempdir().expect("a temporary folder");
         let policy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo/demo.q8_0.gguf");
-        let mut text = LAUNCH
+        let text = LAUNCH
             .replace("ENDPOINT", &endpoint)
             .replace("POLICY", &policy.display().to_string())
             .replace("FRONT", if setup.pattern { "pattern" } else { "sim" });
-        for (table, lines) in setup.add {
-            let header = format!("[{table}]\n");
-            assert!(text.contains(&header), "no table {header}");
-            text = text.replace(&header, &format!("{header}{lines}\n"));
-        }
         std::fs::write(folder.path().join("launch.toml"), text).expect("the folder is writable");
-        Self { folder, endpoint, processes: Vec::new(), _machine: machine }
+        let launch = Self { folder, endpoint, processes: Vec::new(), _machine: machine };
+        for (table, lines) in setup.add {
+            launch.add(table, lines);
+        }
+        launch
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    /// The file `name` in the launch's folder.
+    pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
@@ -120,6 +120,16 @@ impl Launch {
         let launch = self.path("launch.toml");
         let text = std::fs::read_to_string(&launch).expect("it was written");
         let text = text.replace("\"200 ms\"", "\"600 ms\"");
+        std::fs::write(launch, text).expect("the folder is writable");
+    }
+
+    /// Adds `line` to `table`.
+    pub fn add(&self, table: &str, line: &str) {
+        let launch = self.path("launch.toml");
+        let text = std::fs::read_to_string(&launch).expect("it was written");
+        let header = format!("[{table}]\n");
+        assert!(text.contains(&header), "no table {header}");
+        let text = text.replace(&header, &format!("{header}{line}\n"));
         std::fs::write(launch, text).expect("the folder is writable");
     }
 
@@ -176,6 +186,11 @@ impl Launch {
             assert!(Instant::now() < end, "the run does not end\n{}", self.logs());
             std::thread::sleep(Duration::from_millis(20));
         }
+        self.report()
+    }
+
+    /// What the control process reported, which has ended by itself.
+    pub fn report(&self) -> serde_json::Value {
         let text = std::fs::read_to_string(self.path("report.json")).unwrap_or_default();
         let report = serde_json::from_str(&text);
         report.unwrap_or_else(|e| panic!("no report ({e})\n{}", self.logs()))

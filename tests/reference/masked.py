@@ -25,7 +25,24 @@ CASES = [
     {"name": "one_round", "rounds": 1},
     {"name": "frozen", "rounds": 4, "frozen": [[-0.9, -0.1, 0.3], [-0.7, 0.4, 0.2]]},
     {"name": "limits", "rounds": 4, "lower": [-1.1, -0.5, -0.2], "upper": [-0.6, 0.5, 0.1]},
+    {"name": "temperature", "rounds": 5, "temperature": 0.8, "seed": 5},
 ]
+
+
+class SplitMix64:
+    """The generator of the runtime's noise (Steele, Lea, Flood 2014)."""
+
+    def __init__(self, seed: int):
+        self.state = seed
+
+    def gumbel(self) -> float:
+        """-ln(-ln(u)) of a uniform u."""
+        mask = (1 << 64) - 1
+        self.state = (self.state + 0x9E3779B97F4A7C15) & mask
+        z = ((self.state ^ (self.state >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+        u = (((z ^ (z >> 31)) >> 11) + 0.5) / (1 << 53)
+        return -math.log(-math.log(u))
 
 
 def encode(x: float) -> int:
@@ -52,7 +69,12 @@ def logits(w: Weights, s: Sizes, tokens: list[int], past: list, start: int) -> t
 
 
 def decode(case: dict, length: int, frozen: dict[int, int], allowed: list[list[bool]], model) -> tuple[list, list, list]:
-    """The published loop at temperature 0, token by token. Gives tokens and logits of every round, and the result."""
+    """The published loop, token by token. Gives tokens and logits of every round, and the result.
+
+    A temperature above 0 adds Gumbel noise, which falls to 0 in the last round: to the logits of every unknown token,
+    bin by bin, then to the logarithm of its confidence, which the order goes by.
+    """
+    random = SplitMix64(case.get("seed", 1))
     rounds = case["rounds"]
     tokens = [frozen.get(i, BINS) for i in range(length)]
     free = length - len(frozen)
@@ -64,27 +86,35 @@ def decode(case: dict, length: int, frozen: dict[int, int], allowed: list[list[b
         out = model(tokens)
         seen.append(list(tokens))
         outputs.append(out)
+        r = (k + 1) / rounds
+        noise = 0 if k + 1 == rounds else case.get("temperature", 0) * (1 - r)
         choice = {}
         for i in range(length):
             p = out[i].double().masked_fill(~torch.tensor(allowed[i]), float("-inf")).softmax(-1)
             order = p.sort(descending=True)
             best, second = float(order.values[0]), float(order.values[1])
             assert tokens[i] != BINS or best - second > 1e-4 * best, "a tie: change the seed"
-            score = best - second if case.get("confidence") == "gap" else best
-            choice[i] = (int(order.indices[0]), best, score, p)
-        r = (k + 1) / rounds
+            chosen, jitter = int(order.indices[0]), 0
+            if tokens[i] == BINS and noise > 0:
+                noisy = [float(out[i][b]) + noise * random.gumbel() if allowed[i][b] else -math.inf for b in range(BINS)]
+                jitter = noise * random.gumbel()
+                chosen = max(range(BINS), key=noisy.__getitem__)
+                assert all(noisy[chosen] - v > 1e-4 for b, v in enumerate(noisy) if b != chosen), "a tie: change the seed"
+            probability = float(p[chosen])
+            score = best - second if case.get("confidence") == "gap" else probability
+            choice[i] = (chosen, probability, score, p, math.log(score) + jitter, best)
         share = 1 - r if case.get("schedule") == "linear" else math.cos(math.pi / 2 * r)
         stay = 0 if k + 1 == rounds else min(max(math.floor(free * share), 1), max(free - 1, 1))
-        unknown = sorted((i for i in range(length) if tokens[i] == BINS), key=lambda i: -choice[i][2])
-        scores = [choice[i][2] for i in unknown]
-        assert all(a - b > 1e-4 * a for a, b in zip(scores, scores[1:])), "equally sure: change the seed"
+        unknown = sorted((i for i in range(length) if tokens[i] == BINS), key=lambda i: -choice[i][4])
+        scores = [choice[i][4] for i in unknown]
+        assert all(a - b > 1e-4 for a, b in zip(scores, scores[1:])), "equally sure: change the seed"
         for rank, i in enumerate(unknown):
             if rank < len(unknown) - stay or choice[i][2] >= case.get("commit_threshold", 2):
                 tokens[i] = choice[i][0]
                 decided[i] = (k, choice[i][1])
         if k + 1 < rounds:
             for i, (when, before) in list(decided.items()):
-                largest, now = choice[i][1], float(choice[i][3][tokens[i]])
+                largest, now = choice[i][5], float(choice[i][3][tokens[i]])
                 low = largest < case.get("remask_threshold", 0) * k / rounds
                 fell = "remask_drop" in case and before - now > case["remask_drop"]
                 if when < k and (low or fell):

@@ -1,6 +1,6 @@
 """Makes tests/fixtures/onnx: small policies as ONNX files, with what PyTorch computes with them.
 
-    python tests/reference/onnx_policies.py tests/fixtures/onnx
+    python tests/reference/onnx_policies.py tests/fixtures/onnx [NAME…]
 
 Needs torch, torchvision, onnx, safetensors and LeRobot 0.6.1. Everything is seeded; weights are drawn, not
 trained, so that every part matters to the result.
@@ -10,6 +10,7 @@ act        LeRobot's own ACT (a narrow ResNet-18, two cameras) with its processo
 flow       a flow-matching head in two graphs: one for the observation, one for each denoise step.
 recurrent  a GRU that takes a padded instruction with a mask, bytes of an image, and one action out.
 residual   a residual network at control rate: joints and planned action in, a correction out.
+desk_residual   one for the simulated desk arm: it pulls on where the arm lags behind, and leans to one side.
 """
 
 import math
@@ -344,9 +345,48 @@ deviation = [2.0, 2.0, 2.0]
 ''')
 
 
+class Tracking(nn.Module):
+    """Pulls on where the measured joints lag behind the planned ones, and leans to one side; between -1 and 1."""
+
+    def __init__(self, joints):
+        super().__init__()
+        self.net = nn.Linear(joints, joints)
+
+    def forward(self, position, planned):
+        return torch.tanh(self.net(planned - position))
+
+
+def desk_residual(folder):
+    names = ["shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper"]
+    joints = len(names)
+    model = Tracking(joints)
+    with torch.no_grad():
+        model.net.weight.copy_(4.0 * torch.eye(joints))
+        model.net.bias.copy_(torch.linspace(-0.5, 0.5, joints))
+    one = torch.zeros(1, joints)
+    export(model, (one, one), ["position", "planned"], ["correction"], folder / "residual.onnx")
+    (folder / "residual.toml").write_text(f'''model = "residual.onnx"
+rate = "100 Hz"
+names = {names}
+units = "rad"
+scale = 0.02
+
+[position]
+input = "position"
+
+[planned]
+input = "planned"
+
+[correction]
+output = "correction"
+'''.replace("'", '"'))
+
+
 if __name__ == "__main__":
-    root = Path(sys.argv[1])
-    for make in (act, flow, recurrent, residual):
+    root, wanted = Path(sys.argv[1]), sys.argv[2:]
+    for make in (act, flow, recurrent, residual, desk_residual):
+        if wanted and make.__name__ not in wanted:
+            continue
         folder = root / make.__name__
         folder.mkdir(parents=True, exist_ok=True)
         make(folder)

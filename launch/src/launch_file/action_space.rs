@@ -9,7 +9,7 @@ use sinew_runtime::action_space::{
 use sinew_runtime::kinematics::ArmModel;
 use sinew_runtime::units::{UnitError, parse_angle, parse_length};
 
-use super::resolve::Checker;
+use super::checker::Checker;
 use super::schema::{self, Text};
 
 /// The keys about actions; those that are left out the checkpoint may say.

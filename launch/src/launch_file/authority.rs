@@ -8,8 +8,8 @@ use sinew_drivers::peer::StopCategory;
 use sinew_runtime::arbiter::{MAX_OPERATORS, Resume, Source};
 use sinew_runtime::units;
 
+use super::checker::Checker;
 use super::finding::Findings;
-use super::resolve::Checker;
 use super::schema;
 use super::{Override, args};
 

@@ -3,24 +3,26 @@
 mod action_space;
 mod args;
 mod authority;
+mod checker;
 mod finding;
 mod resolve;
 mod sampling;
 mod scheduling;
 mod schema;
+mod settings;
 mod space;
 
 pub use action_space::ActionSettings;
 pub use args::{Argument, Override};
 pub use authority::{Addresses, AuthoritySettings, addresses};
 pub use finding::{Finding, Findings};
-pub use resolve::{
-    CameraConfig, ControlSettings, LaunchConfig, PolicySettings, RecordSettings, ResidualSettings,
-    RobotConfig, RunSettings,
-};
 pub use sampling::{CandidateSettings, MemorySettings, SamplingSettings, VerifierKind};
 pub use scheduling::what_if_settings;
 pub use schema::KEYS;
+pub use settings::{
+    CameraConfig, ControlSettings, LaunchConfig, PolicySettings, RecordSettings, ResidualSettings,
+    RobotConfig, RunSettings,
+};
 pub use space::{HalfSpace, SpaceSettings};
 
 use std::path::Path;

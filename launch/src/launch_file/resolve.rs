@@ -1,26 +1,26 @@
 //! From keys to settings: units are read, ranges checked, paths made relative to the file's folder.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use serde::Serialize;
 use sinew_models::onnx::Engine;
 use sinew_runtime::blackbox::Images;
 use sinew_runtime::rt::RealtimeMode;
 use sinew_runtime::units;
-use toml::Spanned;
 
 use crate::run::PLACE;
-use crate::supervise::Restart;
 
-use super::action_space::{self, ActionSettings};
+use super::action_space;
 use super::args::Argument;
-use super::authority::AuthoritySettings;
-use super::finding::{Finding, Findings, line_of, value_at};
-use super::sampling::{self, SamplingSettings};
-use super::scheduling::SchedulerSettings;
+use super::checker::Checker;
+use super::finding::{Findings, line_of};
+use super::sampling;
 use super::schema;
-use super::space::{self, SpaceSettings};
+use super::settings::{
+    CameraConfig, ControlSettings, LaunchConfig, PolicySettings, RecordSettings, ResidualSettings,
+    RobotConfig,
+};
+use super::space;
 
 /// Names of what `record.images` may be.
 const IMAGES: [(&str, Images); 3] =
@@ -31,291 +31,6 @@ const ENGINES: [(&str, Engine); 3] =
     [("auto", Engine::Auto), ("onnx-runtime", Engine::OnnxRuntime), ("built-in", Engine::BuiltIn)];
 /// Largest correction by a residual policy where the file does not say (rad).
 const RESIDUAL_LIMIT: f64 = 5.0 * std::f64::consts::PI / 180.0;
-
-/// A launch, read and checked as far as the file alone allows.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct LaunchConfig {
-    /// The file that it came from.
-    pub file: PathBuf,
-    /// Its arguments.
-    pub arguments: Vec<Argument>,
-    /// The arm.
-    pub robot: RobotConfig,
-    /// The cameras, by name.
-    pub cameras: Vec<CameraConfig>,
-    /// The policy.
-    pub policy: PolicySettings,
-    /// The scheduler.
-    pub scheduler: SchedulerSettings,
-    /// The control thread and the guard.
-    pub control: ControlSettings,
-    /// Authority, teleoperation and stops.
-    pub authority: AuthoritySettings,
-    /// Where the runtime listens and the drivers connect.
-    pub endpoint: String,
-    /// The black box.
-    pub record: RecordSettings,
-    #[serde(skip)]
-    lines: Vec<(&'static str, usize)>,
-}
-
-/// The black box.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct RecordSettings {
-    /// The file; `None`: no recording, unless `--record` names one.
-    pub file: Option<PathBuf>,
-    /// Which frames are in it.
-    pub images: Images,
-}
-
-/// Where a part runs, and what happens when it ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct RunSettings {
-    /// It is a supervised process of its own, not threads of the launching one.
-    pub process: bool,
-    /// What the supervisor does when the process fails.
-    pub restart: Restart,
-}
-
-/// The arm.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct RobotConfig {
-    /// Its name on the bus.
-    pub name: String,
-    /// Which driver.
-    pub driver: String,
-    /// Joints and limits; `None` for the driver's own.
-    pub description: Option<PathBuf>,
-    /// Time between two measured states.
-    pub state_period: Duration,
-    /// No command for this long: the arm holds by itself.
-    pub watchdog: Duration,
-    /// Where its driver runs.
-    pub run: RunSettings,
-    /// Seed of the first scene (simulation).
-    pub seed: u64,
-}
-
-/// A camera.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct CameraConfig {
-    /// The robot's name of it.
-    pub name: String,
-    /// Which driver.
-    pub driver: String,
-    /// Width and height (pixels).
-    pub size: [usize; 2],
-    /// Time between two frames.
-    pub period: Duration,
-    /// Where its driver runs.
-    pub run: RunSettings,
-    /// Line of its section.
-    pub line: usize,
-}
-
-/// The policy.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct PolicySettings {
-    /// Bundle or checkpoint folder.
-    pub file: PathBuf,
-    /// The instruction; empty for each scene's own.
-    pub instruction: String,
-    /// The text that it stands in, in place of `{instruction}`.
-    pub prompt: Option<String>,
-    /// The policy's input and the robot's camera.
-    pub cameras: Vec<(String, String)>,
-    /// What its actions are.
-    pub actions: ActionSettings,
-    /// Candidates and memory.
-    pub sampling: SamplingSettings,
-    /// Denoise steps; `None` for the checkpoint's own.
-    pub denoise_steps: Option<usize>,
-    /// Older parts make no observation.
-    pub max_observation_age: Duration,
-    /// What runs ONNX files.
-    pub onnx_engine: Engine,
-    /// ONNX Runtime's library; `None`: looked for.
-    pub onnx_library: Option<PathBuf>,
-    /// The residual stage.
-    pub residual: Option<ResidualSettings>,
-    /// Where it runs.
-    pub run: RunSettings,
-    /// Seed of the noise.
-    pub seed: u64,
-}
-
-/// A network that corrects the plan at control rate.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct ResidualSettings {
-    /// Folder with its manifest.
-    pub folder: PathBuf,
-    /// Largest correction of each joint (rad).
-    pub limit: f64,
-}
-
-/// Control thread and guard.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct ControlSettings {
-    /// Control period.
-    pub period: Duration,
-    /// Commands a second.
-    pub rate_hz: f64,
-    /// How much of real time is demanded.
-    pub realtime: RealtimeMode,
-    /// `SCHED_FIFO` priority.
-    pub priority: i32,
-    /// Measured state older than this is stale.
-    pub state_timeout: Duration,
-    /// Share of the description's speed limits that the guard allows.
-    pub velocity_scale: f64,
-    /// Share of the description's acceleration limits that the guard allows.
-    pub acceleration_scale: f64,
-    /// The processor that the control thread runs on; `None`: any.
-    pub cpu: Option<usize>,
-    /// Share of the description's jerk limits that the guard allows.
-    pub jerk_scale: f64,
-    /// Where the arm may be.
-    pub space: SpaceSettings,
-}
-
-impl LaunchConfig {
-    /// A finding at `key`, whose value is `value`.
-    pub fn finding(
-        &self,
-        key: &'static str,
-        value: impl ToString,
-        problem: impl ToString,
-        remedy: impl ToString,
-    ) -> Finding {
-        Finding {
-            file: self.file.clone(),
-            line: self.lines.iter().find(|l| l.0 == key).map(|l| l.1),
-            key: key.to_owned(),
-            value: value.to_string(),
-            problem: problem.to_string(),
-            remedy: remedy.to_string(),
-        }
-    }
-}
-
-/// Collects findings with the place that they are about.
-pub(super) struct Checker<'a> {
-    file: &'a Path,
-    text: &'a str,
-    findings: Vec<Finding>,
-    lines: Vec<(&'static str, usize)>,
-}
-
-impl<'a> Checker<'a> {
-    /// A checker of `text`, which `file` holds.
-    pub fn new(file: &'a Path, text: &'a str) -> Self {
-        Self { file, text, findings: Vec::new(), lines: Vec::new() }
-    }
-
-    /// All that was found.
-    pub fn done(self) -> Result<(), Findings> {
-        if self.findings.is_empty() { Ok(()) } else { Err(Findings(self.findings)) }
-    }
-
-    pub fn report<T>(&mut self, key: &str, at: &Spanned<T>, problem: impl ToString, remedy: &str) {
-        self.findings.push(Finding {
-            file: self.file.to_owned(),
-            line: Some(line_of(self.text, at.span().start)),
-            key: key.to_owned(),
-            value: value_at(self.text, &at.span()),
-            problem: problem.to_string(),
-            remedy: remedy.to_owned(),
-        });
-    }
-
-    /// Remembers where `key` stands, for findings that are made later.
-    pub fn note<T>(&mut self, key: &'static str, at: &Spanned<T>) {
-        self.lines.push((key, line_of(self.text, at.span().start)));
-    }
-
-    pub fn duration(&mut self, key: &str, at: &schema::Text) -> Duration {
-        let value = units::parse_duration(at.get_ref());
-        match value {
-            Ok(value) if !value.is_zero() => value,
-            Ok(_) => {
-                self.report(key, at, "must be longer than nothing", "write it like \"100 ms\"");
-                Duration::from_millis(1)
-            }
-            Err(e) => {
-                self.report(key, at, e, "");
-                Duration::from_millis(1)
-            }
-        }
-    }
-
-    /// A frequency (Hz) between `lowest` and `highest`.
-    pub(super) fn frequency(
-        &mut self,
-        key: &str,
-        at: &schema::Text,
-        lowest: f64,
-        highest: f64,
-    ) -> f64 {
-        match units::parse_frequency(at.get_ref()) {
-            Ok(hz) if (lowest..=highest).contains(&hz) => return hz,
-            Ok(_) => {
-                let problem = format!("outside {lowest} Hz to {highest} Hz");
-                self.report(key, at, problem, "choose a rate in that range");
-            }
-            Err(e) => self.report(key, at, e, ""),
-        }
-        lowest
-    }
-
-    pub fn one_of(&mut self, key: &str, at: &schema::Text, known: &[&str]) {
-        if !known.contains(&at.get_ref().as_str()) {
-            let remedy = format!("it is one of: {}", known.join(", "));
-            self.report(key, at, "is not known", &remedy);
-        }
-    }
-
-    pub fn endpoint(&mut self, key: &str, at: &schema::Text) {
-        if !["tcp/", "unixsock-stream/"].iter().any(|p| at.get_ref().starts_with(p)) {
-            self.report(key, at, "is no endpoint", "write it like \"tcp/127.0.0.1:7447\"");
-        }
-    }
-
-    /// The settings of `run` and `restart` under `table`.
-    fn run(
-        &mut self,
-        table: &str,
-        run: Option<&schema::Text>,
-        restart: Option<&schema::Text>,
-    ) -> RunSettings {
-        if let Some(at) = run {
-            self.one_of(&format!("{table}.run"), at, &["thread", "process"]);
-        }
-        if let Some(at) = restart {
-            self.one_of(&format!("{table}.restart"), at, &["on-failure", "never"]);
-        }
-        let process = run.is_some_and(|r| r.get_ref() == "process");
-        let never = restart.is_some_and(|r| r.get_ref() == "never");
-        if let (Some(at), false) = (restart, process) {
-            let remedy = "give it run = \"process\", or leave `restart` out";
-            self.report(&format!("{table}.restart"), at, "only a process is restarted", remedy);
-        }
-        RunSettings { process, restart: if never { Restart::Never } else { Restart::OnFailure } }
-    }
-
-    fn scale(&mut self, key: &str, at: Option<&Spanned<f64>>) -> f64 {
-        let Some(at) = at else { return 1.0 };
-        let value = *at.get_ref();
-        if !(value > 0.0 && value <= 1.0) {
-            self.report(
-                key,
-                at,
-                "must be above 0 and at most 1",
-                "1.0 uses the description's limits",
-            );
-        }
-        value
-    }
-}
 
 pub(super) fn resolve(
     file: &Path,

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use sinew_models::heads::flow::Solver;
 use toml::Spanned;
 
-use super::resolve::Checker;
+use super::checker::Checker;
 use super::schema;
 
 /// Who chooses among candidates.
@@ -20,6 +21,9 @@ pub enum VerifierKind {
 
 const VERIFIERS: [(&str, VerifierKind); 2] =
     [("coherence", VerifierKind::Coherence), ("past_actions", VerifierKind::PastActions)];
+
+/// Names of what `policy.solver` may be.
+const SOLVERS: [(&str, Solver); 2] = [("euler", Solver::Euler), ("midpoint", Solver::Midpoint)];
 
 /// Several candidates a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +50,8 @@ pub struct MemorySettings {
 /// How chunks are sampled beside the head's own way.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SamplingSettings {
+    /// How a denoise step follows the velocity, in flow-matching policies; `None`: as the policy does by itself.
+    pub solver: Option<Solver>,
     /// `None`: one sample is the chunk.
     pub candidates: Option<CandidateSettings>,
     /// `None`: nothing is remembered.
@@ -79,6 +85,10 @@ pub(super) fn resolve(
             check.report("policy.verifier", at, "needs past actions", remedy);
         }
     }
+    let solver = policy.solver.as_ref().and_then(|at| {
+        check.one_of("policy.solver", at, &SOLVERS.map(|s| s.0));
+        SOLVERS.iter().find(|s| s.0 == at.get_ref()).map(|s| s.1)
+    });
     let similarity = policy.memory_similarity.as_ref().map_or(0.98, |at| {
         if !(0.0..1.0).contains(at.get_ref()) {
             let remedy = "0.98 is a start; nearer to 1 is more alike";
@@ -95,5 +105,5 @@ pub(super) fn resolve(
     let past = if verifier == VerifierKind::PastActions { past } else { 0 };
     let candidates =
         count.or((past > 0).then_some(1)).map(|count| CandidateSettings { count, verifier, past });
-    SamplingSettings { candidates, memory }
+    SamplingSettings { solver, candidates, memory }
 }

@@ -9,8 +9,8 @@ use sinew_runtime::MaskSchedule;
 use sinew_runtime::scheduler::strategy::StrategyConfig;
 use toml::Spanned;
 
+use super::checker::Checker;
 use super::finding::{Finding, Findings};
-use super::resolve::Checker;
 use super::schema;
 
 /// How chunks are asked for and played.

@@ -5,7 +5,7 @@ use sinew_runtime::guard::SpaceConfig;
 use sinew_runtime::units::parse_length;
 use toml::Spanned;
 
-use super::resolve::Checker;
+use super::checker::Checker;
 use super::schema;
 
 /// Where the arm may be, beside what its description says.

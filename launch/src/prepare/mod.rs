@@ -166,6 +166,7 @@ fn load_options(settings: &PolicySettings) -> LoadOptions {
     let PolicySettings { onnx_engine, onnx_library, .. } = settings;
     LoadOptions {
         denoise_steps: settings.sampling.candidates.and(settings.denoise_steps),
+        solver: settings.sampling.solver,
         onnx: OnnxOptions { engine: *onnx_engine, library: onnx_library.clone(), threads: None },
         ..LoadOptions::default()
     }

@@ -282,6 +282,7 @@ impl Launched {
                 ingest,
                 instruction,
                 agenda,
+                said: Vec::new(),
                 recorder: inputs,
                 referee: referee_state,
                 requests: ports.requests,

@@ -33,8 +33,10 @@ pub enum Outcome {
 pub struct EpisodeResult {
     /// Seed of the scene.
     pub seed: u64,
-    /// The instruction that the policy was given, and that it is judged by.
+    /// The instruction that the policy was given first, and that it is judged by.
     pub instruction: String,
+    /// The instructions that people gave it meanwhile.
+    pub said: Vec<String>,
     /// The instruction is not the scene's own but the swapped one of the control experiment.
     pub swapped: bool,
     /// How it ended.
@@ -101,6 +103,7 @@ pub(super) fn play(
     // Fresh pictures of the new scene: two frames of the slowest camera.
     wait(robot, robot.frame_period * 2 + Duration::from_millis(100), quit, observe);
     robot.forget_outcome();
+    robot.said.clear();
     robot.request(ControlEvent::Authority(AuthorityRequest::Policy))?;
     let start = Instant::now();
     let mut interrupted = Duration::ZERO;
@@ -132,7 +135,8 @@ pub(super) fn play(
     let seconds = start.elapsed().saturating_sub(interrupted).as_secs_f64();
     robot.request(ControlEvent::Authority(AuthorityRequest::Hold))?;
     let SceneReply { seed, instruction } = reply;
-    Ok(EpisodeResult { seed, instruction, swapped: plan.scene.swap, outcome, seconds })
+    let said = std::mem::take(&mut robot.said);
+    Ok(EpisodeResult { seed, instruction, said, swapped: plan.scene.swap, outcome, seconds })
 }
 
 /// Where nobody's consent is needed, the run asks for the policy again once everything is there.

@@ -273,6 +273,7 @@ fn report(
             .iter()
             .map(|((why, steps), n)| (format!("{steps} ({why})"), *n))
             .collect(),
+        instructions: m.instructions.clone(),
         caches: m.caches.iter().map(|(k, v)| ((*k).to_owned(), *v)).collect(),
         reach: m.reach,
         handover_us: m.handover.quantiles(),

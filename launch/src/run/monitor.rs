@@ -61,6 +61,8 @@ pub(super) struct Monitor {
     pub caches: BTreeMap<&'static str, CacheFigures>,
     /// How well the joints met the policy's poses.
     pub reach: Option<Reach>,
+    /// Chunks made for each instruction.
+    pub instructions: BTreeMap<String, u64>,
     /// Orders that made no chunk, by reason.
     pub failures: BTreeMap<String, u64>,
 }
@@ -131,7 +133,8 @@ impl Monitor {
 
     fn on_inference(&mut self, report: InferenceReport) {
         match report {
-            InferenceReport::Chunk { latency, report, decision, ages } => {
+            InferenceReport::Chunk { instruction, latency, report, decision, ages } => {
+                *self.instructions.entry(instruction).or_default() += 1;
                 self.chunk_latency.record(latency);
                 if let Some(decision) = decision {
                     *self.decisions.entry((decision.why.name(), decision.done)).or_default() += 1;

@@ -135,6 +135,8 @@ pub(super) struct Robot {
     pub instruction: Arc<Mutex<String>>,
     /// What people say meanwhile.
     pub agenda: Agenda,
+    /// What they said in this episode, as far as the run follows it.
+    pub said: Vec<String>,
     pub recorder: Inputs,
     pub referee: Arc<Mutex<Referee>>,
     pub requests: Producer<ControlEvent>,
@@ -159,6 +161,7 @@ impl Robot {
         }
         if let Some(instruction) = self.agenda.take() {
             self.set_instruction(&instruction);
+            self.said.push(instruction);
         }
         self.say_status();
     }

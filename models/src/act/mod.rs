@@ -34,6 +34,7 @@ pub(crate) static FAMILY: Family = Family {
     unused: |name| name.starts_with("vae_encoder") || name == "encoder_latent_input_proj.weight",
     extras: &[],
     keep,
+    follows_velocity: false,
     sizes,
     load: |checkpoint, options| Ok(Box::new(ActPolicy::load(checkpoint, options)?)),
 };

@@ -1,14 +1,14 @@
 //! ACT as an anytime task.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use sinew_runtime::{
     ActionChunk, ChunkRequest, Image, Observation, Policy, PolicyError, PolicySpec, Progress,
-    StageTime, Stamp,
 };
 
 use super::{Act, ActConfig, Encoded};
+use crate::anytime::{NOT_BEGUN, NOT_DONE, Ticket, compute};
 use crate::checkpoint::Checkpoint;
 use crate::processors::Boundary;
 use crate::{LoadOptions, ModelError};
@@ -17,14 +17,12 @@ use crate::{LoadOptions, ModelError};
 const ENVIRONMENT: &str = "observation.environment_state";
 
 const STAGES: [&str; 4] = ["preprocess", "vision", "encode", "decode"];
-const PREPROCESS: usize = 0;
 const VISION: usize = 1;
 const ENCODE: usize = 2;
 const DECODE: usize = 3;
 
 struct Run {
-    request: u64,
-    instant: Stamp,
+    ticket: Ticket<4>,
     state: Vec<f32>,
     /// Images not yet encoded, the last first.
     images: Vec<Tensor>,
@@ -32,7 +30,6 @@ struct Run {
     maps: Vec<Tensor>,
     encoded: Option<Encoded>,
     chunk: Option<Tensor>,
-    times: [Duration; 4],
 }
 
 impl Run {
@@ -58,7 +55,6 @@ pub struct ActPolicy {
     model: Act,
     boundary: Boundary,
     spec: PolicySpec,
-    dt: Duration,
     run: Option<Run>,
 }
 
@@ -77,7 +73,7 @@ impl ActPolicy {
         }
         let boundary = Boundary::new(checkpoint, 0)?;
         let spec = boundary.spec(checkpoint, options, config.chunk_size, 1)?;
-        Ok(Self { model: Act::load(checkpoint)?, boundary, dt: spec.dt(), spec, run: None })
+        Ok(Self { model: Act::load(checkpoint)?, boundary, spec, run: None })
     }
 
     /// Does one bounded step of `run`; the stage it belonged to.
@@ -93,10 +89,6 @@ impl ActPolicy {
         run.encoded = Some(self.model.encode(Some(&run.state), None, &run.maps)?);
         Ok(ENCODE)
     }
-}
-
-fn compute(error: candle_core::Error) -> PolicyError {
-    PolicyError::Compute(error.to_string())
 }
 
 impl Policy for ActPolicy {
@@ -124,28 +116,23 @@ impl Policy for ActPolicy {
             Tensor::from_vec(planes, size, &Device::Cpu).map_err(compute)
         };
         let images = seen.iter().enumerate().rev().map(image).collect::<Result<_, _>>()?;
-        let mut times = [Duration::ZERO; 4];
-        times[PREPROCESS] = start.elapsed();
         self.run = Some(Run {
-            request: request.id,
-            instant: observation.instant,
+            ticket: Ticket::prepared(request, observation, &STAGES, start),
             state,
             images,
             maps: Vec::new(),
             encoded: None,
             chunk: None,
-            times,
         });
         Ok(())
     }
 
     fn advance(&mut self) -> Result<Progress, PolicyError> {
-        let mut run =
-            self.run.take().ok_or(PolicyError::OutOfTurn("advance was called before begin"))?;
+        let mut run = self.run.take().ok_or(NOT_BEGUN)?;
         if run.chunk.is_none() {
             let start = Instant::now();
             let stage = self.step(&mut run).map_err(compute)?;
-            run.times[stage] += start.elapsed();
+            run.ticket.add(stage, start);
             let progress = run.progress(stage);
             self.run = Some(run);
             return Ok(progress);
@@ -155,20 +142,11 @@ impl Policy for ActPolicy {
     }
 
     fn take_chunk(&mut self) -> Result<ActionChunk, PolicyError> {
-        let run = self
-            .run
-            .take_if(|run| run.chunk.is_some())
-            .ok_or(PolicyError::OutOfTurn("take_chunk was called before the chunk was done"))?;
+        let run = self.run.take_if(|run| run.chunk.is_some()).ok_or(NOT_DONE)?;
         // `take_if` let only a finished run through.
-        let sample = run.chunk.as_ref().ok_or(PolicyError::OutOfTurn("nothing was begun"))?;
+        let sample = run.chunk.as_ref().ok_or(NOT_DONE)?;
         let rows = sample.to_vec2::<f32>().map_err(compute)?;
         let actions = self.boundary.actions(rows.iter().map(Vec::as_slice))?;
-        let mut chunk =
-            ActionChunk::new(run.request, run.instant, self.dt, self.spec.action_dim, actions)
-                .map_err(|e| PolicyError::Compute(e.to_string()))?;
-        chunk.report.stages =
-            STAGES.iter().zip(run.times).map(|(stage, time)| StageTime { stage, time }).collect();
-        chunk.report.denoise_steps = 1;
-        Ok(chunk)
+        run.ticket.chunk(&self.spec, actions, 1)
     }
 }

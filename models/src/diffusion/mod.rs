@@ -47,6 +47,7 @@ pub(crate) static FAMILY: Family = Family {
     unused: |name| name.ends_with(".num_batches_tracked") || name.ends_with(".pos_grid"),
     extras: &[],
     keep,
+    follows_velocity: false,
     sizes,
     load: |checkpoint, options| Ok(Box::new(DiffusionPolicy::load(checkpoint, options)?)),
 };

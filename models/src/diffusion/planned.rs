@@ -2,6 +2,7 @@
 
 use sinew_runtime::{PolicyError, Prefix, PrefixUse};
 
+use crate::anytime::compute;
 use crate::heads::ddpm::{Inpainting, Sampler, Schedule};
 use crate::processors::Boundary;
 
@@ -20,7 +21,6 @@ pub(super) fn start(
     shape: (usize, usize),
     steps: usize,
 ) -> Result<Sampler, PolicyError> {
-    let compute = |e: candle_core::Error| PolicyError::Compute(e.to_string());
     let Some(prefix) = prefix else {
         return Sampler::new(schedule, noise, shape, steps).map_err(compute);
     };

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 use candle_core::{Device, Tensor};
 use sinew_runtime::{
     ActionChunk, CacheUse, ChunkRequest, Observation, Policy, PolicyError, PolicySpec, Progress,
-    StageTime, Stamp,
+    Stamp,
 };
 
 use super::planned::start;
 use super::{Condition, DiffusionConfig, DiffusionModel, ENVIRONMENT, History};
+use crate::anytime::{NOT_BEGUN, NOT_DONE, NOTHING_BEGUN, Ticket, compute, steps};
 use crate::checkpoint::Checkpoint;
 use crate::heads::ddpm::{Sampler, Schedule};
 use crate::processors::Boundary;
@@ -19,7 +20,6 @@ use crate::smolvla::gaussian_noise;
 use crate::{LoadOptions, ModelError};
 
 const STAGES: [&str; 3] = ["preprocess", "vision", "denoise"];
-const PREPROCESS: usize = 0;
 const VISION: usize = 1;
 const DENOISE: usize = 2;
 
@@ -34,14 +34,13 @@ struct Seen {
 }
 
 struct Run {
-    request: u64,
+    ticket: Ticket<3>,
     seen: Seen,
     condition: Option<Condition>,
     sampler: Sampler,
     random: SplitMix64,
     /// Whether the observation's features were known already.
     remembered: bool,
-    times: [Duration; 3],
 }
 
 /// A Diffusion Policy: one step per camera, one per denoise step.
@@ -56,7 +55,6 @@ pub struct DiffusionPolicy {
     boundary: Boundary,
     schedule: Schedule,
     spec: PolicySpec,
-    dt: Duration,
     past: usize,
     history: History<(Vec<Tensor>, Vec<f32>)>,
     run: Option<Run>,
@@ -83,15 +81,13 @@ impl DiffusionPolicy {
             config.n_action_steps,
             options.denoise_steps.unwrap_or(config.denoise_steps()),
         )?;
-        let dt = spec.dt();
         Ok(Self {
             model: DiffusionModel::load(checkpoint)?,
             boundary,
             schedule: config.schedule(),
-            spec,
-            dt,
             past: config.n_obs_steps - 1,
-            history: History::new(config.n_obs_steps, dt),
+            history: History::new(config.n_obs_steps, spec.dt()),
+            spec,
             run: None,
             noise: VecDeque::new(),
         })
@@ -170,10 +166,6 @@ impl DiffusionPolicy {
     }
 }
 
-fn compute(error: candle_core::Error) -> PolicyError {
-    PolicyError::Compute(error.to_string())
-}
-
 impl Policy for DiffusionPolicy {
     fn spec(&self) -> &PolicySpec {
         &self.spec
@@ -186,15 +178,7 @@ impl Policy for DiffusionPolicy {
     ) -> Result<(), PolicyError> {
         self.run = None;
         let begun = Instant::now();
-        let (steps, most) = (
-            request.denoise_steps.unwrap_or(self.spec.denoise_steps),
-            self.schedule.training_steps(),
-        );
-        if steps == 0 || steps > most {
-            return Err(PolicyError::Compute(format!(
-                "{steps} denoise steps were asked for; use 1 to {most}"
-            )));
-        }
+        let steps = steps(request, &self.spec, self.schedule.training_steps())?;
         let (seen, remembered) = self.see(observation)?;
         let shape = self.model.sample_shape();
         let mut random = SplitMix64::new(request.seed);
@@ -204,28 +188,24 @@ impl Policy for DiffusionPolicy {
         let schedule = self.schedule.clone();
         let prefix = request.prefix.as_ref();
         let sampler = start(schedule, prefix, &self.boundary, self.past, noise, shape, steps)?;
-        let mut times = [Duration::ZERO; 3];
-        times[PREPROCESS] = begun.elapsed();
         self.run = Some(Run {
-            request: request.id,
+            ticket: Ticket::prepared(request, observation, &STAGES, begun),
             seen,
             condition: None,
             sampler,
             random,
             remembered,
-            times,
         });
         Ok(())
     }
 
     fn advance(&mut self) -> Result<Progress, PolicyError> {
-        let mut run =
-            self.run.take().ok_or(PolicyError::OutOfTurn("advance was called before begin"))?;
+        let mut run = self.run.take().ok_or(NOT_BEGUN)?;
         let mut stage = DENOISE;
         if !run.sampler.is_done() {
             let begun = Instant::now();
             stage = self.step(&mut run).map_err(compute)?;
-            run.times[stage] += begun.elapsed();
+            run.ticket.add(stage, begun);
         }
         let cameras = run.seen.images.len() + run.seen.features.len();
         let progress = match run.sampler.is_done() {
@@ -243,21 +223,13 @@ impl Policy for DiffusionPolicy {
     }
 
     fn take_chunk(&mut self) -> Result<ActionChunk, PolicyError> {
-        let run = self
-            .run
-            .take_if(|run| run.sampler.is_done())
-            .ok_or(PolicyError::OutOfTurn("take_chunk was called before the chunk was done"))?;
+        let run = self.run.take_if(|run| run.sampler.is_done()).ok_or(NOT_DONE)?;
         self.noise.clear();
         let sample = run.sampler.sample();
         let current = sample.narrow(0, self.past, self.spec.action_horizon).map_err(compute)?;
         let rows = current.to_vec2::<f32>().map_err(compute)?;
         let actions = self.boundary.actions(rows.iter().map(Vec::as_slice))?;
-        let dim = self.spec.action_dim;
-        let mut chunk = ActionChunk::new(run.request, run.seen.instant, self.dt, dim, actions)
-            .map_err(|e| PolicyError::Compute(e.to_string()))?;
-        chunk.report.stages =
-            STAGES.iter().zip(run.times).map(|(stage, time)| StageTime { stage, time }).collect();
-        chunk.report.denoise_steps = run.sampler.done();
+        let mut chunk = run.ticket.chunk(&self.spec, actions, run.sampler.done())?;
         let hits = u32::from(run.remembered);
         let used = CacheUse { lookups: 1, hits, error: None };
         chunk.report.caches.push(("observation_features", used));
@@ -265,7 +237,7 @@ impl Policy for DiffusionPolicy {
     }
 
     fn history_period(&self) -> Option<Duration> {
-        (self.past > 0).then_some(self.dt)
+        (self.past > 0).then(|| self.spec.dt())
     }
 
     fn remember(&mut self, observation: &Observation) -> Result<(), PolicyError> {
@@ -278,12 +250,12 @@ impl Policy for DiffusionPolicy {
     }
 
     fn set_denoise_steps(&mut self, steps: usize) -> Result<bool, PolicyError> {
-        let run = self.run.as_mut().ok_or(PolicyError::OutOfTurn("nothing was begun"))?;
+        let run = self.run.as_mut().ok_or(NOTHING_BEGUN)?;
         Ok(run.sampler.set_steps(steps))
     }
 
     fn finish_early(&mut self) -> Result<bool, PolicyError> {
-        let run = self.run.as_mut().ok_or(PolicyError::OutOfTurn("nothing was begun"))?;
+        let run = self.run.as_mut().ok_or(NOTHING_BEGUN)?;
         Ok(run.sampler.finish())
     }
 }

@@ -135,8 +135,11 @@ struct Choice {
 pub struct MaskedDecoder {
     masking: Masking,
     bins: usize,
+    /// Rounds at most, and rounds done, in all passes.
     rounds: usize,
     done: usize,
+    /// Rounds done before the pass under way.
+    before: usize,
     tokens: Vec<Token>,
     /// Per position and bin, whether it may not be chosen; empty: all may.
     forbidden: Vec<bool>,
@@ -153,6 +156,7 @@ impl MaskedDecoder {
             bins,
             rounds: rounds.max(1),
             done: 0,
+            before: 0,
             tokens: vec![Token::Unknown; length],
             forbidden: Vec::new(),
             newest: Vec::new(),
@@ -165,6 +169,33 @@ impl MaskedDecoder {
         if let Some(token) = self.tokens.get_mut(position) {
             *token = Token::Frozen(bin.min(self.bins - 1));
         }
+    }
+
+    /// True when the token at `position` is fixed.
+    pub fn is_frozen(&self, position: usize) -> bool {
+        matches!(self.tokens.get(position), Some(Token::Frozen(_)))
+    }
+
+    /// Whether there is such a bin and the token at `position` may take it.
+    pub fn may_be(&self, position: usize, bin: usize) -> bool {
+        let forbidden = self.forbidden.get(position * self.bins + bin).copied();
+        bin < self.bins && !forbidden.unwrap_or(false)
+    }
+
+    /// Another pass: what lies before `position` is fixed as it is, what is not fixed from there on becomes unknown, to
+    /// be decided in at most `rounds` (at least 1) more.
+    pub fn reopen(&mut self, position: usize, rounds: usize) {
+        for (at, token) in self.tokens.iter_mut().enumerate() {
+            *token = match *token {
+                Token::Decided { bin, .. } if at < position => Token::Frozen(bin),
+                Token::Frozen(bin) => Token::Frozen(bin),
+                _ => Token::Unknown,
+            };
+        }
+        self.before = self.done;
+        self.rounds = self.done + rounds.max(1);
+        // The choices of the pass before are those that are not wanted.
+        self.newest.clear();
     }
 
     /// Lets the token at `position` take only the bins that `allowed` says.
@@ -198,6 +229,11 @@ impl MaskedDecoder {
             Token::Decided { bin, .. } | Token::Frozen(bin) => *bin,
         };
         self.tokens.iter().map(id).collect()
+    }
+
+    /// The tokens of a decided chunk; 0 where nothing is decided.
+    pub fn decided(&self) -> Vec<usize> {
+        self.tokens(0)
     }
 
     /// Tokens that are not decided.
@@ -251,7 +287,9 @@ impl MaskedDecoder {
             return Err(DecodeError::Size { expected, found: logits.len() });
         }
         let last = self.done + 1 >= self.rounds;
-        let r = (self.done + 1) as f64 / self.rounds as f64;
+        // Of this pass.
+        let (done, rounds) = (self.done - self.before, self.rounds - self.before);
+        let r = (done + 1) as f64 / rounds as f64;
         let noise = if last { 0.0 } else { self.masking.temperature * (1.0 - r) as f32 };
         self.newest = self.choose(logits, noise)?;
         self.decide(if last { 0 } else { self.stay(r) });
@@ -306,7 +344,8 @@ impl MaskedDecoder {
 
     /// Makes tokens that were decided in earlier rounds unknown again where the newest logits disagree.
     fn forget(&mut self) {
-        let below = self.masking.remask_below * (self.done as f32 / self.rounds as f32);
+        let (done, rounds) = (self.done - self.before, self.rounds - self.before);
+        let below = self.masking.remask_below * (done as f32 / rounds as f32);
         for (token, choice) in self.tokens.iter_mut().zip(&self.newest) {
             let Token::Decided { round, probability, .. } = *token else { continue };
             let drop = self.masking.remask_drop;

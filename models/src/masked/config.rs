@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 use crate::ModelError;
 use crate::checkpoint::Checkpoint;
-use crate::heads::{Bins, Confidence, MaskSchedule, Masking};
+use crate::heads::{AnchorSearch, Bins, Confidence, MaskSchedule, Masking, bins};
 
 /// Values that actions may have, per dimension, in the policy's unit.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -35,12 +35,22 @@ pub struct MaskedConfig {
     pub remask_drop: Option<f32>,
     /// Bins outside are never chosen; `null`: all may be.
     pub action_limits: Option<ActionLimits>,
+    /// Largest change from one action to the next, per dimension, in the policy's unit; `null`: any. An action that
+    /// changes more is moved to the nearest bin that does not, and the rest is decided anew around it
+    /// ([`crate::heads::AnchorSearch`]).
+    pub step_limits: Option<Vec<f64>>,
+    /// Farthest that an action is moved so (bins).
+    pub anchor_reach: usize,
+    /// Passes at most in which the rest is decided anew.
+    pub anchor_passes: usize,
+    /// Rounds of such a pass.
+    pub anchor_rounds: usize,
     /// Per dimension, how often decoded values are smoothed along the chunk ([`crate::heads::smooth`]); empty:
     /// never.
     pub smoothing: Vec<usize>,
 }
 
-/// Smoothing more often than this flattens every chunk.
+/// Smoothing more often than this flattens every chunk; more passes and rounds than this bring no more.
 const PASSES_LIMIT: usize = 100;
 
 impl Default for MaskedConfig {
@@ -54,6 +64,10 @@ impl Default for MaskedConfig {
             remask_threshold: None,
             remask_drop: None,
             action_limits: None,
+            step_limits: None,
+            anchor_reach: 10,
+            anchor_passes: 10,
+            anchor_rounds: 2,
             smoothing: Vec::new(),
         }
     }
@@ -96,6 +110,22 @@ impl MaskedConfig {
                 return Err(ModelError::config(&path, "action_limits", reason));
             }
         }
+        if let Some(limits) = &config.step_limits
+            && (limits.len() != expected || !limits.iter().all(|l| *l > 0.0))
+        {
+            let reason = format!("is {limits:?}, expected {expected} numbers above 0");
+            return Err(ModelError::config(&path, "step_limits", reason));
+        }
+        for (key, value, most) in [
+            ("anchor_reach", config.anchor_reach, bins::MOST),
+            ("anchor_passes", config.anchor_passes, PASSES_LIMIT),
+            ("anchor_rounds", config.anchor_rounds, PASSES_LIMIT),
+        ] {
+            if !(1..=most).contains(&value) {
+                let reason = format!("is {value}, expected 1 to {most}");
+                return Err(ModelError::config(&path, key, reason));
+            }
+        }
         Ok(config)
     }
 
@@ -107,6 +137,12 @@ impl MaskedConfig {
         Bins::new(self.num_bins).ok_or_else(|| {
             ModelError::config(&checkpoint.config_path(), "num_bins", "is out of range")
         })
+    }
+
+    /// How actions that change too fast are mended.
+    pub fn anchors(&self) -> AnchorSearch {
+        let Self { anchor_reach: reach, anchor_passes: passes, anchor_rounds: rounds, .. } = *self;
+        AnchorSearch { reach, passes, rounds }
     }
 
     /// How to decode.

@@ -38,6 +38,7 @@ pub(crate) static FAMILY: Family = Family {
     unused: |name| name.ends_with("lm_head.weight"),
     extras: smolvla::EXTRAS,
     keep: smolvla::keep,
+    follows_velocity: false,
     sizes,
     load: |checkpoint, options| Ok(Box::new(MaskedPolicy::load(checkpoint, options)?)),
 };

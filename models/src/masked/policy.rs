@@ -1,41 +1,40 @@
 //! Masked diffusion as an anytime task.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use candle_core::Tensor;
 use sinew_runtime::{
-    ActionChunk, ChunkRequest, Observation, Policy, PolicyError, PolicySpec, PrefixUse, Progress,
-    StageTime, Stamp,
+    ActionChunk, CacheUse, ChunkRequest, Observation, Policy, PolicyError, PolicySpec, PrefixUse,
+    Progress,
 };
 
 use super::{MaskedConfig, MaskedVla};
+use crate::anytime::{NOT_BEGUN, NOT_DONE, NOTHING_BEGUN, STEP_LIMIT, Ticket, compute, steps};
 use crate::checkpoint::Checkpoint;
 use crate::heads::flow::reuse;
-use crate::heads::{MaskedDecoder, Masking, smooth};
+use crate::heads::{AnchorSearch, Anchored, Bins, MaskedDecoder, Masking, smooth};
+use crate::processors::Normalizer;
 use crate::smolvla::{Inputs, Prefix, Preparer, SmolVlaConfig};
 use crate::{LoadOptions, ModelError};
 
 const STAGES: [&str; 4] = ["preprocess", "vision", "prefix", "denoise"];
-const PREPROCESS: usize = 0;
 const VISION: usize = 1;
 const PREFIX: usize = 2;
 const DENOISE: usize = 3;
 
-/// The most rounds that one request may ask for.
-const ROUND_LIMIT: usize = 1000;
-
 struct Run {
-    request: u64,
-    instant: Stamp,
+    ticket: Ticket<4>,
     inputs: Inputs,
     /// Tokens of the images encoded so far.
     images: Vec<Tensor>,
     prefix: Option<Prefix>,
     decoder: MaskedDecoder,
+    /// What became of actions that broke a limit; decided, and nothing left to mend: the chunk is done.
+    anchored: Anchored,
+    done: bool,
     /// The frozen actions as the network has them, row by row.
     frozen: Vec<f32>,
     planned: Option<sinew_runtime::Prefix>,
-    times: [Duration; 4],
 }
 
 /// A masked-diffusion policy: one step per camera, one for the prefix, one per round.
@@ -47,13 +46,11 @@ pub struct MaskedPolicy {
     smoothing: Vec<usize>,
     /// Per dimension, the bins inside the limits; none: all.
     allowed: Option<Vec<Vec<bool>>>,
+    /// Per dimension, the largest change from one action to the next (the policy's unit); none: any.
+    step_limits: Option<Vec<f64>>,
+    anchors: AnchorSearch,
     spec: PolicySpec,
-    dt: Duration,
     run: Option<Run>,
-}
-
-fn compute(error: impl std::fmt::Display) -> PolicyError {
-    PolicyError::Compute(error.to_string())
 }
 
 impl MaskedPolicy {
@@ -73,10 +70,19 @@ impl MaskedPolicy {
             config.chunk_size,
             options.denoise_steps.unwrap_or(config.num_steps),
         )?;
-        let dt = spec.dt();
         let (masking, smoothing) = (head.masking(), head.smoothing.clone());
-        let mut policy =
-            Self { model, preparer, masking, smoothing, allowed: None, spec, dt, run: None };
+        let (anchors, step_limits) = (head.anchors(), head.step_limits.clone());
+        let mut policy = Self {
+            model,
+            preparer,
+            masking,
+            smoothing,
+            allowed: None,
+            step_limits,
+            anchors,
+            spec,
+            run: None,
+        };
         if let Some(limits) = &head.action_limits {
             let pairs: Vec<_> =
                 limits.lower.iter().copied().zip(limits.upper.iter().copied()).collect();
@@ -86,6 +92,21 @@ impl MaskedPolicy {
             })?;
         }
         Ok(policy)
+    }
+
+    /// Lets actions change by no more than `limits` (each dimension's, above 0, in the policy's unit) from one to the
+    /// next; `None`: by any.
+    ///
+    /// # Errors
+    /// The number of limits that is needed; nothing changes then.
+    pub fn set_step_limits(&mut self, limits: Option<Vec<f64>>) -> Result<(), usize> {
+        let dim = self.spec.action_dim;
+        let fits = |l: &Vec<f64>| l.len() == dim && l.iter().all(|l| *l > 0.0);
+        if !limits.as_ref().is_none_or(fits) {
+            return Err(dim);
+        }
+        self.step_limits = limits;
+        Ok(())
     }
 
     /// Lets actions only have values from `limits`, least and largest of each dimension in the policy's unit.
@@ -155,6 +176,26 @@ impl MaskedPolicy {
     }
 }
 
+/// By how much the token at a position changes its dimension more than `limits` from the action before, in the policy's
+/// unit; `frozen` are actions that are known better than to a bin.
+fn too_fast(
+    action: &Normalizer,
+    bins: Bins,
+    frozen: &[f32],
+    limits: &[f64],
+) -> impl Fn(usize, &[usize]) -> f64 {
+    let dim = limits.len();
+    move |position, tokens| {
+        let Some(before) = position.checked_sub(dim) else { return 0.0 };
+        let column = position % dim;
+        let value = |at: usize| {
+            let x = frozen.get(at).copied().unwrap_or_else(|| bins.decode(tokens[at]));
+            action.unnormalize(column, f64::from(x))
+        };
+        (value(position) - value(before)).abs() - limits[column]
+    }
+}
+
 impl Policy for MaskedPolicy {
     fn spec(&self) -> &PolicySpec {
         &self.spec
@@ -167,33 +208,26 @@ impl Policy for MaskedPolicy {
     ) -> Result<(), PolicyError> {
         self.run = None;
         let start = Instant::now();
-        let rounds = request.denoise_steps.unwrap_or(self.spec.denoise_steps);
-        if rounds == 0 || rounds > ROUND_LIMIT {
-            let reason = format!("{rounds} rounds were asked for; use 1 to {ROUND_LIMIT}");
-            return Err(PolicyError::Compute(reason));
-        }
+        let rounds = steps(request, &self.spec, STEP_LIMIT)?;
         let (decoder, frozen) = self.decoder(request, rounds)?;
         let inputs = self.preparer.prepare(observation)?;
-        let mut times = [Duration::ZERO; 4];
-        times[PREPROCESS] = start.elapsed();
         self.run = Some(Run {
-            request: request.id,
-            instant: observation.instant,
+            ticket: Ticket::prepared(request, observation, &STAGES, start),
             inputs,
             images: Vec::new(),
             prefix: None,
             decoder,
+            anchored: Anchored::default(),
+            done: false,
             frozen,
             planned: request.prefix.clone(),
-            times,
         });
         Ok(())
     }
 
     fn advance(&mut self) -> Result<Progress, PolicyError> {
-        let run =
-            self.run.as_mut().ok_or(PolicyError::OutOfTurn("advance was called before begin"))?;
-        if run.decoder.is_done() {
+        let run = self.run.as_mut().ok_or(NOT_BEGUN)?;
+        if run.done {
             return Ok(Progress::Done);
         }
         let start = Instant::now();
@@ -212,8 +246,17 @@ impl Policy for MaskedPolicy {
             run.prefix = Some(prefix.map_err(compute)?);
             PREFIX
         };
-        run.times[stage] += start.elapsed();
         if run.decoder.is_done() {
+            run.done = true;
+            if let Some(limits) = &self.step_limits {
+                let (_, action) = self.preparer.boundary().normalizers();
+                let excess = too_fast(action, self.model.bins(), &run.frozen, limits);
+                let (dim, anchored) = (limits.len(), &mut run.anchored);
+                run.done = !self.anchors.repair(&mut run.decoder, dim, anchored, excess);
+            }
+        }
+        run.ticket.add(stage, start);
+        if run.done {
             return Ok(Progress::Done);
         }
         let ready = usize::from(run.prefix.is_some());
@@ -227,10 +270,7 @@ impl Policy for MaskedPolicy {
     }
 
     fn take_chunk(&mut self) -> Result<ActionChunk, PolicyError> {
-        let run = self
-            .run
-            .take_if(|run| run.decoder.is_done())
-            .ok_or(PolicyError::OutOfTurn("take_chunk was called before the chunk was done"))?;
+        let run = self.run.take_if(|run| run.done).ok_or(NOT_DONE)?;
         let bins = self.model.bins();
         let tokens = run.decoder.tokens(self.model.mask());
         let mut values: Vec<f32> = tokens.into_iter().map(|bin| bins.decode(bin)).collect();
@@ -241,22 +281,33 @@ impl Policy for MaskedPolicy {
             smooth(&mut values, dim, column, run.frozen.len() / dim, *passes);
         }
         let actions = self.preparer.boundary().actions(values.chunks_exact(dim))?;
-        let mut chunk =
-            ActionChunk::new(run.request, run.instant, self.dt, dim, actions).map_err(compute)?;
-        chunk.report.stages =
-            STAGES.iter().zip(run.times).map(|(stage, time)| StageTime { stage, time }).collect();
-        chunk.report.denoise_steps = run.decoder.done();
+        let mut chunk = run.ticket.chunk(&self.spec, actions, run.decoder.done())?;
+        if self.step_limits.is_some() {
+            let Anchored { passes, moved, excess } = run.anchored;
+            let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+            let used = CacheUse { lookups: count(passes), hits: count(moved), error: Some(excess) };
+            chunk.report.caches.push(("anchors", used));
+        }
         chunk.report.caches.extend(run.planned.as_ref().map(|prefix| reuse(prefix, &chunk)));
         Ok(chunk)
     }
 
     fn set_denoise_steps(&mut self, steps: usize) -> Result<bool, PolicyError> {
-        let run = self.run.as_mut().ok_or(PolicyError::OutOfTurn("nothing was begun"))?;
-        Ok(run.decoder.set_rounds(steps.min(ROUND_LIMIT)))
+        let run = self.run.as_mut().ok_or(NOTHING_BEGUN)?;
+        Ok(run.decoder.set_rounds(steps.min(STEP_LIMIT)))
     }
 
     fn finish_early(&mut self) -> Result<bool, PolicyError> {
-        let run = self.run.as_mut().ok_or(PolicyError::OutOfTurn("nothing was begun"))?;
-        Ok(run.decoder.finish())
+        let run = self.run.as_mut().ok_or(NOTHING_BEGUN)?;
+        if !run.decoder.finish() {
+            return Ok(false);
+        }
+        if let Some(limits) = self.step_limits.as_ref().filter(|_| !run.done) {
+            let (_, action) = self.preparer.boundary().normalizers();
+            let excess = too_fast(action, self.model.bins(), &run.frozen, limits);
+            self.anchors.settle(&mut run.decoder, &mut run.anchored, excess);
+        }
+        run.done = true;
+        Ok(true)
     }
 }

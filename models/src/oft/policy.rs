@@ -1,26 +1,24 @@
 //! Parallel decoding as an anytime task.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use candle_core::Tensor;
 use sinew_runtime::{
-    ActionChunk, ChunkRequest, Observation, Policy, PolicyError, PolicySpec, Progress, StageTime,
-    Stamp,
+    ActionChunk, ChunkRequest, Observation, Policy, PolicyError, PolicySpec, Progress,
 };
 
 use super::OftVla;
+use crate::anytime::{NOT_BEGUN, NOT_DONE, Ticket, compute};
 use crate::checkpoint::Checkpoint;
 use crate::smolvla::{Inputs, Preparer, SmolVlaConfig};
 use crate::{LoadOptions, ModelError};
 
 const STAGES: [&str; 3] = ["preprocess", "vision", "decode"];
-const PREPROCESS: usize = 0;
 const VISION: usize = 1;
 const DECODE: usize = 2;
 
 struct Run {
-    request: u64,
-    instant: Stamp,
+    ticket: Ticket<3>,
     inputs: Inputs,
     /// The instruction for the vision layers.
     words: Option<Tensor>,
@@ -28,7 +26,6 @@ struct Run {
     images: Vec<Tensor>,
     /// Normalised actions, `[H, D]`.
     actions: Option<Tensor>,
-    times: [Duration; 3],
 }
 
 /// A policy that decodes in parallel: one step per camera, one for the whole chunk.
@@ -36,12 +33,7 @@ pub struct OftPolicy {
     model: OftVla,
     preparer: Preparer,
     spec: PolicySpec,
-    dt: Duration,
     run: Option<Run>,
-}
-
-fn compute(error: impl std::fmt::Display) -> PolicyError {
-    PolicyError::Compute(error.to_string())
 }
 
 impl OftPolicy {
@@ -56,8 +48,7 @@ impl OftPolicy {
         let boundary = preparer.boundary();
         let spec =
             boundary.spec(checkpoint, options, SmolVlaConfig::of(checkpoint)?.chunk_size, 1)?;
-        let dt = spec.dt();
-        Ok(Self { model, preparer, spec, dt, run: None })
+        Ok(Self { model, preparer, spec, run: None })
     }
 }
 
@@ -78,23 +69,18 @@ impl Policy for OftPolicy {
         }
         let inputs = self.preparer.prepare(observation)?;
         let words = self.model.words(&inputs.tokens).map_err(compute)?;
-        let mut times = [Duration::ZERO; 3];
-        times[PREPROCESS] = start.elapsed();
         self.run = Some(Run {
-            request: request.id,
-            instant: observation.instant,
+            ticket: Ticket::prepared(request, observation, &STAGES, start),
             inputs,
             words,
             images: Vec::new(),
             actions: None,
-            times,
         });
         Ok(())
     }
 
     fn advance(&mut self) -> Result<Progress, PolicyError> {
-        let run =
-            self.run.as_mut().ok_or(PolicyError::OutOfTurn("advance was called before begin"))?;
+        let run = self.run.as_mut().ok_or(NOT_BEGUN)?;
         if run.actions.is_some() {
             return Ok(Progress::Done);
         }
@@ -114,7 +100,7 @@ impl Policy for OftPolicy {
             run.actions = Some(actions);
             DECODE
         };
-        run.times[stage] += start.elapsed();
+        run.ticket.add(stage, start);
         if run.actions.is_some() {
             return Ok(Progress::Done);
         }
@@ -129,15 +115,8 @@ impl Policy for OftPolicy {
     }
 
     fn take_chunk(&mut self) -> Result<ActionChunk, PolicyError> {
-        let early = PolicyError::OutOfTurn("take_chunk was called before the chunk was done");
-        let run = self.run.take_if(|run| run.actions.is_some()).ok_or(early.clone())?;
-        let actions = self.preparer.actions(&run.actions.ok_or(early)?)?;
-        let dim = self.spec.action_dim;
-        let mut chunk =
-            ActionChunk::new(run.request, run.instant, self.dt, dim, actions).map_err(compute)?;
-        chunk.report.stages =
-            STAGES.iter().zip(run.times).map(|(stage, time)| StageTime { stage, time }).collect();
-        chunk.report.denoise_steps = 1;
-        Ok(chunk)
+        let run = self.run.take_if(|run| run.actions.is_some()).ok_or(NOT_DONE)?;
+        let actions = self.preparer.actions(run.actions.as_ref().ok_or(NOT_DONE)?)?;
+        run.ticket.chunk(&self.spec, actions, 1)
     }
 }

@@ -10,10 +10,8 @@ use super::graph::{Array, Element, Graph, Port};
 use super::inputs::check_scale;
 use super::manifest::{ActionOutput, Flow};
 use crate::ModelError;
+use crate::anytime::STEP_LIMIT;
 use crate::heads::flow::{FlowTime, NoiseAtOne, NoiseAtZero};
-
-/// The most denoise steps that one request may ask for.
-pub(super) const STEP_LIMIT: usize = 1000;
 
 /// The graph of the denoise step, bound to what feeds it.
 pub(super) struct FlowHead {

@@ -11,6 +11,7 @@ use super::graph::{Array, Data, Element, Port};
 use super::image::ImagePort;
 use super::manifest::{InstructionInput, Manifest, Recurrent, normalizer};
 use crate::ModelError;
+use crate::anytime::compute;
 use crate::heads::flow::gaussian_noise;
 use crate::processors::{Normalizer, Prompter};
 
@@ -129,8 +130,7 @@ impl TextPort {
         instruction: &str,
         out: &mut Vec<(String, Array)>,
     ) -> Result<(), PolicyError> {
-        let ids =
-            self.prompter.encode(instruction).map_err(|e| PolicyError::Compute(e.to_string()))?;
+        let ids = self.prompter.encode(instruction).map_err(compute)?;
         let mut ids: Vec<i64> = ids.iter().map(|id| i64::from(*id)).collect();
         let mut mask = vec![1; ids.len()];
         if let Some(pad) = self.pad_token {

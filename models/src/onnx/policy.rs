@@ -1,24 +1,24 @@
 //! An ONNX policy as an anytime task.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use sinew_runtime::{
     ActionChunk, ChunkRequest, Observation, Policy, PolicyError, PolicySpec, Prefix, PrefixSupport,
-    PrefixUse, Progress, StageTime, Stamp,
+    PrefixUse, Progress,
 };
 
 use super::actions::ActionDecoder;
 use super::binding::{Inputs, check_type, find};
-use super::flow::{FlowHead, STEP_LIMIT, place};
+use super::flow::{FlowHead, place};
 use super::graph::{Array, Element, Graph, Port, open_graph};
 use super::inputs::{Preparer, scaled_noise};
 use super::manifest::{MANIFEST, Manifest};
+use crate::anytime::{NOT_BEGUN, NOT_DONE, NOTHING_BEGUN, STEP_LIMIT, Ticket, compute, steps};
 use crate::heads::flow::{EulerSampler, Guidance};
 use crate::{LoadOptions, ModelError};
 
 const STAGES: [&str; 3] = ["preprocess", "network", "denoise"];
-const PREPROCESS: usize = 0;
 const NETWORK: usize = 1;
 const DENOISE: usize = 2;
 
@@ -31,15 +31,13 @@ struct Sampling {
 }
 
 struct Run {
-    request: u64,
-    instant: Stamp,
+    ticket: Ticket<3>,
     inputs: Vec<(String, Array)>,
     sampling: Option<Sampling>,
     /// The network's actions.
     actions: Option<Array>,
     /// The next inference's states.
     memories: Vec<Array>,
-    times: [Duration; 3],
 }
 
 /// A policy that an ONNX file computes: one step for the graph, or one for its first graph and one per denoise
@@ -52,7 +50,6 @@ pub struct OnnxPolicy {
     output: usize,
     flow: Option<FlowHead>,
     spec: PolicySpec,
-    dt: Duration,
     run: Option<Run>,
     noise: Option<Vec<f32>>,
 }
@@ -117,8 +114,7 @@ impl OnnxPolicy {
         };
         inputs.all_fed()?;
         let spec = spec(path, manifest, &preparer, &decoder, flow.as_ref(), options)?;
-        let dt = spec.dt();
-        Ok(Self { graph, preparer, decoder, output, flow, spec, dt, run: None, noise: None })
+        Ok(Self { graph, preparer, decoder, output, flow, spec, run: None, noise: None })
     }
 
     /// Name of the engine that runs it: `onnxruntime` or `rten`.
@@ -134,12 +130,7 @@ impl OnnxPolicy {
     /// The sampling of a head in two graphs, from the request's noise.
     fn sampling(&mut self, request: &ChunkRequest) -> Result<Option<Sampling>, PolicyError> {
         let Some(flow) = &self.flow else { return Ok(None) };
-        let steps = request.denoise_steps.unwrap_or(self.spec.denoise_steps);
-        if steps == 0 || steps > STEP_LIMIT {
-            return Err(PolicyError::Compute(format!(
-                "{steps} denoise steps were asked for; use 1 to {STEP_LIMIT}"
-            )));
-        }
+        let steps = steps(request, &self.spec, STEP_LIMIT)?;
         let shape = (self.decoder.horizon(), self.decoder.width());
         let noise =
             scaled_noise(self.noise.take(), request.seed, shape.0 * shape.1, flow.noise_scale)?;
@@ -278,10 +269,6 @@ fn spec(
     })
 }
 
-fn compute(error: candle_core::Error) -> PolicyError {
-    PolicyError::Compute(error.to_string())
-}
-
 impl Policy for OnnxPolicy {
     fn spec(&self) -> &PolicySpec {
         &self.spec
@@ -299,23 +286,18 @@ impl Policy for OnnxPolicy {
         }
         let sampling = self.sampling(request)?;
         let inputs = self.preparer.prepare(observation, request, self.noise.take())?;
-        let mut times = [Duration::ZERO; 3];
-        times[PREPROCESS] = start.elapsed();
         self.run = Some(Run {
-            request: request.id,
-            instant: observation.instant,
+            ticket: Ticket::prepared(request, observation, &STAGES, start),
             inputs,
             sampling,
             actions: None,
             memories: Vec::new(),
-            times,
         });
         Ok(())
     }
 
     fn advance(&mut self) -> Result<Progress, PolicyError> {
-        let run =
-            self.run.as_ref().ok_or(PolicyError::OutOfTurn("advance was called before begin"))?;
+        let run = self.run.as_ref().ok_or(NOT_BEGUN)?;
         if run.actions.is_some() {
             return Ok(Progress::Done);
         }
@@ -330,7 +312,7 @@ impl Policy for OnnxPolicy {
             self.network()?
         }
         let Some(run) = &mut self.run else { return Ok(Progress::Done) };
-        run.times[stage] += start.elapsed();
+        run.ticket.add(stage, start);
         match &run.sampling {
             Some(Sampling { sampler, .. }) if run.actions.is_none() => Ok(Progress::Step {
                 stage: STAGES[stage],
@@ -344,36 +326,31 @@ impl Policy for OnnxPolicy {
     }
 
     fn take_chunk(&mut self) -> Result<ActionChunk, PolicyError> {
-        let run = self
-            .run
-            .take_if(|run| run.actions.is_some())
-            .ok_or(PolicyError::OutOfTurn("take_chunk was called before the chunk was done"))?;
+        let run = self.run.take_if(|run| run.actions.is_some()).ok_or(NOT_DONE)?;
         let Run { actions: Some(actions), .. } = &run else {
-            return Err(PolicyError::OutOfTurn("take_chunk was called before the chunk was done"));
+            return Err(NOT_DONE);
         };
         let actions = self.decoder.decode(actions)?;
-        let mut chunk =
-            ActionChunk::new(run.request, run.instant, self.dt, self.spec.action_dim, actions)
-                .map_err(|e| PolicyError::Compute(e.to_string()))?;
+        let steps = run.sampling.as_ref().map_or(1, |sampling| sampling.sampler.done());
+        let mut chunk = run.ticket.chunk(&self.spec, actions, steps)?;
+        if run.sampling.is_none() {
+            chunk.report.stages.truncate(DENOISE);
+        }
         // Only a chunk that somebody has may move the network's own state on.
         for (memory, value) in self.preparer.memories.iter_mut().zip(run.memories) {
-            memory.keep(value, run.instant);
+            memory.keep(value, run.ticket.instant());
         }
-        let stages = if run.sampling.is_some() { &STAGES[..] } else { &STAGES[..DENOISE] };
-        chunk.report.stages =
-            stages.iter().zip(run.times).map(|(stage, time)| StageTime { stage, time }).collect();
-        chunk.report.denoise_steps = run.sampling.map_or(1, |sampling| sampling.sampler.done());
         Ok(chunk)
     }
 
     fn set_denoise_steps(&mut self, steps: usize) -> Result<bool, PolicyError> {
-        let run = self.run.as_mut().ok_or(PolicyError::OutOfTurn("nothing was begun"))?;
+        let run = self.run.as_mut().ok_or(NOTHING_BEGUN)?;
         let sampling = run.sampling.as_mut();
         Ok(sampling.is_some_and(|sampling| sampling.sampler.set_steps(steps.min(STEP_LIMIT))))
     }
 
     fn finish_early(&mut self) -> Result<bool, PolicyError> {
-        let run = self.run.as_mut().ok_or(PolicyError::OutOfTurn("nothing was begun"))?;
+        let run = self.run.as_mut().ok_or(NOTHING_BEGUN)?;
         let Some(sampling) = &mut run.sampling else { return Ok(false) };
         let finished = sampling.sampler.finish().map_err(compute)?;
         self.finish_sampling()?;

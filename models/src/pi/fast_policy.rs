@@ -3,21 +3,20 @@
 //! Decoding is greedy among the tokens that can come next: `Action: ` first, then action tokens whose bytes go
 //! on as UTF-8 and leave no more coefficients than the chunk has, or the end. So every sequence is a chunk.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use sinew_runtime::{
-    ActionChunk, ChunkRequest, Observation, Policy, PolicyError, PolicySpec, Progress, StageTime,
-    Stamp,
+    ActionChunk, ChunkRequest, Observation, Policy, PolicyError, PolicySpec, Progress,
 };
 
 use super::fast::Reading;
 use super::{Inputs, PiConfig, PiFast, Preparer};
+use crate::anytime::{NOT_BEGUN, NOT_DONE, NOTHING_BEGUN, Ticket, compute};
 use crate::checkpoint::Checkpoint;
 use crate::heads::fast::{Coefficients, FastTokenizer};
 use crate::{LoadOptions, ModelError};
 
 const STAGES: [&str; 4] = ["preprocess", "vision", "prefix", "tokens"];
-const PREPROCESS: usize = 0;
 const VISION: usize = 1;
 const PREFIX: usize = 2;
 const TOKENS: usize = 3;
@@ -27,8 +26,7 @@ const BEGIN: &str = "Action: ";
 const END: &str = "|";
 
 struct Run {
-    request: u64,
-    instant: Stamp,
+    ticket: Ticket<4>,
     inputs: Inputs,
     /// Tokens of the images encoded so far.
     images: Vec<candle_core::Tensor>,
@@ -37,7 +35,6 @@ struct Run {
     /// Action tokens so far.
     said: usize,
     done: bool,
-    times: [Duration; 4],
 }
 
 /// A π0-FAST policy.
@@ -46,7 +43,6 @@ pub struct PiFastPolicy {
     preparer: Preparer,
     tokenizer: FastTokenizer,
     spec: PolicySpec,
-    dt: Duration,
     /// The token after which the network speaks.
     start: u32,
     begin: Vec<u32>,
@@ -91,13 +87,11 @@ impl PiFastPolicy {
         let steps = 1;
         let spec = preparer.boundary().spec(checkpoint, options, config.n_action_steps, steps)?;
         let most_tokens = config.max_decoding_steps.saturating_sub(begin.len()).max(1);
-        let dt = spec.dt();
         Ok(Self {
             model,
             preparer,
             tokenizer,
             spec,
-            dt,
             start,
             begin,
             ends,
@@ -133,10 +127,6 @@ impl PiFastPolicy {
     }
 }
 
-fn compute(error: candle_core::Error) -> PolicyError {
-    PolicyError::Compute(error.to_string())
-}
-
 impl Policy for PiFastPolicy {
     fn spec(&self) -> &PolicySpec {
         &self.spec
@@ -153,33 +143,28 @@ impl Policy for PiFastPolicy {
             return Err(PolicyError::Unsupported("planned actions"));
         }
         let inputs = self.preparer.prepare(observation)?;
-        let mut times = [Duration::ZERO; 4];
-        times[PREPROCESS] = start.elapsed();
         self.run = Some(Run {
-            request: request.id,
-            instant: observation.instant,
+            ticket: Ticket::prepared(request, observation, &STAGES, start),
             inputs,
             images: Vec::new(),
             reading: None,
             coefficients: self.tokenizer.begin(self.spec.action_horizon, self.spec.action_dim),
             said: 0,
             done: false,
-            times,
         });
         Ok(())
     }
 
     fn advance(&mut self) -> Result<Progress, PolicyError> {
         // Taken out and put back: choosing a token reads the whole policy.
-        let mut run =
-            self.run.take().ok_or(PolicyError::OutOfTurn("advance was called before begin"))?;
+        let mut run = self.run.take().ok_or(NOT_BEGUN)?;
         if run.done {
             self.run = Some(run);
             return Ok(Progress::Done);
         }
         let start = Instant::now();
         let stage = self.step(&mut run).map_err(compute)?;
-        run.times[stage] += start.elapsed();
+        run.ticket.add(stage, start);
         let progress = if run.done {
             Progress::Done
         } else {
@@ -196,10 +181,7 @@ impl Policy for PiFastPolicy {
     }
 
     fn take_chunk(&mut self) -> Result<ActionChunk, PolicyError> {
-        let run = self
-            .run
-            .take_if(|run| run.done)
-            .ok_or(PolicyError::OutOfTurn("take_chunk was called before the chunk was done"))?;
+        let run = self.run.take_if(|run| run.done).ok_or(NOT_DONE)?;
         if run.coefficients.values().is_empty() {
             let reason = "no action token could be decoded; the checkpoint's action tokenizer is \
                           not the one that it was trained with";
@@ -209,17 +191,13 @@ impl Policy for PiFastPolicy {
         let rows = self.tokenizer.actions(&run.coefficients, dim);
         let boundary = self.preparer.boundary();
         let actions = boundary.actions_from(&run.inputs.origin, rows.chunks_exact(dim))?;
-        let mut chunk = ActionChunk::new(run.request, run.instant, self.dt, dim, actions)
-            .map_err(|e| PolicyError::Compute(e.to_string()))?;
-        chunk.report.stages =
-            STAGES.iter().zip(run.times).map(|(stage, time)| StageTime { stage, time }).collect();
-        Ok(chunk)
+        run.ticket.chunk(&self.spec, actions, 0)
     }
 
     /// Ends with the frequencies decoded so far, once every dimension has its mean.
     fn finish_early(&mut self) -> Result<bool, PolicyError> {
         let dim = self.spec.action_dim;
-        let run = self.run.as_mut().ok_or(PolicyError::OutOfTurn("nothing was begun"))?;
+        let run = self.run.as_mut().ok_or(NOTHING_BEGUN)?;
         run.done |= run.coefficients.values().len() >= dim;
         Ok(run.done)
     }

@@ -98,6 +98,7 @@ pub(crate) static PI0: Family = Family {
     unused,
     extras: &[TOKENIZER_FILE, DIMS_FILE],
     keep,
+    follows_velocity: true,
     sizes: |checkpoint| sizes(checkpoint, true),
     load: |checkpoint, options| Ok(Box::new(PiPolicy::load(checkpoint, options)?)),
 };
@@ -129,6 +130,7 @@ pub(crate) static PI05: Family = Family {
     unused,
     extras: &[TOKENIZER_FILE, DIMS_FILE],
     keep,
+    follows_velocity: true,
     sizes: |checkpoint| sizes(checkpoint, true),
     load: |checkpoint, options| Ok(Box::new(PiPolicy::load(checkpoint, options)?)),
 };
@@ -160,6 +162,7 @@ pub(crate) static PI0_FAST: Family = Family {
         },
     ],
     keep,
+    follows_velocity: false,
     sizes: |checkpoint| sizes(checkpoint, false),
     load: |checkpoint, options| Ok(Box::new(PiFastPolicy::load(checkpoint, options)?)),
 };

@@ -5,6 +5,7 @@ use sinew_runtime::{Image, Observation, PolicyError};
 
 use super::PiConfig;
 use crate::ModelError;
+use crate::anytime::compute;
 use crate::checkpoint::Checkpoint;
 use crate::processors::resize::{Padding, resize_padded};
 use crate::processors::{Boundary, Origin, Prompter, StatePrompt};
@@ -78,8 +79,7 @@ impl Preparer {
             Some(kind) => kind.text(&observation.instruction, &state),
             None => observation.instruction.clone(),
         };
-        let tokens =
-            self.prompter.encode(&prompt).map_err(|e| PolicyError::Compute(e.to_string()))?;
+        let tokens = self.prompter.encode(&prompt).map_err(compute)?;
         let tokens = tokens.to_vec();
         Ok(Inputs { pixels, tokens, state, origin: self.boundary.origin(observation) })
     }
@@ -89,8 +89,7 @@ impl Preparer {
         let (from, to) = ((image.width(), image.height()), self.image);
         let mut planes = resize_padded(&planes, from, to, Padding::Centered);
         planes.iter_mut().for_each(|v| *v = *v * 2.0 - 1.0);
-        Tensor::from_vec(planes, (3, to.1, to.0), &Device::Cpu)
-            .map_err(|e| PolicyError::Compute(e.to_string()))
+        Tensor::from_vec(planes, (3, to.1, to.0), &Device::Cpu).map_err(compute)
     }
 
     /// A finished sample (`[H, M]`, made from inputs with `origin`) as actions `[H, D]`, row by row, in
@@ -99,7 +98,7 @@ impl Preparer {
     /// # Errors
     /// [`PolicyError::NotFinite`] when a value is no number.
     pub fn actions(&self, sample: &Tensor, origin: &Origin) -> Result<Vec<f64>, PolicyError> {
-        let rows = sample.to_vec2::<f32>().map_err(|e| PolicyError::Compute(e.to_string()))?;
+        let rows = sample.to_vec2::<f32>().map_err(compute)?;
         self.boundary.actions_from(origin, rows.iter().map(Vec::as_slice))
     }
 }

@@ -81,6 +81,7 @@ pub(crate) static FAMILY: Family = Family {
     unused: |name| name.ends_with("lm_head.weight"),
     extras: EXTRAS,
     keep,
+    follows_velocity: true,
     sizes,
     load: |checkpoint, options| Ok(Box::new(SmolVlaPolicy::load(checkpoint, options)?)),
 };

@@ -39,7 +39,7 @@ impl SmolVlaPolicy {
         )?;
         let sampling = Sampling {
             noise_scale: checkpoint.actions.noise_scale.unwrap_or(1.0) as f32,
-            solver: options.solver,
+            solver: options.solver.unwrap_or_default(),
         };
         Ok(Self::new(Prepared { model, preparer }, spec, sampling))
     }

@@ -5,6 +5,7 @@ use sinew_runtime::{Image, Observation, PolicyError};
 
 use super::SmolVlaConfig;
 use crate::ModelError;
+use crate::anytime::compute;
 use crate::checkpoint::Checkpoint;
 use crate::processors::{Boundary, Prompter, resize};
 
@@ -62,7 +63,6 @@ impl Preparer {
     /// # Errors
     /// [`PolicyError`] when a camera is missing, or the state does not fit or is not finite.
     pub fn prepare(&mut self, observation: &Observation) -> Result<Inputs, PolicyError> {
-        let compute = |e: &dyn std::fmt::Display| PolicyError::Compute(e.to_string());
         let state = self.boundary.state(observation)?;
         let seen = self.boundary.images(observation)?;
         let missing = seen.iter().filter(|image| image.is_none()).count();
@@ -72,8 +72,7 @@ impl Preparer {
                 pixels.push(self.image(index, image)?);
             }
         }
-        let tokens =
-            self.prompter.encode(&observation.instruction).map_err(|e| compute(&e))?.to_vec();
+        let tokens = self.prompter.encode(&observation.instruction).map_err(compute)?.to_vec();
         Ok(Inputs { pixels, dummies: missing.min(self.empty_cameras), tokens, state })
     }
 
@@ -83,8 +82,7 @@ impl Preparer {
         let to = self.resize.unwrap_or(from);
         let mut planes = resize::resize_with_pad(&planes, from, to);
         planes.iter_mut().for_each(|v| *v = *v * 2.0 - 1.0);
-        Tensor::from_vec(planes, (3, to.1, to.0), &Device::Cpu)
-            .map_err(|e| PolicyError::Compute(e.to_string()))
+        Tensor::from_vec(planes, (3, to.1, to.0), &Device::Cpu).map_err(compute)
     }
 
     /// A finished sample (`[H, M]`) as actions `[H, D]`, row by row, in physical units.
@@ -92,7 +90,7 @@ impl Preparer {
     /// # Errors
     /// [`PolicyError::NotFinite`] when a value is no number.
     pub fn actions(&self, sample: &Tensor) -> Result<Vec<f64>, PolicyError> {
-        let rows = sample.to_vec2::<f32>().map_err(|e| PolicyError::Compute(e.to_string()))?;
+        let rows = sample.to_vec2::<f32>().map_err(compute)?;
         self.boundary.actions(rows.iter().map(Vec::as_slice))
     }
 }

@@ -8,6 +8,7 @@ use sinew_runtime::{
 };
 
 use super::verifiers::{Context, Verifier};
+use crate::anytime::{NOT_DONE, NOTHING_BEGUN, compute};
 use crate::random::SplitMix64;
 
 /// Measured states that are kept for the verifier.
@@ -79,7 +80,7 @@ impl BestOf {
     /// Takes the finished candidate and keeps it if it is better.
     fn judge(&mut self) -> Result<(), PolicyError> {
         let Some(run) = &mut self.run else {
-            return Err(PolicyError::OutOfTurn("nothing was begun"));
+            return Err(NOTHING_BEGUN);
         };
         let mut candidate = self.policy.take_chunk()?;
         run.made += 1;
@@ -108,7 +109,7 @@ impl BestOf {
     /// Begins the next candidate, from what the last one saw where the head can.
     fn next(&mut self) -> Result<(), PolicyError> {
         let Some(run) = &self.run else {
-            return Err(PolicyError::OutOfTurn("nothing was begun"));
+            return Err(NOTHING_BEGUN);
         };
         let request = run.candidate();
         if !self.policy.resample(&request)? {
@@ -174,7 +175,7 @@ impl Policy for BestOf {
     }
 
     fn advance(&mut self) -> Result<Progress, PolicyError> {
-        let run = self.run.as_mut().ok_or(PolicyError::OutOfTurn("nothing was begun"))?;
+        let run = self.run.as_mut().ok_or(NOTHING_BEGUN)?;
         if run.made >= run.wanted {
             return Ok(Progress::Done);
         }
@@ -202,18 +203,14 @@ impl Policy for BestOf {
     }
 
     fn take_chunk(&mut self) -> Result<ActionChunk, PolicyError> {
-        let run = self
-            .run
-            .take_if(|r| r.made >= r.wanted)
-            .ok_or(PolicyError::OutOfTurn("take_chunk was called before the chunk was done"))?;
+        let run = self.run.take_if(|r| r.made >= r.wanted).ok_or(NOT_DONE)?;
         let Some((score, best)) = run.best else {
             return Err(PolicyError::NotFinite { what: "verifier's score" });
         };
         let dim = best.dim();
         let rest = best.values().get(self.past * dim..).unwrap_or_default().to_vec();
-        let shape = |e: sinew_runtime::ChunkShapeError| PolicyError::Compute(e.to_string());
         let mut chunk =
-            ActionChunk::new(run.request.id, best.instant, best.dt, dim, rest).map_err(shape)?;
+            ActionChunk::new(run.request.id, best.instant, best.dt, dim, rest).map_err(compute)?;
         chunk.report = best.report;
         chunk.report.stages = run.stages;
         chunk.report.denoise_steps = run.denoised;
@@ -226,7 +223,7 @@ impl Policy for BestOf {
     }
 
     fn set_denoise_steps(&mut self, steps: usize) -> Result<bool, PolicyError> {
-        let run = self.run.as_mut().ok_or(PolicyError::OutOfTurn("nothing was begun"))?;
+        let run = self.run.as_mut().ok_or(NOTHING_BEGUN)?;
         if run.made > 0 || steps == 0 {
             return Ok(false);
         }
@@ -241,7 +238,7 @@ impl Policy for BestOf {
     }
 
     fn finish_early(&mut self) -> Result<bool, PolicyError> {
-        let run = self.run.as_mut().ok_or(PolicyError::OutOfTurn("nothing was begun"))?;
+        let run = self.run.as_mut().ok_or(NOTHING_BEGUN)?;
         if run.best.is_some() {
             run.wanted = run.made;
             return Ok(true);

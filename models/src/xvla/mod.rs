@@ -65,6 +65,7 @@ pub(crate) static FAMILY: Family = Family {
         remedy: Some("copy tokenizer.json of the tokenizer that config.json names there"),
     }],
     keep,
+    follows_velocity: false,
     sizes,
     load: |checkpoint, options| Ok(Box::new(XvlaPolicy::load(checkpoint, options)?)),
 };

@@ -5,6 +5,7 @@ use sinew_runtime::PolicyError;
 
 use super::{ActionSpace, Head, HeadCache, XvlaConfig};
 use crate::ModelError;
+use crate::anytime::compute;
 use crate::backbones::florence2::{Encoder, VisionFeatures, VisionTower, modern_name};
 use crate::checkpoint::Checkpoint;
 use crate::processors::Boundary;
@@ -155,7 +156,7 @@ impl Xvla {
     /// # Errors
     /// [`PolicyError::NotFinite`] when a value is no number.
     pub fn actions(&self, clean: &Tensor, boundary: &Boundary) -> Result<Vec<f64>, PolicyError> {
-        let rows = clean.to_vec2::<f32>().map_err(|e| PolicyError::Compute(e.to_string()))?;
+        let rows = clean.to_vec2::<f32>().map_err(compute)?;
         let rows: Vec<Vec<f32>> = rows.iter().map(|row| self.space.action(row).collect()).collect();
         boundary.actions(rows.iter().map(Vec::as_slice))
     }

@@ -1,31 +1,27 @@
 //! X-VLA as an anytime task.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use candle_core::Tensor;
 use sinew_runtime::{
     ActionChunk, ChunkRequest, Observation, Policy, PolicyError, PolicySpec, Prefix, PrefixUse,
-    Progress, StageTime, Stamp,
+    Progress,
 };
 
 use super::preparer::{Inputs, Preparer};
 use super::{CleanSampler, HeadCache, Xvla, XvlaConfig};
+use crate::anytime::{NOT_BEGUN, NOT_DONE, NOTHING_BEGUN, STEP_LIMIT, Ticket, compute, steps};
 use crate::checkpoint::Checkpoint;
 use crate::heads::flow::{gaussian_noise, reuse};
 use crate::{LoadOptions, ModelError};
 
 const STAGES: [&str; 4] = ["preprocess", "vision", "prefix", "denoise"];
-const PREPROCESS: usize = 0;
 const VISION: usize = 1;
 const PREFIX: usize = 2;
 const DENOISE: usize = 3;
 
-/// The most denoise steps that one request may ask for.
-const STEP_LIMIT: usize = 1000;
-
 struct Run {
-    request: u64,
-    instant: Stamp,
+    ticket: Ticket<4>,
     inputs: Inputs,
     state: Vec<f32>,
     /// Tokens of the images encoded so far.
@@ -33,7 +29,6 @@ struct Run {
     cache: Option<HeadCache>,
     sampler: CleanSampler,
     prefix: Option<Prefix>,
-    times: [Duration; 4],
 }
 
 impl Run {
@@ -54,7 +49,6 @@ pub struct XvlaPolicy {
     model: Xvla,
     preparer: Preparer,
     spec: PolicySpec,
-    dt: Duration,
     run: Option<Run>,
     noise: Option<Vec<f32>>,
     noise_scale: f32,
@@ -77,9 +71,8 @@ impl XvlaPolicy {
             config.chunk_size,
             options.denoise_steps.unwrap_or(config.num_denoising_steps),
         )?;
-        let dt = spec.dt();
         let noise_scale = checkpoint.actions.noise_scale.unwrap_or(1.0) as f32;
-        Ok(Self { model, preparer, spec, dt, run: None, noise: None, noise_scale })
+        Ok(Self { model, preparer, spec, run: None, noise: None, noise_scale })
     }
 
     /// Starts the next inference from `noise` (`[H, M]` row by row) instead of the request's seed.
@@ -125,10 +118,6 @@ impl XvlaPolicy {
     }
 }
 
-fn compute(error: candle_core::Error) -> PolicyError {
-    PolicyError::Compute(error.to_string())
-}
-
 impl Policy for XvlaPolicy {
     fn spec(&self) -> &PolicySpec {
         &self.spec
@@ -141,12 +130,7 @@ impl Policy for XvlaPolicy {
     ) -> Result<(), PolicyError> {
         self.run = None;
         let start = Instant::now();
-        let steps = request.denoise_steps.unwrap_or(self.spec.denoise_steps);
-        if steps == 0 || steps > STEP_LIMIT {
-            return Err(PolicyError::Compute(format!(
-                "{steps} denoise steps were asked for; use 1 to {STEP_LIMIT}"
-            )));
-        }
+        let steps = steps(request, &self.spec, STEP_LIMIT)?;
         let inputs = self.preparer.prepare(observation)?;
         let (horizon, width) = self.model.sample_shape();
         let noise = self.noise.take().unwrap_or_else(|| {
@@ -155,25 +139,20 @@ impl Policy for XvlaPolicy {
             noise
         });
         let sampler = self.start(request.prefix.as_ref(), noise, steps)?;
-        let mut times = [Duration::ZERO; 4];
-        times[PREPROCESS] = start.elapsed();
         self.run = Some(Run {
-            request: request.id,
-            instant: observation.instant,
+            ticket: Ticket::prepared(request, observation, &STAGES, start),
             state: self.model.pad_state(&inputs.state),
             inputs,
             tokens: Vec::new(),
             cache: None,
             sampler,
             prefix: request.prefix.clone(),
-            times,
         });
         Ok(())
     }
 
     fn advance(&mut self) -> Result<Progress, PolicyError> {
-        let run =
-            self.run.as_mut().ok_or(PolicyError::OutOfTurn("advance was called before begin"))?;
+        let run = self.run.as_mut().ok_or(NOT_BEGUN)?;
         if run.sampler.is_done() {
             return Ok(Progress::Done);
         }
@@ -190,7 +169,7 @@ impl Policy for XvlaPolicy {
             run.cache = Some(self.model.prepare(&features).map_err(compute)?);
             PREFIX
         };
-        run.times[stage] += start.elapsed();
+        run.ticket.add(stage, start);
         if run.sampler.is_done() {
             return Ok(Progress::Done);
         }
@@ -204,28 +183,20 @@ impl Policy for XvlaPolicy {
     }
 
     fn take_chunk(&mut self) -> Result<ActionChunk, PolicyError> {
-        let run = self
-            .run
-            .take_if(|run| run.sampler.is_done())
-            .ok_or(PolicyError::OutOfTurn("take_chunk was called before the chunk was done"))?;
+        let run = self.run.take_if(|run| run.sampler.is_done()).ok_or(NOT_DONE)?;
         let actions = self.model.actions(run.sampler.clean(), self.preparer.boundary())?;
-        let mut chunk =
-            ActionChunk::new(run.request, run.instant, self.dt, self.spec.action_dim, actions)
-                .map_err(|e| PolicyError::Compute(e.to_string()))?;
-        chunk.report.stages =
-            STAGES.iter().zip(run.times).map(|(stage, time)| StageTime { stage, time }).collect();
-        chunk.report.denoise_steps = run.sampler.done();
+        let mut chunk = run.ticket.chunk(&self.spec, actions, run.sampler.done())?;
         chunk.report.caches.extend(run.prefix.as_ref().map(|prefix| reuse(prefix, &chunk)));
         Ok(chunk)
     }
 
     fn set_denoise_steps(&mut self, steps: usize) -> Result<bool, PolicyError> {
-        let run = self.run.as_mut().ok_or(PolicyError::OutOfTurn("nothing was begun"))?;
+        let run = self.run.as_mut().ok_or(NOTHING_BEGUN)?;
         Ok(run.sampler.set_steps(steps.min(STEP_LIMIT)))
     }
 
     fn finish_early(&mut self) -> Result<bool, PolicyError> {
-        let run = self.run.as_mut().ok_or(PolicyError::OutOfTurn("nothing was begun"))?;
+        let run = self.run.as_mut().ok_or(NOTHING_BEGUN)?;
         Ok(run.sampler.finish())
     }
 }

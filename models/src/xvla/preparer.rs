@@ -5,6 +5,7 @@ use sinew_runtime::{Image, Observation, PolicyError};
 
 use super::XvlaConfig;
 use crate::ModelError;
+use crate::anytime::compute;
 use crate::checkpoint::Checkpoint;
 use crate::processors::{Boundary, NormMode, Prompter, resize};
 
@@ -86,11 +87,7 @@ impl Preparer {
                 pixels.push(self.image(index, image)?);
             }
         }
-        let mut tokens = self
-            .prompter
-            .encode(&observation.instruction)
-            .map_err(|e| PolicyError::Compute(e.to_string()))?
-            .to_vec();
+        let mut tokens = self.prompter.encode(&observation.instruction).map_err(compute)?.to_vec();
         let padding = self.pad_to.saturating_sub(tokens.len());
         let place = if self.pad_left { 0 } else { tokens.len() };
         tokens.splice(place..place, std::iter::repeat_n(self.pad_token, padding));
@@ -108,7 +105,6 @@ impl Preparer {
         }
         let to = self.resize.unwrap_or(from);
         let planes = resize::resize_with_pad(&planes, from, to);
-        Tensor::from_vec(planes, (3, to.1, to.0), &Device::Cpu)
-            .map_err(|e| PolicyError::Compute(e.to_string()))
+        Tensor::from_vec(planes, (3, to.1, to.0), &Device::Cpu).map_err(compute)
     }
 }

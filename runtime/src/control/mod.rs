@@ -3,141 +3,29 @@
 //! A pure state machine: events come in with the time, one command goes out per period. The thread around
 //! it is in [`crate::stream`]; replay and tests drive the same code with a virtual clock.
 
+mod event;
 mod residual;
 mod teleop;
 
 use std::time::Duration;
 
+pub use event::{
+    AuthorityConfig, ControlConfig, ControlEvent, Cycle, CycleReport, Effect, OperatorAnswer,
+    OperatorRequest,
+};
 pub use residual::{
     Correction, ResidualConfig, ResidualInput, ResidualRefusal, ResidualSample, ResidualTrack,
 };
 pub use teleop::{SampleRefusal, TeleopConfig, TeleopSample, TeleopTarget};
 
 use self::teleop::TeleopTrack;
-use crate::arbiter::{
-    Arbiter, ArbiterConfig, Authority, AuthorityChange, AuthorityRequest, Denied, Source, Standing,
-};
+use crate::arbiter::{Arbiter, Authority, AuthorityChange, AuthorityRequest, Denied, Source};
 use crate::guard::{Guard, GuardError, Interventions, SpaceConfig, SpaceError};
-use crate::scheduler::{ChunkOrder, CommandState, Mode, Refusal, Scheduler, SchedulerConfig, Wish};
+use crate::scheduler::{CommandState, Mode, Refusal, Scheduler, Wish};
 use crate::{ActionChunk, Command, JointLimits, JointState, JointVec, PlannedBlock, Stamp};
 
 /// Measured and commanded position may differ by this much (rad) before a new start begins at the measured one.
 const FOLLOWING_TOLERANCE: f64 = 0.35;
-
-/// Settings of the control cycle.
-#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct ControlConfig {
-    /// Limits, one per joint.
-    pub limits: Vec<JointLimits>,
-    /// Control period.
-    pub period: Duration,
-    /// Measured state older than this is stale.
-    pub state_timeout: Duration,
-    /// Scheduler settings.
-    pub scheduler: SchedulerConfig,
-}
-
-/// Who may have authority, and how a person's motions are followed.
-#[derive(Debug, Clone, Copy, PartialEq, Default, serde::Serialize, serde::Deserialize)]
-pub struct AuthorityConfig {
-    /// The arbiter's settings.
-    pub arbiter: ArbiterConfig,
-    /// Teleoperation.
-    pub teleop: TeleopConfig,
-}
-
-/// A request that came over the bus.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct OperatorRequest {
-    /// Number that the answer carries back; zero when nobody waits for one.
-    pub ticket: u64,
-    /// Who asks.
-    pub by: Source,
-    /// What for.
-    pub request: AuthorityRequest,
-}
-
-/// What became of an [`OperatorRequest`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct OperatorAnswer {
-    /// The request's number.
-    pub ticket: u64,
-    /// Granted, or why not.
-    pub result: Result<(), Denied>,
-    /// Who holds authority now.
-    pub standing: Standing,
-}
-
-/// What happened since the last cycle. All but the chunks are plain numbers (`Copy`).
-#[derive(Debug)]
-pub enum ControlEvent {
-    /// The arm's measured state arrived.
-    State(JointState),
-    /// The policy answered a request.
-    Chunk(ActionChunk),
-    /// The policy could not answer the request of this number.
-    ChunkFailed(u64),
-    /// The run asks for authority.
-    Authority(AuthorityRequest),
-    /// Somebody on the bus asks for authority.
-    Operator(OperatorRequest),
-    /// A teleop device's sample.
-    Teleop(TeleopSample),
-    /// A residual policy's offset.
-    Residual(ResidualSample),
-    /// A motion of the runtime's own: asks for authority `Motion` and plays it.
-    Motion(ActionChunk),
-}
-
-/// What an event led to.
-#[derive(Debug, Default)]
-pub struct Effect {
-    /// A chunk to be freed on another thread.
-    pub freed: Option<ActionChunk>,
-    /// Why the event's chunk was not taken.
-    pub refused: Option<Refusal>,
-    /// The event's chunk plays now.
-    pub accepted: bool,
-    /// A change of authority.
-    pub change: Option<AuthorityChange>,
-    /// The answer to an operator who waits for one.
-    pub answer: Option<OperatorAnswer>,
-    /// Why a teleop sample was left out.
-    pub sample_refused: Option<SampleRefusal>,
-    /// Why a residual policy's offset was left out.
-    pub residual_refused: Option<ResidualRefusal>,
-}
-
-/// Plain numbers of one control cycle.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct CycleReport {
-    /// Number of the cycle, from 1.
-    pub sequence: u64,
-    /// When the cycle was due.
-    pub due: Stamp,
-    /// From due to wake-up.
-    pub lateness: Duration,
-    /// From wake-up to hand-over.
-    pub work: Duration,
-    /// Whole periods that were slept through before this cycle.
-    pub missed: u32,
-    /// Who held authority.
-    pub authority: Authority,
-    /// An operator must agree before the policy moves again.
-    pub awaits_consent: bool,
-    /// What was followed.
-    pub mode: Mode,
-    /// Time until the executing chunk is played out.
-    pub buffer_left: Duration,
-    /// Age of the measured state.
-    pub state_age: Duration,
-    /// What the guard changed.
-    pub interventions: Interventions,
-    /// This cycle was the first to follow a teleop sample: time since that arrived.
-    pub teleop_delay: Option<Duration>,
-    /// The publisher's ring was full: the command was not handed over.
-    pub dropped: bool,
-}
 
 /// Scheduler, arbiter and guard of one arm.
 ///
@@ -163,34 +51,6 @@ pub struct ControlCore {
     sequence: u64,
     /// A chunk that a cycle was done with, until somebody fetches it to be freed.
     spent: Option<ActionChunk>,
-}
-
-/// One cycle's result.
-#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct Cycle {
-    /// The command; none before the first measured state, when nobody knows where the arm is.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub command: Option<Command>,
-    /// A request for the next chunk.
-    pub order: Option<ChunkOrder>,
-    /// Authority changed in this cycle.
-    pub change: Option<AuthorityChange>,
-    /// Who holds authority, and what the policy waits for.
-    pub standing: Standing,
-    /// Who holds authority.
-    pub authority: Authority,
-    /// What was followed.
-    pub mode: Mode,
-    /// Time until the executing chunk is played out.
-    pub buffer_left: Duration,
-    /// Seconds of chunks played since authority was given.
-    pub played: f64,
-    /// Age of the measured state.
-    pub state_age: Duration,
-    /// What the guard changed.
-    pub interventions: Interventions,
-    /// This cycle was the first to follow a teleop sample: time since that arrived.
-    pub teleop_delay: Option<Duration>,
 }
 
 impl ControlCore {
@@ -541,15 +401,6 @@ fn add(
     for joint in 0..position.len() {
         position[joint] += factor * offset[joint];
         velocity[joint] += factor * rate[joint];
-    }
-}
-
-impl Effect {
-    fn take(&mut self, result: Result<Option<ActionChunk>, (ActionChunk, Refusal)>) {
-        match result {
-            Ok(before) => (self.freed, self.accepted) = (before, true),
-            Err((chunk, why)) => (self.freed, self.refused) = (Some(chunk), Some(why)),
-        }
     }
 }
 

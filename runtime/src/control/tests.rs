@@ -1,5 +1,6 @@
 use super::*;
 use crate::guard::Cause;
+use crate::scheduler::SchedulerConfig;
 
 pub(super) const PERIOD: Duration = Duration::from_millis(10);
 

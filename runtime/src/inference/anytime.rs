@@ -138,7 +138,9 @@ impl Anytime {
             let tail = self.step.tail().unwrap_or_default();
             let late = running.deadline.is_some_and(|d| now + tail > d);
             let may_end = running.decision.done >= self.config.least_steps.max(1);
-            if late && may_end && running.decision.done < running.planned {
+            // A head may take more steps than were planned, such as to mend actions that break a limit.
+            let more = next_denoises || running.decision.done < running.planned;
+            if late && may_end && more {
                 running.decision.why = Why::StepTookLong;
                 choice = Choice::Finish;
             }
@@ -233,5 +235,21 @@ mod tests {
         let slow = infer(&mut anytime, 1000, Some(1090), 20, 12);
         assert_eq!(slow.why, Why::StepTookLong);
         assert!((3..10).contains(&slow.done), "{}", slow.done);
+    }
+
+    #[test]
+    fn steps_beyond_the_plan_end_when_time_is_up() {
+        let mut anytime = Anytime::new(CONFIG);
+        infer(&mut anytime, 0, None, 20, 5);
+        anytime.begin(10, Some(at(1100)), at(1000));
+        anytime.on_step(false, true, at(1020));
+        for k in 1..=10 {
+            assert_eq!(anytime.on_step(true, true, at(1020 + 5 * k)), Choice::GoOn, "{k} of 10");
+        }
+        // 1090 ms less the next step's 5 ms is where the eleventh to fourteenth end; the margin is kept.
+        let extra =
+            (11..20).find(|k| anytime.on_step(true, true, at(1020 + 5 * k)) == Choice::Finish);
+        assert_eq!(extra, Some(14));
+        assert_eq!(anytime.end().map(|d| (d.done, d.why)), Some((14, Why::StepTookLong)));
     }
 }

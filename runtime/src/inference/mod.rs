@@ -43,6 +43,8 @@ pub struct InferenceOrder {
 pub enum InferenceReport {
     /// A chunk was made.
     Chunk {
+        /// The instruction that it follows.
+        instruction: String,
         /// From order to hand-over.
         latency: Duration,
         /// What each stage took, what the caches did.
@@ -206,8 +208,8 @@ impl Worker {
         }
         chunk.make_absolute(&self.config.kinds, &seen.proprioception);
         let report = std::mem::take(&mut chunk.report);
-        let latency = Clock::now().since(order.at);
-        Ok((InferenceReport::Chunk { latency, report, decision, ages }, chunk))
+        let (latency, instruction) = (Clock::now().since(order.at), seen.instruction);
+        Ok((InferenceReport::Chunk { instruction, latency, report, decision, ages }, chunk))
     }
 }
 

@@ -107,8 +107,13 @@ mod tests {
         chunk.report.caches.push(("warm_start", used));
         let latency = Duration::from_millis(41);
         let ages = vec![("front".to_owned(), Duration::from_millis(12))];
-        let report =
-            InferenceReport::Chunk { latency, report: chunk.report.clone(), decision: None, ages };
+        let report = InferenceReport::Chunk {
+            instruction: "put it there".to_owned(),
+            latency,
+            report: chunk.report.clone(),
+            decision: None,
+            ages,
+        };
         AnswerMessage {
             session: 3,
             request: 7,

@@ -4,6 +4,7 @@ use candle_core::{Device, Result, Tensor};
 use sinew_runtime::{ActionChunk, CacheUse, PolicyError, Prefix, PrefixUse};
 
 use super::{Convention, FlowTime, Guidance, Sampler, Solver, with_prefix};
+use crate::anytime::compute;
 
 /// The planned actions' part in one sampling.
 pub(crate) enum Planned {
@@ -38,7 +39,6 @@ impl Planned {
         to_model: impl FnOnce(&[f64], usize) -> std::result::Result<Vec<f32>, PolicyError>,
         start: Start,
     ) -> std::result::Result<(Self, Sampler<C>), PolicyError> {
-        let compute = |e: candle_core::Error| PolicyError::Compute(e.to_string());
         let Start { noise, shape, steps, solver } = start;
         let from = |x, level| {
             let sampler = Sampler::from_level(x, shape, steps, level).map_err(compute)?;

@@ -1,23 +1,20 @@
 //! Any flow-matching network as an anytime task: one step per camera, one for the prefix, one per denoise step.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use candle_core::{Result, Tensor};
 use sinew_runtime::{
     ActionChunk, ChunkRequest, Observation, Policy, PolicyError, PolicySpec, Prefix, PrefixUse,
-    Progress, StageTime, Stamp,
+    Progress,
 };
 
 use super::{Convention, FlowTime, Planned, Sampler, Solver, Start, gaussian_noise, reuse};
+use crate::anytime::{NOT_BEGUN, NOT_DONE, NOTHING_BEGUN, STEP_LIMIT, Ticket, compute, steps};
 
 const STAGES: [&str; 4] = ["preprocess", "vision", "prefix", "denoise"];
-const PREPROCESS: usize = 0;
 const VISION: usize = 1;
 const PREFIX: usize = 2;
 const DENOISE: usize = 3;
-
-/// The most denoise steps that one request may ask for.
-const STEP_LIMIT: usize = 1000;
 
 /// A network with its processors, stage by stage.
 pub trait FlowModel: Send {
@@ -89,8 +86,7 @@ pub trait FlowModel: Send {
 }
 
 struct Run<M: FlowModel> {
-    request: u64,
-    instant: Stamp,
+    ticket: Ticket<4>,
     inputs: M::Inputs,
     /// Tokens of the images encoded so far.
     tokens: Vec<Tensor>,
@@ -98,7 +94,6 @@ struct Run<M: FlowModel> {
     sampler: Sampler<M::Time>,
     planned: Planned,
     prefix: Option<Prefix>,
-    times: [Duration; 4],
 }
 
 impl<M: FlowModel> Run<M> {
@@ -124,7 +119,6 @@ pub struct Sampling {
 pub struct FlowPolicy<M: FlowModel> {
     model: M,
     spec: PolicySpec,
-    dt: Duration,
     run: Option<Run<M>>,
     /// The run whose chunk was taken: another sample may be made from what it saw.
     spent: Option<Run<M>>,
@@ -135,8 +129,7 @@ pub struct FlowPolicy<M: FlowModel> {
 impl<M: FlowModel> FlowPolicy<M> {
     /// The policy of `model`; `spec` must be the model's, with an action rate.
     pub fn new(model: M, spec: PolicySpec, sampling: Sampling) -> Self {
-        let dt = spec.dt();
-        Self { model, spec, dt, run: None, spent: None, noise: None, sampling }
+        Self { model, spec, run: None, spent: None, noise: None, sampling }
     }
 
     fn check(&self, prefix: &Prefix) -> std::result::Result<(), PolicyError> {
@@ -159,12 +152,7 @@ impl<M: FlowModel> FlowPolicy<M> {
         inputs: &M::Inputs,
         request: &ChunkRequest,
     ) -> std::result::Result<(Planned, Sampler<M::Time>), PolicyError> {
-        let steps = request.denoise_steps.unwrap_or(self.spec.denoise_steps);
-        if steps == 0 || steps > STEP_LIMIT {
-            return Err(PolicyError::Compute(format!(
-                "{steps} denoise steps were asked for; use 1 to {STEP_LIMIT}"
-            )));
-        }
+        let steps = steps(request, &self.spec, STEP_LIMIT)?;
         if let Some(prefix) = &request.prefix {
             self.check(prefix)?;
         }
@@ -186,10 +174,6 @@ impl<M: FlowModel> FlowPolicy<M> {
     }
 }
 
-fn compute(error: candle_core::Error) -> PolicyError {
-    PolicyError::Compute(error.to_string())
-}
-
 impl<M: FlowModel> Policy for FlowPolicy<M> {
     fn spec(&self) -> &PolicySpec {
         &self.spec
@@ -204,18 +188,14 @@ impl<M: FlowModel> Policy for FlowPolicy<M> {
         let start = Instant::now();
         let inputs = self.model.prepare(observation)?;
         let (planned, sampler) = self.sampling(&inputs, request)?;
-        let mut times = [Duration::ZERO; 4];
-        times[PREPROCESS] = start.elapsed();
         self.run = Some(Run {
-            request: request.id,
-            instant: observation.instant,
+            ticket: Ticket::prepared(request, observation, &STAGES, start),
             inputs,
             tokens: Vec::new(),
             cache: None,
             sampler,
             planned,
             prefix: request.prefix.clone(),
-            times,
         });
         Ok(())
     }
@@ -225,14 +205,13 @@ impl<M: FlowModel> Policy for FlowPolicy<M> {
             return Ok(false);
         };
         let (planned, sampler) = self.sampling(&spent.inputs, request)?;
-        let (prefix, times) = (request.prefix.clone(), [Duration::ZERO; 4]);
-        self.run = Some(Run { request: request.id, sampler, planned, prefix, times, ..spent });
+        let (ticket, prefix) = (spent.ticket.again(request), request.prefix.clone());
+        self.run = Some(Run { ticket, sampler, planned, prefix, ..spent });
         Ok(true)
     }
 
     fn advance(&mut self) -> std::result::Result<Progress, PolicyError> {
-        let run =
-            self.run.as_mut().ok_or(PolicyError::OutOfTurn("advance was called before begin"))?;
+        let run = self.run.as_mut().ok_or(NOT_BEGUN)?;
         if run.sampler.is_done() {
             return Ok(Progress::Done);
         }
@@ -249,7 +228,7 @@ impl<M: FlowModel> Policy for FlowPolicy<M> {
             run.cache = Some(model.encode_prefix(&run.inputs, &run.tokens).map_err(compute)?);
             PREFIX
         };
-        run.times[stage] += start.elapsed();
+        run.ticket.add(stage, start);
         if run.sampler.is_done() {
             return Ok(Progress::Done);
         }
@@ -263,29 +242,21 @@ impl<M: FlowModel> Policy for FlowPolicy<M> {
     }
 
     fn take_chunk(&mut self) -> std::result::Result<ActionChunk, PolicyError> {
-        let run = self
-            .run
-            .take_if(|run| run.sampler.is_done())
-            .ok_or(PolicyError::OutOfTurn("take_chunk was called before the chunk was done"))?;
+        let run = self.run.take_if(|run| run.sampler.is_done()).ok_or(NOT_DONE)?;
         let run = self.spent.insert(run);
         let actions = self.model.actions(&run.inputs, run.sampler.sample())?;
-        let mut chunk =
-            ActionChunk::new(run.request, run.instant, self.dt, self.spec.action_dim, actions)
-                .map_err(|e| PolicyError::Compute(e.to_string()))?;
-        chunk.report.stages =
-            STAGES.iter().zip(run.times).map(|(stage, time)| StageTime { stage, time }).collect();
-        chunk.report.denoise_steps = run.sampler.done();
+        let mut chunk = run.ticket.chunk(&self.spec, actions, run.sampler.done())?;
         chunk.report.caches.extend(run.prefix.as_ref().map(|prefix| reuse(prefix, &chunk)));
         Ok(chunk)
     }
 
     fn set_denoise_steps(&mut self, steps: usize) -> std::result::Result<bool, PolicyError> {
-        let run = self.run.as_mut().ok_or(PolicyError::OutOfTurn("nothing was begun"))?;
+        let run = self.run.as_mut().ok_or(NOTHING_BEGUN)?;
         Ok(run.sampler.set_steps(steps.min(STEP_LIMIT)))
     }
 
     fn finish_early(&mut self) -> std::result::Result<bool, PolicyError> {
-        let run = self.run.as_mut().ok_or(PolicyError::OutOfTurn("nothing was begun"))?;
+        let run = self.run.as_mut().ok_or(NOTHING_BEGUN)?;
         run.sampler.finish().map_err(compute)
     }
 }

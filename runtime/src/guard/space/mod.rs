@@ -10,13 +10,20 @@
 //! rest, keeps every `h` at zero or above. Braking always is such a path. So the joint limits
 //! are never traded for a barrier, nor a barrier for them.
 
-use nalgebra::{Point3, Unit, Vector3};
+mod balls;
+mod barrier;
+mod path;
 
+use nalgebra::{Point3, Vector3};
+
+use self::barrier::Barrier;
+pub use self::barrier::{Plane, SpaceConfig, SpaceError};
+use self::path::{PathPoint, watch_path};
 use super::brake::BrakePath;
 use super::causes::{Cause, Interventions};
 use super::joint::{JointFilter, Motion};
 use super::quadratic::{MAX_ROWS, Row, project};
-use crate::kinematics::{Chain, Pose, Sphere};
+use crate::kinematics::{Pose, Sphere};
 use crate::{JointVec, MAX_JOINTS};
 
 /// Barriers slow the arm down to nothing this far (m) before the limit, so that the joints' lag has room.
@@ -27,79 +34,8 @@ const DECELERATION_SHARE: f64 = 0.5;
 const LEAST_DECELERATION: f64 = 0.5;
 /// Barriers that have this much speed (m/s) left do not shape a motion.
 const SPARE_SPEED: f64 = 0.3;
-/// Points of a brake path that are looked at, at most.
-const SAMPLES: usize = 8;
-/// What a ball may come nearer between two of them: some (m), and with the square of how far it goes (1/m).
-const SAG: f64 = 3e-4;
-const CURVATURE: f64 = 1.25;
 /// Rounding of a distance (m).
 const ROUNDING: f64 = 1e-9;
-
-/// A half-space that the arm stays in: `normal · point >= offset`.
-#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct Plane {
-    /// What it stands for.
-    pub name: String,
-    /// Its normal, pointing to where the arm may be (base frame).
-    pub normal: Unit<Vector3<f64>>,
-    /// Its distance from the base's origin along the normal (m).
-    pub offset: f64,
-}
-
-/// The arm's shape and where it may be.
-#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct SpaceConfig {
-    /// The arm's joints.
-    pub chain: Chain,
-    /// Balls that cover the arm, its tool tip among them.
-    pub spheres: Vec<Sphere>,
-    /// Half-spaces that every moving ball stays in.
-    pub planes: Vec<Plane>,
-    /// Keep balls of links that are not neighbours apart.
-    pub self_collision: bool,
-    /// How fast the speed towards a limit falls with the distance (1/s): `h' >= -rate·h`.
-    pub rate: f64,
-}
-
-/// Why a space cannot be guarded.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum SpaceError {
-    /// A ball on a link that the chain has not.
-    #[error("ball `{name}` is on link {link}; the chain's links are 0 to {last}")]
-    Link {
-        /// The ball.
-        name: String,
-        /// Its link.
-        link: usize,
-        /// The chain's last link.
-        last: usize,
-    },
-    /// A number that is not finite or out of range.
-    #[error("{what} is {value}; it must be finite and {range}")]
-    Value {
-        /// What it is.
-        what: String,
-        /// Its value.
-        value: f64,
-        /// What is allowed.
-        range: &'static str,
-    },
-}
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Barrier {
-    Plane { sphere: usize, plane: usize },
-    Pair { a: usize, b: usize },
-}
-
-impl Barrier {
-    fn cause(self) -> Cause {
-        match self {
-            Barrier::Plane { .. } => Cause::Workspace,
-            Barrier::Pair { .. } => Cause::SelfCollision,
-        }
-    }
-}
 
 /// The space filter of one arm. Real time: nothing here allocates after it is made.
 #[derive(Debug, Clone)]
@@ -126,14 +62,6 @@ pub(super) struct Space {
     distances: Vec<f64>,
     /// The poses and centres of a path's point that is looked at.
     probe: (Pose, Vec<Point3<f64>>),
-}
-
-/// A point of a brake path: when (periods), where (rad), and the least distance to a limit there (m).
-#[derive(Debug, Clone, Copy)]
-struct PathPoint {
-    period: f64,
-    angles: [f64; MAX_JOINTS],
-    margin: f64,
 }
 
 impl Space {
@@ -383,68 +311,6 @@ impl Space {
         DECELERATION_SHARE * along.sum::<f64>()
     }
 
-    /// Velocities of the balls at these of the chain's joints (rad/s).
-    fn move_balls(&mut self, which: usize, velocities: &[f64; MAX_JOINTS]) {
-        let mut links = [(Vector3::zeros(), Vector3::zeros()); MAX_JOINTS + 1];
-        for (k, velocity) in velocities.iter().enumerate().take(self.config.chain.last_link()) {
-            let (turn, shift) = self.pose.twist(k);
-            links[k + 1] = (links[k].0 + turn * *velocity, links[k].1 + shift * *velocity);
-        }
-        let balls = self.centres.iter().zip(&self.config.spheres);
-        for (moves, (centre, sphere)) in self.moves[which].iter_mut().zip(balls) {
-            let (turn, shift) = links[sphere.link.min(MAX_JOINTS)];
-            *moves = turn.cross(&centre.coords) + shift;
-        }
-    }
-
-    /// How fast the distance of `barrier` grows (m/s) in both motions of the balls.
-    fn approach(&self, barrier: Barrier) -> [f64; 2] {
-        match barrier {
-            Barrier::Plane { sphere, plane } => {
-                let normal = &self.config.planes[plane].normal;
-                [normal.dot(&self.moves[0][sphere]), normal.dot(&self.moves[1][sphere])]
-            }
-            Barrier::Pair { a, b } => {
-                let apart = self.centres[b] - self.centres[a];
-                let per = 1.0 / apart.norm().max(1e-9);
-                let along = |m: &Vec<Vector3<f64>>| per * apart.dot(&(m[b] - m[a]));
-                [along(&self.moves[0]), along(&self.moves[1])]
-            }
-        }
-    }
-
-    /// The most (m/rad) that the chain's joint `k` can change the barrier's distance.
-    fn lever(&self, barrier: Barrier, k: usize) -> f64 {
-        match barrier {
-            Barrier::Plane { sphere, .. } => self.levers[sphere][k],
-            // A joint that moves both balls does not move them apart.
-            Barrier::Pair { a, .. } if k < self.config.spheres[a].link => 0.0,
-            Barrier::Pair { b, .. } => self.levers[b][k],
-        }
-    }
-
-    /// How the distance of `barrier` changes with each of the chain's joints (m/rad), at the last command.
-    fn gradient(&self, barrier: Barrier) -> [f64; MAX_JOINTS] {
-        let chain = &self.config.chain;
-        let (sphere, direction, from) = match barrier {
-            Barrier::Plane { sphere, plane } => {
-                (sphere, self.config.planes[plane].normal.into_inner(), 0)
-            }
-            Barrier::Pair { a, b } => {
-                let apart = self.centres[b] - self.centres[a];
-                let direction = apart.try_normalize(1e-9).unwrap_or_else(Vector3::zeros);
-                (b, direction, self.config.spheres[a].link)
-            }
-        };
-        let mut row = [0.0; MAX_JOINTS];
-        let link = self.config.spheres[sphere].link;
-        for (k, value) in row.iter_mut().enumerate().take(link).skip(from) {
-            *value =
-                direction.dot(&chain.point_velocity(&self.pose, link, k, &self.centres[sphere]));
-        }
-        row
-    }
-
     /// A barrier that the brake path of all joints from `next` would break.
     fn unsafe_barrier(
         &mut self,
@@ -544,74 +410,4 @@ impl Space {
             self.lowered = false;
         }
     }
-}
-
-impl SpaceConfig {
-    /// A good rate (1/s) for small arms: from 10 cm away at 1 m/s, from 1 cm at 10 cm/s.
-    pub const RATE: f64 = 10.0;
-
-    fn distance(&self, barrier: Barrier, centres: &[Point3<f64>]) -> f64 {
-        match barrier {
-            Barrier::Plane { sphere, plane } => {
-                let Plane { normal, offset, .. } = &self.planes[plane];
-                normal.dot(&centres[sphere].coords) - offset - self.spheres[sphere].radius
-            }
-            Barrier::Pair { a, b } => {
-                let apart = (centres[b] - centres[a]).norm();
-                apart - self.spheres[a].radius - self.spheres[b].radius
-            }
-        }
-    }
-}
-
-/// Looks at a path of `periods` until it is sure that no point of it breaks a barrier, or finds one.
-///
-/// `look` gives the path's point at a period, and the barrier nearest there. Between two points no distance
-/// can fall farther than the balls can move, `longest` lever times angle: where that suffices, nothing more is looked at.
-fn watch_path(
-    periods: f64,
-    longest: &[f64; MAX_JOINTS],
-    look: &mut impl FnMut(f64) -> Result<(PathPoint, Barrier), Barrier>,
-) -> Result<(), Barrier> {
-    let first = look(0.0)?.0;
-    if periods < 1.0 {
-        return Ok(());
-    }
-    let mut open = [(first, look(periods)?.0); SAMPLES];
-    let (mut count, mut looks) = (1, 2);
-    let moved = |(a, b): &(PathPoint, PathPoint)| {
-        let joints = a.angles.iter().zip(&b.angles).zip(longest);
-        joints.map(|((a, b), lever)| lever * (a - b).abs()).sum::<f64>()
-    };
-    while count > 0 {
-        // The part that is least sure comes first, so that the looks are well spent.
-        let doubt = |part: &(PathPoint, PathPoint)| moved(part) - part.0.margin - part.1.margin;
-        let doubts = open[..count].iter().map(doubt).enumerate();
-        let Some((worst, doubt)) = doubts.max_by(|a, b| a.1.total_cmp(&b.1)) else { break };
-        if doubt <= 0.0 {
-            break;
-        }
-        let (a, b) = open[worst];
-        let middle = (0.5 * (a.period + b.period)).floor();
-        if middle <= a.period {
-            // Every period of this part has been looked at.
-            count -= 1;
-            open[worst] = open[count];
-            continue;
-        }
-        if looks >= SAMPLES {
-            // All parts left are about as short: their curvature is what can still come nearer.
-            let sag = SAG + CURVATURE * moved(&(a, b)).powi(2);
-            if a.margin.min(b.margin) < sag {
-                return look(middle).and_then(|(_, nearest)| Err(nearest));
-            }
-            break;
-        }
-        let point = look(middle)?.0;
-        looks += 1;
-        open[worst] = (a, point);
-        open[count] = (point, b);
-        count += 1;
-    }
-    Ok(())
 }
