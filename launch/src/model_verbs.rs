@@ -23,8 +23,8 @@ pub fn run(verb: ModelVerb) -> Result<(), Failure> {
             let list = sinew_models::supported();
             if json { print_json(&list) } else { support_table(&list) }
         }
-        ModelVerb::Verify { path, against, cases, seed, max_mean_error, json } => {
-            let report = sinew_models::verify(&path, &against, cases, seed)?;
+        ModelVerb::Verify { path, compute, against, cases, seed, max_mean_error, json } => {
+            let report = sinew_models::verify(&path, compute, &against, cases, seed)?;
             show(&report, json)?;
             match max_mean_error {
                 Some(most) if report.mean_relative > most => Err(Failure::Result(format!(
@@ -90,14 +90,17 @@ fn support_table(list: &[Supported]) -> Result<(), Failure> {
 
 /// Errors are in the action's own unit (rad, m).
 fn error_table(rows: &[QuantizationError]) -> Result<(), Failure> {
-    say!("| architecture | checkpoint | type | smaller | mean | p99 | max | mean of range |");
-    say!("| --- | --- | --- | --- | --- | --- | --- | --- |");
+    say!(
+        "| architecture | checkpoint | type | computed | smaller | mean | p99 | max | mean of range |"
+    );
+    say!("| --- | --- | --- | --- | --- | --- | --- | --- | --- |");
     for row in rows {
         let folder = row.checkpoint.display();
         say!(
-            "| {} | {folder} | {} | {:.1} x | {:.5} | {:.5} | {:.5} | {:.5} |",
+            "| {} | {folder} | {} | {} | {:.1} x | {:.5} | {:.5} | {:.5} | {:.5} |",
             row.architecture,
             row.quantization,
+            row.compute.name(),
             row.smaller,
             row.mean,
             row.p99,

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use common::{Case, fixtures, max_difference};
 use safetensors::tensor::{Dtype, TensorView};
+use sinew_models::kernels::Compute;
 use sinew_models::smolvla::SmolVlaPolicy;
 use sinew_models::{
     Checkpoint, LoadOptions, ModelError, QuantType, RandomSize, inspect, load_policy,
@@ -111,7 +112,7 @@ fn bundles_give_nearly_the_same_actions() {
     ] {
         let path = temporary.path().join(format!("{name}.gguf"));
         quantize(&folder, kind, &path).expect("the fixture is whole");
-        let report = verify(&folder, &path, 4, 1).expect("both are one policy");
+        let report = verify(&folder, Compute::Exact, &path, 4, 1).expect("both are one policy");
         println!(
             "{name}: mean {:.2e}, max {:.2e} of the range; first {:?}",
             report.mean_relative, report.max_relative, report.first_differing
@@ -130,7 +131,7 @@ fn bundles_give_nearly_the_same_actions() {
 #[test]
 fn a_policy_equals_itself() {
     let folder = fixtures().join("smolvla_tiny");
-    let report = verify(&folder, &folder, 2, 5).expect("it is one policy");
+    let report = verify(&folder, Compute::Exact, &folder, 2, 5).expect("it is one policy");
     assert_eq!((report.max_absolute, report.first_differing), (0.0, None));
     assert_eq!(report.dimensions[5].name, "gripper");
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
 use common::{Case, Worst, fixtures, reference, values};
+use sinew_models::kernels::Compute;
 use sinew_models::xvla::{CleanSampler, Preparer, Xvla, XvlaConfig, XvlaPolicy};
 use sinew_models::{Checkpoint, LoadOptions, QuantType};
 use sinew_runtime::{
@@ -247,7 +248,8 @@ fn bundles_give_nearly_the_same_chunk() {
             XvlaPolicy::load(&checkpoint, &options()).unwrap_or_else(|e| panic!("{e}"));
         let difference = largest_difference(&whole, &chunk(&mut policy, &observation, &request));
         println!("{kind:?}: {difference:.1e}");
-        let report = sinew_models::verify(&dir, &out, 2, 1).unwrap_or_else(|e| panic!("{e}"));
+        let report = sinew_models::verify(&dir, Compute::Exact, &out, 2, 1)
+            .unwrap_or_else(|e| panic!("{e}"));
         let stages: Vec<_> = report.stages.iter().map(|s| s.stage.as_str()).collect();
         // Two cameras with two stages each, the encoder, three denoise steps.
         assert_eq!((stages.len(), stages[4], stages[7]), (8, "encoder", "denoise step 3"));

@@ -153,7 +153,10 @@ pub enum ModelVerb {
     Verify {
         /// Checkpoint folder or bundle.
         path: PathBuf,
-        /// The one that it is compared with.
+        /// How its layers compute: `exact`, or `w8a8` (8-bit weights and activations).
+        #[arg(long, default_value = "exact")]
+        compute: Compute,
+        /// The one that it is compared with, computed exactly.
         #[arg(long)]
         against: PathBuf,
         /// Inputs to compare on.
@@ -169,7 +172,7 @@ pub enum ModelVerb {
         #[arg(long)]
         json: bool,
     },
-    /// Say what quantising costs: action errors of q8_0 and q4_0 for each checkpoint, in one table.
+    /// Say what quantising costs: action errors of q8_0, q4_0 and w8a8 for each checkpoint, in one table.
     Errors {
         /// LeRobot checkpoint folders.
         #[arg(required = true)]

@@ -14,6 +14,7 @@ use super::action_space;
 use super::args::Argument;
 use super::checker::Checker;
 use super::finding::{Findings, line_of};
+use super::kernels;
 use super::sampling;
 use super::schema;
 use super::settings::{
@@ -127,6 +128,7 @@ pub(super) fn resolve(
     }
     let actions = action_space::resolve(&mut check, policy, folder);
     let sampling = sampling::resolve(&mut check, policy, folder);
+    let kernels = kernels::resolve(&mut check, policy);
     if let Some(steps) = &policy.denoise_steps
         && !(1..=1000).contains(steps.get_ref())
     {
@@ -234,6 +236,7 @@ pub(super) fn resolve(
             cameras: policy.cameras.iter().map(|(i, c)| (i.clone(), c.get_ref().clone())).collect(),
             actions,
             sampling,
+            kernels,
             denoise_steps: policy.denoise_steps.as_ref().map(|s| *s.get_ref()),
             max_observation_age,
             onnx_engine,

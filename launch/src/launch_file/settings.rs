@@ -14,6 +14,7 @@ use super::action_space::ActionSettings;
 use super::args::Argument;
 use super::authority::AuthoritySettings;
 use super::finding::Finding;
+use super::kernels::KernelSettings;
 use super::sampling::SamplingSettings;
 use super::scheduling::SchedulerSettings;
 use super::space::SpaceSettings;
@@ -116,6 +117,8 @@ pub struct PolicySettings {
     pub sampling: SamplingSettings,
     /// Denoise steps; `None` for the checkpoint's own.
     pub denoise_steps: Option<usize>,
+    /// Arithmetic and threads of the network.
+    pub kernels: KernelSettings,
     /// Older parts make no observation.
     pub max_observation_age: Duration,
     /// What runs ONNX files.

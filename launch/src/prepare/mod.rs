@@ -7,6 +7,7 @@ mod sampling;
 use nalgebra::{Unit, Vector3};
 use sinew_drivers::pattern::PatternCamera;
 use sinew_drivers::sim::{ArmDescription, CameraKind, SimConfig, SimHandle};
+use sinew_models::kernels::pool::choose_threads;
 use sinew_models::onnx::{OnnxOptions, ResidualNet};
 use sinew_models::{LoadOptions, ModelError};
 use sinew_runtime::control::ResidualConfig;
@@ -65,6 +66,17 @@ pub fn prepare(config: LaunchConfig, placement: Placement) -> Result<Prepared, U
     let mut successes = None;
     let policy = match placement.here(&Part::Policy) {
         true => {
+            let kernels = &config.policy.kernels;
+            choose_threads(kernels.threads(config.control.cpu)).map_err(|e| {
+                let cores = kernels.cores.iter().map(usize::to_string).collect::<Vec<_>>();
+                let remedy = "change threads or cores of the policy";
+                Unprepared::Launch(Findings::one(config.finding(
+                    "policy.cores",
+                    cores.join(", "),
+                    e,
+                    remedy,
+                )))
+            })?;
             let policy =
                 sinew_models::load_policy(&config.policy.file, &load_options(&config.policy))
                     .map_err(Unprepared::Model)?;
@@ -167,6 +179,7 @@ fn load_options(settings: &PolicySettings) -> LoadOptions {
     LoadOptions {
         denoise_steps: settings.sampling.candidates.and(settings.denoise_steps),
         solver: settings.sampling.solver,
+        compute: settings.kernels.compute,
         onnx: OnnxOptions { engine: *onnx_engine, library: onnx_library.clone(), threads: None },
         ..LoadOptions::default()
     }

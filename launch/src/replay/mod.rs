@@ -182,7 +182,8 @@ fn policy(header: &Header, runs: Runs<'_>) -> Result<Option<(Again, PolicyIdenti
     let candidates: Option<CandidateSettings> = said(header, "/policy/sampling/candidates");
     let denoise_steps = candidates.and_then(|_| said(header, "/policy/denoise_steps"));
     let solver = said(header, "/policy/sampling/solver");
-    let options = LoadOptions { denoise_steps, solver, ..LoadOptions::default() };
+    let compute = said(header, "/policy/kernels/compute").unwrap_or_default();
+    let options = LoadOptions { denoise_steps, solver, compute, ..LoadOptions::default() };
     let policy = load_policy(path, &options).inspect_err(|_| {
         for (name, before, now) in &different {
             eprintln!("sinew: {name} is not the recorded file: SHA-256 {now}, recorded {before}");

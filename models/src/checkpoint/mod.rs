@@ -20,6 +20,7 @@ use sinew_runtime::Policy;
 use sinew_runtime::action_space::SpaceKeys;
 
 use crate::families::Family;
+use crate::kernels::Compute;
 use crate::processors::{Pipeline, Statistics};
 use crate::{LoadOptions, ModelError, gguf};
 
@@ -173,9 +174,15 @@ impl Checkpoint {
     /// # Errors
     /// [`ModelError`] naming the tensor or key that does not fit.
     pub fn policy(&self, options: &LoadOptions) -> Result<Box<dyn Policy>, ModelError> {
+        (self.family.load)(&self.computing(options.compute), options)
+    }
+
+    /// The same, whose layers compute as `compute` says; those that a bundle keeps in higher precision stay exact.
+    #[must_use]
+    pub fn computing(&self, compute: Compute) -> Self {
         let mut checkpoint = self.clone();
-        checkpoint.store.set_compute(options.compute, self.family.keep);
-        (self.family.load)(&checkpoint, options)
+        checkpoint.store.set_compute(compute, self.family.keep);
+        checkpoint
     }
 
     /// The family's text file `role`.

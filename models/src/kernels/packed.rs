@@ -13,12 +13,14 @@ use crate::checkpoint::{StoredTensor, StoredType};
 use crate::gguf::blocks;
 
 /// How a layer computes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub enum Compute {
     /// Weights as they are stored, activations in 32-bit floats.
     #[default]
+    #[serde(rename = "exact")]
     Exact,
     /// Weights in 8 bits (or 4, where they are stored so), activations rounded to 8 bits in blocks of 32.
+    #[serde(rename = "w8a8")]
     Int8,
 }
 

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::{Subject, compare};
 use crate::checkpoint::Checkpoint;
+use crate::kernels::Compute;
 use crate::{ModelError, QuantType, quantize};
 
 /// Action error of one checkpoint in one quantised form.
@@ -17,6 +18,8 @@ pub struct QuantizationError {
     pub architecture: String,
     /// Type of the large matrices.
     pub quantization: String,
+    /// How its layers compute.
+    pub compute: Compute,
     /// Size of the weights file over the bundle's.
     pub smaller: f64,
     /// Mean action error, in the action's own unit.
@@ -29,7 +32,8 @@ pub struct QuantizationError {
     pub mean_relative: f64,
 }
 
-/// Quantises each of `folders` to `q8_0` and `q4_0`, and compares the actions on `cases` inputs of `seed`.
+/// Quantises each of `folders` to `q8_0` and `q4_0`, and compares the actions on `cases` inputs of `seed`: computed
+/// exactly, and with activations of 8 bits.
 ///
 /// The bundles are written into `scratch` one after the other, and removed.
 ///
@@ -45,37 +49,43 @@ pub fn quantization_errors(
     for folder in folders {
         for kind in [QuantType::Q8_0, QuantType::Q4_0] {
             let bundle = scratch.join(format!("sinew-errors-{}.gguf", std::process::id()));
-            let row = one(folder, kind, &bundle, cases, seed);
-            // Missing when writing it failed, which `row` says.
+            let pair = both(folder, kind, &bundle, cases, seed);
+            // Missing when writing it failed, which `pair` says.
             let _ = std::fs::remove_file(&bundle);
-            rows.push(row?);
+            rows.extend(pair?);
         }
     }
     Ok(rows)
 }
 
-fn one(
+fn both(
     folder: &Path,
     kind: QuantType,
     bundle: &Path,
     cases: usize,
     seed: u64,
-) -> Result<QuantizationError, ModelError> {
+) -> Result<[QuantizationError; 2], ModelError> {
     quantize(folder, kind, bundle)?;
     let (exact, quantized) = (Checkpoint::open(folder, true)?, Checkpoint::open(bundle, true)?);
-    let (mut first, mut second) = (Subject::whole(&exact)?, Subject::whole(&quantized)?);
-    let report = compare(&exact, &mut first, &mut second, cases, seed)?;
     let size = |path: &Path| {
         std::fs::metadata(path).map(|m| m.len() as f64).map_err(|e| ModelError::io(path, e))
     };
-    Ok(QuantizationError {
-        checkpoint: folder.to_owned(),
-        architecture: exact.family.name.to_owned(),
-        quantization: quantized.origin.quantization.clone().unwrap_or_default(),
-        smaller: size(exact.store.path())? / size(bundle)?,
-        mean: report.mean_absolute,
-        p99: report.p99_absolute,
-        max: report.max_absolute,
-        mean_relative: report.mean_relative,
-    })
+    let smaller = size(exact.store.path())? / size(bundle)?;
+    let one = |compute: Compute| {
+        let quantized = quantized.computing(compute);
+        let (mut first, mut second) = (Subject::whole(&exact)?, Subject::whole(&quantized)?);
+        let report = compare(&exact, &mut first, &mut second, cases, seed)?;
+        Ok::<_, ModelError>(QuantizationError {
+            checkpoint: folder.to_owned(),
+            architecture: exact.family.name.to_owned(),
+            quantization: quantized.origin.quantization.clone().unwrap_or_default(),
+            compute,
+            smaller,
+            mean: report.mean_absolute,
+            p99: report.p99_absolute,
+            max: report.max_absolute,
+            mean_relative: report.mean_relative,
+        })
+    };
+    Ok([one(Compute::Exact)?, one(Compute::Int8)?])
 }

@@ -18,6 +18,7 @@ use trace::Subject;
 
 use crate::ModelError;
 use crate::checkpoint::Checkpoint;
+use crate::kernels::Compute;
 use crate::processors::Boundary;
 use crate::random::SplitMix64;
 
@@ -78,12 +79,19 @@ struct StageSum {
     size: f64,
 }
 
-/// Compares the policies at `a` and `b` (folders or bundles) on `cases` inputs of `seed`.
+/// Compares the policies at `a`, whose layers compute as `compute` says, and `b`, computed exactly (folders or
+/// bundles), on `cases` inputs of `seed`.
 ///
 /// # Errors
 /// [`ModelError::NotComparable`] when they are not forms of one policy; what loading or running gives.
-pub fn verify(a: &Path, b: &Path, cases: usize, seed: u64) -> Result<VerifyReport, ModelError> {
-    let (one, other) = (Checkpoint::open(a, true)?, Checkpoint::open(b, true)?);
+pub fn verify(
+    a: &Path,
+    compute: Compute,
+    b: &Path,
+    cases: usize,
+    seed: u64,
+) -> Result<VerifyReport, ModelError> {
+    let (one, other) = (Checkpoint::open(a, true)?.computing(compute), Checkpoint::open(b, true)?);
     comparable(&one, &other)?;
     let (mut first, mut second) = (Subject::load(&one)?, Subject::load(&other)?);
     compare(&one, &mut first, &mut second, cases, seed)

@@ -47,7 +47,7 @@ impl Subject {
         // The time between two actions does not enter the comparison.
         let rate = checkpoint.actions.action_rate_hz.unwrap_or(1.0);
         let options = LoadOptions { action_rate_hz: Some(rate), ..LoadOptions::default() };
-        let mut policy = checkpoint.policy(&options)?;
+        let mut policy = (checkpoint.family.load)(checkpoint, &options)?;
         Ok(Self(Box::new(move |observation, seed| {
             let request = ChunkRequest { seed, ..ChunkRequest::default() };
             let chunk = inference::run(policy.as_mut(), observation, &request);
