@@ -1,93 +1,50 @@
-//! Convolutions and the norms around them, on single images and sequences.
+//! Convolutions and the norms around them, from a checkpoint, on single images and sequences.
 //!
-//! Products are candle's. Weights are widened once, when they are loaded: a convolution's matrix is small beside
-//! the features it makes, and a batch norm is folded into it.
+//! Weights are widened once, when they are loaded: a convolution's matrix is small beside the features it makes, and a
+//! batch norm is folded into it.
 
-use candle_core::{Device, Result, Tensor};
-use candle_nn::{GroupNorm, Module};
+use candle_core::{Result, Tensor};
 
 use crate::ModelError;
 use crate::checkpoint::TensorStore;
+use crate::kernels::{Activation, Convolution, Doubling, GroupNorm, Map, Window};
 
 /// Added to the variance in every batch and group norm here, as PyTorch does.
 const EPS: f64 = 1e-5;
 
 type Loaded<T> = std::result::Result<T, ModelError>;
 
-/// A convolution over images `[C, h, w]`.
-#[derive(Debug)]
-pub struct Conv2d {
-    /// `[out, in, k, k]`
-    weight: Tensor,
-    /// `[1, out, 1, 1]`
-    bias: Option<Tensor>,
+/// The square convolution `name.weight` over images, with `name.bias` where `bias` is set, followed by the batch norm
+/// `norm` in inference mode where there is one. Its output keeps the size of the input but for the stride.
+///
+/// # Errors
+/// [`ModelError`] when a tensor is missing or has another shape.
+pub fn conv2d(
+    store: &TensorStore,
+    name: &str,
+    (inputs, outputs): (usize, usize),
+    kernel: usize,
     stride: usize,
-    padding: usize,
-}
-
-impl Conv2d {
-    /// The square convolution `name.weight`, with `name.bias` where `bias` is set. Its output keeps the size
-    /// of the input but for the stride.
-    ///
-    /// # Errors
-    /// [`ModelError`] when a tensor is missing or has another shape.
-    pub fn load(
-        store: &TensorStore,
-        name: &str,
-        (inputs, outputs): (usize, usize),
-        kernel: usize,
-        stride: usize,
-        bias: bool,
-    ) -> Loaded<Self> {
-        let weight = store.tensor(&format!("{name}.weight"), &[outputs, inputs, kernel, kernel])?;
-        let bias = match bias {
-            true => Some(store.vector(&format!("{name}.bias"), outputs)?),
-            false => None,
-        };
-        let bias =
-            bias.map(|b| Tensor::from_vec(b, (1, outputs, 1, 1), &Device::Cpu)).transpose()?;
-        Ok(Self { weight, bias, stride, padding: kernel / 2 })
-    }
-
-    /// The same, followed by the batch norm `norm` in inference mode: one convolution with a bias.
-    ///
-    /// # Errors
-    /// [`ModelError`] when a tensor of the norm is missing or has another shape.
-    pub fn fold(self, store: &TensorStore, norm: &str) -> Loaded<Self> {
-        let outputs = self.weight.dim(0)?;
+    norm: Option<&str>,
+) -> Loaded<Convolution> {
+    let shape = [outputs, inputs, kernel, kernel];
+    let mut weight = store.get(&format!("{name}.weight"), &shape)?.to_f32();
+    let mut bias = None;
+    if let Some(norm) = norm {
         let read = |part: &str| store.vector(&format!("{norm}.{part}"), outputs);
-        let (gain, bias) = (read("weight")?, read("bias")?);
+        let (gain, shift) = (read("weight")?, read("bias")?);
         let (mean, variance) = (read("running_mean")?, read("running_var")?);
         let scale: Vec<f32> =
             gain.iter().zip(&variance).map(|(g, v)| g / (v + EPS as f32).sqrt()).collect();
-        let shift: Vec<f32> =
-            bias.iter().zip(mean.iter().zip(&scale)).map(|(b, (m, s))| b - m * s).collect();
-        let column = |values| Tensor::from_vec(values, (1, outputs, 1, 1), &Device::Cpu);
-        let (scale, shift) = (column(scale)?, column(shift)?);
-        let weight = self.weight.broadcast_mul(&scale.reshape((outputs, 1, 1, 1))?)?;
-        let bias = match self.bias {
-            Some(bias) => ((bias * scale)? + shift)?,
-            None => shift,
-        };
-        Ok(Self { weight, bias: Some(bias), ..self })
-    }
-
-    /// Channels of the result.
-    pub fn outputs(&self) -> usize {
-        self.weight.dims()[0]
-    }
-
-    /// `x` (`[1, in, h, w]`) convolved: `[1, out, h', w']`.
-    ///
-    /// # Errors
-    /// When the number of channels does not fit.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = x.conv2d(&self.weight, self.padding, self.stride, 1, 1)?;
-        match &self.bias {
-            Some(bias) => y.broadcast_add(bias),
-            None => Ok(y),
+        let terms = shift.iter().zip(mean.iter().zip(&scale));
+        bias = Some(terms.map(|(b, (m, s))| b - m * s).collect());
+        for (row, scale) in weight.chunks_exact_mut(inputs * kernel * kernel).zip(&scale) {
+            row.iter_mut().for_each(|w| *w *= scale);
         }
     }
+    let padding = (kernel / 2, kernel / 2);
+    let window = Window { kernel: (kernel, kernel), stride, padding };
+    Ok(Convolution::new(&weight, bias, inputs, window, store.compute(name))?)
 }
 
 /// The group norm `name` over `channels` channels.
@@ -106,28 +63,18 @@ pub fn group_norm(
         let reason = format!("makes {groups} groups of the {channels} channels of `{name}`");
         return Err(ModelError::config(store.path(), key, reason));
     }
-    let gain = store.tensor(&format!("{name}.weight"), &[channels])?;
-    let bias = store.tensor(&format!("{name}.bias"), &[channels])?;
-    Ok(GroupNorm::new(gain, bias, channels, groups, EPS)?)
+    let gain = store.vector(&format!("{name}.weight"), channels)?;
+    let bias = store.vector(&format!("{name}.bias"), channels)?;
+    Ok(GroupNorm::new(gain, bias, groups, EPS)?)
 }
 
-/// A convolution over sequences `[1, C, L]`.
+/// A convolution over sequences `[L, C]`.
 #[derive(Debug)]
-pub struct Conv1d {
-    weight: Tensor,
-    /// `[1, out, 1]`
-    bias: Tensor,
-    kind: Kind1d,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Kind1d {
-    Plain {
-        padding: usize,
-        stride: usize,
-    },
-    /// Kernel 4, stride 2, padding 1: twice the length.
-    Transposed,
+pub enum Conv1d {
+    /// Keeps the length but for the stride.
+    Plain(Convolution),
+    /// Twice the length.
+    Doubling(Doubling),
 }
 
 impl Conv1d {
@@ -142,47 +89,32 @@ impl Conv1d {
         kernel: usize,
         stride: usize,
     ) -> Loaded<Self> {
-        let kind = Kind1d::Plain { padding: kernel / 2, stride };
-        Self::read(store, name, [outputs, inputs, kernel], outputs, kind)
+        let weight = store.get(&format!("{name}.weight"), &[outputs, inputs, kernel])?.to_f32();
+        let bias = store.vector(&format!("{name}.bias"), outputs)?;
+        let window = Window { kernel: (1, kernel), stride, padding: (0, kernel / 2) };
+        let compute = store.compute(name);
+        Ok(Self::Plain(Convolution::new(&weight, Some(bias), inputs, window, compute)?))
     }
 
-    /// The transposed convolution `name` that doubles the length.
+    /// The transposed convolution `name` that doubles the length: kernel 4, stride 2, padding 1.
     ///
     /// # Errors
     /// [`ModelError`] when a tensor is missing or has another shape.
     pub fn load_doubling(store: &TensorStore, name: &str, channels: usize) -> Loaded<Self> {
-        Self::read(store, name, [channels, channels, 4], channels, Kind1d::Transposed)
+        let weight = store.get(&format!("{name}.weight"), &[channels, channels, 4])?.to_f32();
+        let bias = store.vector(&format!("{name}.bias"), channels)?;
+        Ok(Self::Doubling(Doubling::new(&weight, &bias, channels, store.compute(name))?))
     }
 
-    fn read(
-        store: &TensorStore,
-        name: &str,
-        shape: [usize; 3],
-        outputs: usize,
-        kind: Kind1d,
-    ) -> Loaded<Self> {
-        let weight = store.tensor(&format!("{name}.weight"), &shape)?;
-        let bias = store.tensor(&format!("{name}.bias"), &[outputs])?.reshape((1, outputs, 1))?;
-        Ok(Self { weight, bias, kind })
-    }
-
-    /// `x` (`[1, in, L]`) convolved: `[1, out, L']`.
+    /// `x` (`[L, in]`) convolved: `[L', out]`.
     ///
     /// # Errors
     /// When the number of channels does not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = match self.kind {
-            Kind1d::Plain { padding, stride } => x.conv1d(&self.weight, padding, stride, 1, 1)?,
-            Kind1d::Transposed => x.conv_transpose1d(&self.weight, 1, 0, 2, 1, 1)?,
-        };
-        y.broadcast_add(&self.bias)
+        let x = Map::of_sequence(x.clone())?;
+        Ok(match self {
+            Self::Plain(plain) => plain.forward(&x, Activation::None)?.values,
+            Self::Doubling(doubling) => doubling.forward(&x)?.values,
+        })
     }
-}
-
-/// `x` through `norm`.
-///
-/// # Errors
-/// When the number of channels does not fit.
-pub fn normalize(norm: &GroupNorm, x: &Tensor) -> Result<Tensor> {
-    norm.forward(x)
 }

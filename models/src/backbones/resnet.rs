@@ -5,11 +5,11 @@
 //! and ordinary ones the same; they are folded into the convolutions.
 
 use candle_core::{Result, Tensor};
-use candle_nn::GroupNorm;
 
-use super::conv::{Conv2d, group_norm, normalize};
+use super::conv::{conv2d, group_norm};
 use crate::ModelError;
 use crate::checkpoint::TensorStore;
+use crate::kernels::{Activation, Convolution, GroupNorm, Map, add, max_pool, relu};
 
 /// How the parts of the network are named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,15 +53,19 @@ const BLOCK_LIMIT: usize = 64;
 
 /// A convolution and its norm.
 struct Unit {
-    conv: Conv2d,
+    conv: Convolution,
     /// `None` when it is folded into the convolution.
     norm: Option<GroupNorm>,
 }
 
 impl Unit {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = self.conv.forward(x)?;
-        self.norm.as_ref().map_or(Ok(y.clone()), |norm| normalize(norm, &y))
+    /// `x` through convolution and norm, followed by `activation`: a ReLU or nothing.
+    fn forward(&self, x: &Map, activation: Activation) -> Result<Map> {
+        let Some(norm) = &self.norm else { return self.conv.forward(x, activation) };
+        let y = self.conv.forward(x, Activation::None)?;
+        let values = norm.forward(&y.values)?;
+        let values = if activation == Activation::None { values } else { relu(values)? };
+        Ok(Map { values, ..y })
     }
 }
 
@@ -95,15 +99,15 @@ impl Loader<'_> {
     ) -> std::result::Result<Unit, ModelError> {
         let (conv, norm) = (format!("{}.{conv}", self.prefix), format!("{}.{norm}", self.prefix));
         let outputs = self.outputs(&conv)?;
-        let conv = Conv2d::load(self.store, &conv, (inputs, outputs), kernel, stride, false)?;
-        Ok(match self.norm {
-            Norm::Batch => Unit { conv: conv.fold(self.store, &norm)?, norm: None },
+        let folded = (self.norm == Norm::Batch).then_some(norm.as_str());
+        let conv = conv2d(self.store, &conv, (inputs, outputs), kernel, stride, folded)?;
+        let norm = match self.norm {
+            Norm::Batch => None,
             Norm::Group => {
-                let groups = outputs / 16;
-                let norm = group_norm(self.store, &norm, outputs, groups, "use_group_norm")?;
-                Unit { conv, norm: Some(norm) }
+                Some(group_norm(self.store, &norm, outputs, outputs / 16, "use_group_norm")?)
             }
-        })
+        };
+        Ok(Unit { conv, norm })
     }
 
     /// Channels that the convolution `name` makes.
@@ -189,23 +193,16 @@ impl ResNet {
     /// # Errors
     /// When `pixels` has no three channels.
     pub fn forward(&self, pixels: &Tensor) -> Result<Tensor> {
-        let x = self.stem.forward(&pixels.unsqueeze(0)?)?.relu()?;
-        let mut x = max_pool(&x)?;
+        let mut x = max_pool(&self.stem.forward(&Map::of_image(pixels)?, Activation::Relu)?)?;
         for block in &self.blocks {
-            let y = block.second.forward(&block.first.forward(&x)?.relu()?)?;
+            let y = block.first.forward(&x, Activation::Relu)?;
+            let y = block.second.forward(&y, Activation::None)?;
             let shortcut = match &block.shortcut {
-                Some(unit) => unit.forward(&x)?,
+                Some(unit) => unit.forward(&x, Activation::None)?,
                 None => x,
             };
-            x = (y + shortcut)?.relu()?;
+            x = Map { values: relu(add(y.values, &shortcut.values)?)?, size: y.size };
         }
-        x.squeeze(0)
+        x.to_image()
     }
-}
-
-/// Largest value of each 3 × 3 square, at every second place, the border padded.
-fn max_pool(x: &Tensor) -> Result<Tensor> {
-    // After a ReLU nothing is below zero, so zeros are as good a border as minus infinity.
-    let padded = x.pad_with_zeros(2, 1, 1)?.pad_with_zeros(3, 1, 1)?;
-    padded.max_pool2d_with_stride(3, 2)
 }

@@ -4,13 +4,12 @@
 //! embedded training step followed by the global condition.
 
 use candle_core::{Device, Result, Tensor};
-use candle_nn::GroupNorm;
 
 use super::config::DiffusionConfig;
 use crate::ModelError;
-use crate::backbones::conv::{Conv1d, group_norm, normalize};
+use crate::backbones::conv::{Conv1d, group_norm};
 use crate::checkpoint::TensorStore;
-use crate::kernels::{Linear, mish};
+use crate::kernels::{GroupNorm, Linear, mish};
 
 type Loaded<T> = std::result::Result<T, ModelError>;
 
@@ -39,7 +38,7 @@ impl ConvBlock {
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        mish(normalize(&self.norm, &self.conv.forward(x)?)?)
+        mish(self.norm.forward(&self.conv.forward(x)?)?)
     }
 }
 
@@ -55,8 +54,8 @@ struct ResidualBlock {
 impl ResidualBlock {
     fn forward(&self, x: &Tensor, condition: &Tensor) -> Result<Tensor> {
         let y = self.first.forward(x)?;
-        // [1, out] or [1, 2·out] as columns.
-        let film = self.film.forward(condition)?.reshape((1, self.film.outputs(), 1))?;
+        // [1, out] or [1, 2·out].
+        let film = self.film.forward(condition)?;
         let y = if self.film.outputs() == self.channels {
             y.broadcast_add(&film)?
         } else {
@@ -200,7 +199,7 @@ impl Unet {
         let step = step_embedding(t, self.step_width)?;
         let step = self.step_out.forward(&mish(self.step_in.forward(&step)?)?)?;
         let condition = mish(Tensor::cat(&[&step, global], 1)?)?;
-        let mut x = x.t()?.contiguous()?.unsqueeze(0)?;
+        let mut x = x.clone();
         let mut skips = Vec::with_capacity(self.down.len());
         for level in &self.down {
             x = level.forward(&x, &condition)?;
@@ -219,7 +218,7 @@ impl Unet {
                 x = double.forward(&x)?;
             }
         }
-        self.out.forward(&self.last.forward(&x)?)?.squeeze(0)?.t()?.contiguous()
+        self.out.forward(&self.last.forward(&x)?)
     }
 }
 

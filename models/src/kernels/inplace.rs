@@ -2,7 +2,7 @@
 
 use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, Layout, Result, Tensor, bail};
 
-use super::functions::{self, Activation, activate, gelu_tanh, sigmoid_mul};
+use super::functions::{self, Activation, activate};
 use super::isa::Isa;
 use super::pool::pool;
 use super::simd::Loop;
@@ -16,6 +16,7 @@ const SLICE: usize = 1 << 14;
 enum Single {
     Silu,
     Mish,
+    Relu,
 }
 
 struct OnSlice<'a>(Single, &'a mut [f32]);
@@ -27,6 +28,7 @@ impl Loop for OnSlice<'_> {
     fn run(self) {
         match self.0 {
             Single::Silu => activate(Activation::Silu, self.1),
+            Single::Relu => activate(Activation::Relu, self.1),
             Single::Mish => self.1.iter_mut().for_each(|x| *x = functions::mish(*x)),
         }
     }
@@ -44,33 +46,23 @@ impl InplaceOp1 for Single {
     }
 }
 
-/// A loop over two tensors, of which the first is changed.
-#[derive(Clone, Copy)]
-enum Pair {
-    SiluMul,
-    GeluMul,
-    Add,
-}
+/// Adds a tensor to another.
+struct Add;
 
-struct OnSlices<'a>(Pair, &'a mut [f32], &'a [f32]);
+struct AddSlice<'a>(&'a mut [f32], &'a [f32]);
 
-impl Loop for OnSlices<'_> {
+impl Loop for AddSlice<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
-        let pairs = self.1.iter_mut().zip(self.2);
-        match self.0 {
-            Pair::SiluMul => pairs.for_each(|(t, s)| *t = sigmoid_mul(*t, *t) * s),
-            Pair::GeluMul => pairs.for_each(|(t, s)| *t = gelu_tanh(*t) * s),
-            Pair::Add => pairs.for_each(|(t, s)| *t += s),
-        }
+        self.0.iter_mut().zip(self.1).for_each(|(t, s)| *t += s);
     }
 }
 
-impl InplaceOp2 for Pair {
+impl InplaceOp2 for Add {
     fn name(&self) -> &'static str {
-        "element-wise loop over two"
+        "add"
     }
 
     fn cpu_fwd(
@@ -87,7 +79,7 @@ impl InplaceOp2 for Pair {
         let isa = Isa::current();
         pool().chunks(target, SLICE, |index, target| {
             let source = &source[index * SLICE..index * SLICE + target.len()];
-            isa.run(OnSlices(*self, target, source));
+            isa.run(AddSlice(target, source));
         });
         Ok(())
     }
@@ -102,6 +94,15 @@ pub fn silu(x: Tensor) -> Result<Tensor> {
     Ok(x)
 }
 
+/// The larger of `x` and 0 in place; `x` must be the only holder of its values.
+///
+/// # Errors
+/// When `x` is not contiguous f32.
+pub fn relu(x: Tensor) -> Result<Tensor> {
+    x.inplace_op1(&Single::Relu)?;
+    Ok(x)
+}
+
 /// `x·tanh(ln(1 + exp(x)))` (Misra 2019, arXiv 1908.08681) in place; `x` must be the only holder of its values.
 ///
 /// # Errors
@@ -111,29 +112,11 @@ pub fn mish(x: Tensor) -> Result<Tensor> {
     Ok(x)
 }
 
-/// `silu(gate)·up`, in the memory of `gate`.
-///
-/// # Errors
-/// When the sizes differ, or one is not contiguous f32.
-pub fn silu_mul(gate: Tensor, up: &Tensor) -> Result<Tensor> {
-    gate.inplace_op2(up, &Pair::SiluMul)?;
-    Ok(gate)
-}
-
-/// `gelu(gate)·up` (tanh form), in the memory of `gate`.
-///
-/// # Errors
-/// When the sizes differ, or one is not contiguous f32.
-pub fn gelu_mul(gate: Tensor, up: &Tensor) -> Result<Tensor> {
-    gate.inplace_op2(up, &Pair::GeluMul)?;
-    Ok(gate)
-}
-
 /// `x + y`, in the memory of `x`.
 ///
 /// # Errors
 /// When the sizes differ, or one is not contiguous f32.
 pub fn add(x: Tensor, y: &Tensor) -> Result<Tensor> {
-    x.inplace_op2(y, &Pair::Add)?;
+    x.inplace_op2(y, &Add)?;
     Ok(x)
 }

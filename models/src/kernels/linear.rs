@@ -59,7 +59,10 @@ impl Linear {
         let (outputs, inputs) = (shape[0], shape[1..].iter().product());
         let stored = store.get(&format!("{name}.weight"), shape)?;
         let bias = if bias { Some(store.vector(&format!("{name}.bias"), outputs)?) } else { None };
-        Ok(Self { weight: Packed::new(&[stored.clone()], inputs, store.compute(name)), bias })
+        Ok(Self {
+            weight: Packed::new(std::slice::from_ref(stored), inputs, store.compute(name)),
+            bias,
+        })
     }
 
     /// Several layers over the same input as one, their outputs side by side: each is a name and its outputs.

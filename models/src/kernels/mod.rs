@@ -6,6 +6,7 @@
 //! [`isa`] knows.
 
 mod attention;
+mod convolution;
 mod epilogue;
 mod functions;
 pub mod gemm;
@@ -22,12 +23,15 @@ pub mod tally;
 mod tensors;
 #[cfg(test)]
 mod tests;
+mod window;
 
 pub use attention::{Visible, attend, attend_rows, split_heads};
+pub use convolution::{Convolution, Doubling, GroupNorm, Map, max_pool};
 pub use epilogue::Epilogue;
 pub use functions::Activation;
-pub use inplace::{add, gelu_mul, mish, silu, silu_mul};
+pub use inplace::{add, mish, relu, silu};
 pub use isa::Isa;
 pub use linear::{After, Linear};
 pub use norm::{LayerNorm, RmsNorm, Rope};
 pub use packed::{Compute, Packed};
+pub use window::Window;

@@ -32,7 +32,7 @@ pub struct Aligned<T> {
 
 impl<T: Plain> Aligned<T> {
     /// None.
-    pub const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self { lines: Vec::new(), length: 0, numbers: PhantomData }
     }
 
