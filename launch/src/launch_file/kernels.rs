@@ -44,7 +44,7 @@ pub(super) fn resolve(check: &mut Checker, policy: &schema::Policy) -> KernelSet
     if let Some(at) = &policy.threads {
         if !(1..=MOST_THREADS).contains(at.get_ref()) {
             let remedy = "leave it out for one on each core";
-            check.report("policy.threads", at, &format!("must be 1 to {MOST_THREADS}"), remedy);
+            check.report("policy.threads", at, format!("must be 1 to {MOST_THREADS}"), remedy);
         }
         settings.threads = Some(*at.get_ref());
     }

@@ -1,11 +1,12 @@
 //! Products of activations with packed weights.
 //!
 //! Activations are put in the order of the tiles once per product (and rounded to 8 bits there, if the layer computes
-//! so). Then each unit of work takes a block of rows, small enough to stay in the second-level cache, through a few
-//! panels of weights; what follows the product (bias, activation, gate, residual) is done on each tile while it is
-//! still in the first-level cache.
+//! so). Then each unit of work takes as many panels of weights as the second-level cache holds, and tile after tile of
+//! a block of rows through all of them: weights come from far once, and a tile's activations from the first-level
+//! cache. What follows the product (bias, activation, gate, residual) is done on each tile before it goes.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use super::epilogue::Epilogue;
 use super::isa::Isa;
@@ -17,10 +18,12 @@ use super::simd::{
 };
 use super::tally;
 
-/// Bytes of activations in a block of rows.
-const ROWS_BYTES: usize = 512 << 10;
-/// Bytes of weights of one panel that are gone through at a time.
-const DEPTH_BYTES: usize = 640 << 10;
+/// Bytes of weights that a unit of work goes through: they stay in the second-level cache beside a few tiles.
+const GROUP_BYTES: usize = 640 << 10;
+/// The most panels in a unit of work.
+const GROUP: usize = 16;
+/// Units of work for each thread, at least, where there is enough for that: the threads end at nearly one time then.
+const UNITS: usize = 4;
 /// Multiplications that are worth a unit of work.
 const UNIT: usize = 1 << 20;
 
@@ -113,60 +116,53 @@ fn multiply_all(x: &impl Rows, weights: &Packed, epilogue: &Epilogue<'_>, out: &
         Form::Blocks { quants, compute: Compute::Int8, .. } => ROUNDED.with_borrow_mut(|words| {
             let tiles = Tiles::new(rows, weights.isa.dot_shape().rows);
             words.pack(x, weights.inputs(), tiles, *quants, weights.isa);
-            let cost = weights.inputs() / 4;
-            each_cell(weights, tiles, cost, out, |cell, panel, block| {
-                dots(cell, panel, block, words, weights, *quants, epilogue);
+            each_unit(weights, tiles, quants.bytes() + 2, BLOCK, out, |unit| {
+                unit.dots(words, *quants, epilogue);
             });
         }),
         _ => ACTIVATIONS.with_borrow_mut(|packed| {
             let tiles = Tiles::new(rows, weights.isa.float_shape().rows);
             pack(packed, x, weights.inputs(), tiles, weights.isa);
-            each_cell(weights, tiles, weights.inputs(), out, |cell, panel, block| {
-                products(cell, panel, block, packed, weights, epilogue);
-            });
+            each_unit(weights, tiles, 4, 1, out, |unit| unit.products(packed, epilogue));
         }),
     }
 }
 
-/// A block of tiles of one cell.
-#[derive(Clone, Copy)]
-struct Block {
-    tiles: Tiles,
-    first: usize,
-    end: usize,
-}
-
-/// Cuts the result into cells, each a block of rows by some panels, and calls `work` for each panel of each.
-fn each_cell(
+/// Cuts the result into cells, each a block of rows by a group of panels, and calls `work` for each. `bytes` are those
+/// of `values` weights on their way through a tile.
+fn each_unit(
     weights: &Packed,
     tiles: Tiles,
-    floats_per_row: usize,
+    bytes: usize,
+    values: usize,
     out: &mut [f32],
-    work: impl Fn(&mut Cell<'_>, usize, Block) + Sync,
+    work: impl Fn(Unit<'_, '_>) + Sync,
 ) {
-    let panels = weights.panels();
-    let tile_bytes = tiles.most() * floats_per_row.max(1) * 4;
-    let per_block = (ROWS_BYTES / tile_bytes).max(1);
-    // Blocks of equal size, and panels together until they are worth a unit.
-    let blocks = tiles.count.div_ceil(per_block);
+    let (panels, threads) = (weights.panels(), pool().threads());
+    let panel_bytes = panels.width * weights.inputs().div_ceil(values) * bytes;
+    let panel_products = panels.width * weights.inputs().max(1) * tiles.rows;
+    // Panels that fit the cache, but no more than leave every thread its units.
+    let spread = panels.count().div_ceil(if threads > 1 { UNITS * threads } else { 1 });
+    let most = (GROUP_BYTES / panel_bytes.max(1)).clamp(1, GROUP);
+    let group = most.min(spread.max(UNIT / panel_products.max(1))).max(1);
+    let groups = panels.count().div_ceil(group);
+    // Rows are cut only where there are too few groups.
+    let blocks = if threads > 1 { (UNITS * threads).div_ceil(groups) } else { 1 };
+    let worth = (group * panel_products / UNIT).max(1);
+    let blocks = blocks.min(worth).min(tiles.count);
     let per_block = tiles.count.div_ceil(blocks);
-    let products = per_block * tiles.most() * panels.width * weights.inputs().max(1);
-    let threads = pool().threads();
-    let most = panels.count().div_ceil(if threads > 1 { 3 * threads } else { 1 });
-    let together = (UNIT / products.max(1)).clamp(1, most.max(1));
-    let edge = |tile: usize| tiles.start(tile.min(tiles.count));
-    let rows: Vec<usize> = (0..=blocks).map(|b| edge(b * per_block)).collect();
-    let groups = panels.count().div_ceil(together);
+    let blocks = tiles.count.div_ceil(per_block);
+    let rows: Vec<usize> =
+        (0..=blocks).map(|b| tiles.start((b * per_block).min(tiles.count))).collect();
     let columns: Vec<usize> =
-        (0..=groups).map(|g| (g * together * panels.width).min(panels.outputs)).collect();
+        (0..=groups).map(|g| (g * group * panels.width).min(panels.outputs)).collect();
     let grid = Grid { width: panels.outputs, rows: &rows, columns: &columns };
-    pool().grid(out, &grid, |mut cell| {
+    pool().grid(out, &grid, |cell| {
         let first = cell.down * per_block;
-        let block = Block { tiles, first, end: (first + per_block).min(tiles.count) };
-        let panel = cell.along * together;
-        for panel in panel..(panel + together).min(panels.count()) {
-            work(&mut cell, panel, block);
-        }
+        let tiles_here = first..(first + per_block).min(tiles.count);
+        let panel = cell.along * group;
+        let panels_here = panel..(panel + group).min(panels.count());
+        work(Unit { cell, weights, tiles, tiles_here, panels_here });
     });
 }
 
@@ -235,89 +231,111 @@ fn interleave<const R: usize>(rows: [&[f32]; TILE_ROWS], tile: &mut [f32]) {
     }
 }
 
-/// One panel of floats for the rows of a cell.
-fn products(
-    cell: &mut Cell<'_>,
-    panel: usize,
-    block: Block,
-    packed: &[f32],
-    weights: &Packed,
-    epilogue: &Epilogue<'_>,
-) {
-    let (tiles, depth, panels) = (block.tiles, weights.inputs(), weights.panels());
-    let (stride, columns) = (tiles.most() * depth, panels.columns(panel));
-    let parts = depth.div_ceil((DEPTH_BYTES / 4 / columns).next_multiple_of(BLOCK).max(BLOCK));
-    let part = depth.div_ceil(parts.max(1)).next_multiple_of(BLOCK);
-    WIDENED.with_borrow_mut(|scratch| {
-        let mut out = [0.0; TILE_ROWS * TILE_COLUMNS];
-        for from in (0..depth).step_by(part.max(1)) {
-            let length = part.min(depth - from);
-            let b = weights.panel(panel, from, length, scratch);
-            for tile in block.first..block.end {
-                let rows = tiles.height(tile);
-                let mut target =
-                    Target { cell, panels, panel, first: tiles.start(tile), rows, columns };
-                target.prefetch();
-                if from > 0 {
-                    target.load(&mut out);
-                }
-                weights.isa.multiply_tile(Products {
-                    depth: length,
-                    a: &packed[tile * stride + from * rows..][..length * rows],
-                    a_step: rows,
-                    b,
-                    b_step: columns,
-                    rows,
-                    vectors: columns / panels.lanes,
-                    out: &mut out,
-                    accumulate: from > 0,
-                });
-                target.store(&out, (from + length == depth).then_some(epilogue), weights.isa);
-            }
-        }
-    });
+/// A unit of work.
+struct Unit<'a, 'c> {
+    cell: Cell<'c>,
+    weights: &'a Packed,
+    tiles: Tiles,
+    tiles_here: Range<usize>,
+    panels_here: Range<usize>,
 }
 
-/// One panel of blocks for the rows of a cell, activations rounded.
-fn dots(
-    cell: &mut Cell<'_>,
-    panel: usize,
-    block: Block,
-    words: &Words,
-    weights: &Packed,
-    quants: Quants,
-    epilogue: &Epilogue<'_>,
-) {
-    let (tiles, panels) = (block.tiles, weights.panels());
-    let columns = panels.columns(panel);
-    let blocks = weights.inputs().div_ceil(BLOCK);
-    let (b, b_scales) = weights.blocks(panel, 0, blocks);
-    let mut out = [0.0; TILE_ROWS * TILE_COLUMNS];
-    for tile in block.first..block.end {
-        let rows = tiles.height(tile);
-        let part = words.tile(tile, rows);
-        let mut target = Target { cell, panels, panel, first: tiles.start(tile), rows, columns };
-        target.prefetch();
-        weights.isa.dot_tile(Dots {
-            blocks,
-            a: part.words,
-            starts: part.starts,
-            a_scales: part.scales,
-            quants,
-            b,
-            b_scales,
-            rows,
-            vectors: columns / panels.lanes,
-            out: &mut out,
-            accumulate: false,
-        });
-        target.store(&out, Some(epilogue), weights.isa);
+impl<'c> Unit<'_, 'c> {
+    /// Where the sums of a tile go.
+    fn target(&mut self, tile: usize, panel: usize) -> Target<'_, 'c> {
+        let (panels, isa) = (self.weights.panels(), self.weights.isa);
+        let (first, rows) = (self.tiles.start(tile), self.tiles.height(tile));
+        let columns = panels.columns(panel);
+        Target { cell: &mut self.cell, isa, panels, panel, first, rows, columns }
+    }
+
+    /// Products of floats.
+    fn products(mut self, packed: &[f32], epilogue: &Epilogue<'_>) {
+        let (depth, panels) = (self.weights.inputs(), self.weights.panels());
+        let stride = self.tiles.most() * depth;
+        // Deep products in parts, so that a panel's part fits the cache.
+        let parts = (depth * panels.width * 4).div_ceil(GROUP_BYTES).max(1);
+        let part = depth.div_ceil(parts).next_multiple_of(BLOCK);
+        let mut out = [0.0; TILE_ROWS * TILE_COLUMNS];
+        for from in (0..depth).step_by(part) {
+            let length = part.min(depth - from);
+            let last = (from + length == depth).then_some(epilogue);
+            let each = part * panels.width;
+            WIDENED.with_borrow_mut(|scratch| {
+                scratch.grow(if self.weights.is_float() { 0 } else { GROUP * each });
+                let mut scratch = scratch.chunks_mut(each);
+                let b: [&[f32]; GROUP] = std::array::from_fn(|i| {
+                    let panel = self.panels_here.start + i;
+                    let scratch = scratch.next().unwrap_or_default();
+                    match panel < self.panels_here.end {
+                        true => self.weights.panel(panel, from, length, scratch),
+                        false => &[],
+                    }
+                });
+                for tile in self.tiles_here.clone() {
+                    let rows = self.tiles.height(tile);
+                    let a = &packed[tile * stride + from * rows..][..length * rows];
+                    for (panel, b) in self.panels_here.clone().zip(b) {
+                        let columns = panels.columns(panel);
+                        let mut target = self.target(tile, panel);
+                        target.prefetch();
+                        if from > 0 {
+                            target.load(&mut out);
+                        }
+                        target.isa.multiply_tile(Products {
+                            depth: length,
+                            a,
+                            a_step: rows,
+                            b,
+                            b_step: columns,
+                            rows,
+                            vectors: columns / panels.lanes,
+                            out: &mut out,
+                            accumulate: from > 0,
+                        });
+                        target.store(&out, last);
+                    }
+                }
+            });
+        }
+    }
+
+    /// Products of blocks, activations rounded.
+    fn dots(mut self, words: &Words, quants: Quants, epilogue: &Epilogue<'_>) {
+        let panels = self.weights.panels();
+        let blocks = self.weights.inputs().div_ceil(BLOCK);
+        let mut out = [0.0; TILE_ROWS * TILE_COLUMNS];
+        for tile in self.tiles_here.clone() {
+            let rows = self.tiles.height(tile);
+            let part = words.tile(tile, rows);
+            for panel in self.panels_here.clone() {
+                let (b, b_scales) = self.weights.blocks(panel, 0, blocks);
+                let vectors = panels.columns(panel) / panels.lanes;
+                let mut target = self.target(tile, panel);
+                target.prefetch();
+                target.isa.dot_tile(Dots {
+                    blocks,
+                    a: part.words,
+                    starts: part.starts,
+                    a_scales: part.scales,
+                    quants,
+                    b,
+                    b_scales,
+                    rows,
+                    vectors,
+                    out: &mut out,
+                    accumulate: false,
+                });
+                target.store(&out, Some(epilogue));
+            }
+        }
     }
 }
 
 /// Where a tile's sums go.
 struct Target<'a, 'c> {
     cell: &'a mut Cell<'c>,
+    isa: Isa,
     panels: Panels,
     panel: usize,
     first: usize,
@@ -350,8 +368,8 @@ impl Target<'_, '_> {
     }
 
     /// Writes the sums, with what follows them when they are finished.
-    fn store(&mut self, sums: &[f32], epilogue: Option<&Epilogue<'_>>, isa: Isa) {
-        let (place, outputs) = (self.place(), self.panels.outputs(self.panel));
+    fn store(&mut self, sums: &[f32], epilogue: Option<&Epilogue<'_>>) {
+        let (place, outputs, isa) = (self.place(), self.panels.outputs(self.panel), self.isa);
         for (r, sums) in sums.chunks_exact(self.columns).take(self.rows).enumerate() {
             let row = self.first + r;
             let to = &mut self.cell.row(row)[place.clone()];

@@ -153,6 +153,11 @@ impl Packed {
         }
     }
 
+    /// True when panels are floats in memory.
+    pub(super) fn is_float(&self) -> bool {
+        matches!(self.form, Form::Float(_))
+    }
+
     pub(super) fn panels(&self) -> Panels {
         let shape = match self.form {
             Form::Blocks { .. } => self.isa.dot_shape(),
@@ -162,13 +167,13 @@ impl Packed {
     }
 
     /// Weights of panel `index` from depth `from` on, `depth` of them (blocks: whole ones), as floats `[k][column]`:
-    /// straight from memory, or through `scratch`.
+    /// straight from memory, or through `scratch`, which has room for the depth in whole blocks.
     pub(super) fn panel<'a>(
         &'a self,
         index: usize,
         from: usize,
         depth: usize,
-        scratch: &'a mut Aligned<f32>,
+        scratch: &'a mut [f32],
     ) -> &'a [f32] {
         let panels = self.panels();
         let columns = panels.columns(index);
@@ -177,7 +182,6 @@ impl Packed {
             Form::Float(values) => &values[start..start + depth * columns],
             Form::Half(values) => {
                 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
-                scratch.grow(depth * columns);
                 let scratch = &mut scratch[..depth * columns];
                 values[start..start + depth * columns]
                     .reinterpret_cast::<f16>()
@@ -186,7 +190,6 @@ impl Packed {
             }
             Form::Blocks { quants, .. } => {
                 let blocks = depth.div_ceil(BLOCK);
-                scratch.grow(blocks * BLOCK * columns);
                 let (b, b_scales) = self.blocks(index, from / BLOCK, blocks);
                 let vectors = columns / panels.lanes;
                 let quants = *quants;

@@ -19,7 +19,7 @@ fn numbers(count: usize, seed: usize) -> Vec<f32> {
 fn unpacked(packed: &Packed) -> Vec<f32> {
     let (outputs, inputs) = (packed.outputs(), packed.inputs());
     let panels = packed.panels();
-    let mut scratch = super::simd::Aligned::new();
+    let mut scratch = vec![0.0; panels.width * inputs.next_multiple_of(BLOCK)];
     let mut all = vec![0.0; outputs * inputs];
     for panel in 0..panels.count() {
         let columns = panels.columns(panel);

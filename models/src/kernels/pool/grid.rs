@@ -62,9 +62,9 @@ pub(super) fn cells(
     assert!(rows.unwrap_or(0) * grid.width <= matrix.len(), "rows of the matrix");
     assert!(columns.unwrap_or(0) <= grid.width, "columns of the matrix");
     let start = Start(matrix.as_mut_ptr());
-    let across = grid.columns.len().saturating_sub(1);
-    workers.run(grid.rows.len().saturating_sub(1) * across, &|unit| {
-        let (down, along) = (unit / across, unit % across);
+    let high = grid.rows.len().saturating_sub(1);
+    workers.run(grid.columns.len().saturating_sub(1) * high, &|unit| {
+        let (along, down) = (unit / high, unit % high);
         work(Cell {
             unit,
             down,
@@ -81,7 +81,7 @@ pub(super) fn cells(
 /// One cell.
 #[derive(Debug)]
 pub struct Cell<'a> {
-    /// Its number, row by row.
+    /// Its number, column by column: cells of the same columns follow each other.
     pub unit: usize,
     /// Its place among the rows' edges.
     pub down: usize,

@@ -179,8 +179,8 @@ mod tests {
         let expected = |r: usize, c: usize| match (r < 3, c) {
             (_, 4) => 0.0,
             (true, 0) => 1.0,
-            (true, _) => 2.0,
-            (false, 0) => 3.0,
+            (false, 0) => 2.0,
+            (true, _) => 3.0,
             (false, _) => 4.0,
         };
         for (i, v) in matrix.iter().enumerate() {
