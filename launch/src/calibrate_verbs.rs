@@ -140,6 +140,9 @@ fn beside(model: &Path) -> PathBuf {
     }
 }
 
+/// Cameras (policy's name, robot's name), and the prompt that instructions stood in.
+type View = (Vec<(String, String)>, Option<String>);
+
 /// At most `most` observations of the recordings `files`, and `policy` as it saw them.
 fn recorded(
     files: &[PathBuf],
@@ -147,7 +150,7 @@ fn recorded(
     policy: Box<dyn Policy>,
 ) -> Result<(Vec<Observation>, Box<dyn Policy>), Failure> {
     let mut all = Vec::new();
-    let mut view: Option<(Vec<(String, String)>, Option<String>)> = None;
+    let mut view: Option<View> = None;
     for file in files {
         let (header, seen) = replay::observations(file)?;
         if header.actions.is_some() {

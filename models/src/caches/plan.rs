@@ -79,13 +79,13 @@ pub fn schedule(
         .collect();
     let mut best: Vec<f64> = gain[0].clone();
     let mut back = vec![vec![0; count + 1]; updates];
-    for step in 1..updates {
+    for (step, back) in back.iter_mut().enumerate().skip(1) {
         let mut next = vec![f64::NEG_INFINITY; count + 1];
         for end in step + 1..=count {
             for last in step..end {
                 let value = best[last] + gain[last][end];
                 if value > next[end] {
-                    (next[end], back[step][end]) = (value, last);
+                    (next[end], back[end]) = (value, last);
                 }
             }
         }
@@ -163,10 +163,9 @@ mod tests {
         let mut last = 0;
         let mut sum = 0.0;
         for t in 0..similarity.len() {
-            if chosen.contains(&t) {
-                last = t;
-            }
-            sum += similarity[last][t];
+            last = if chosen.contains(&t) { t } else { last };
+            let reused = &similarity[last];
+            sum += reused[t];
         }
         sum
     }

@@ -310,7 +310,7 @@ pub(crate) fn iterate(
     let boundary = Boundary::new(checkpoint, 0)?;
     let physical = |value: f32| {
         let row = vec![value; boundary.action_dim()];
-        boundary.actions([row.as_slice()].into_iter()).map_err(wrong)
+        boundary.actions([row.as_slice()]).map_err(wrong)
     };
     let (zero, one) = (physical(0.0)?, physical(1.0)?);
     let units = zero
