@@ -4,9 +4,11 @@
 //! Every profile says what is inside the interval and gives medians and tails; none of them judges.
 
 pub mod authority;
+pub mod cache;
 pub mod closed_loop;
 pub mod control;
 pub mod kernels;
+pub mod observed;
 pub mod policy;
 pub mod seams;
 pub mod stream;

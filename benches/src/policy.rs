@@ -104,7 +104,7 @@ pub fn profile(
             id: k as u64,
             denoise_steps: case.denoise_steps,
             seed: k as u64,
-            prefix: None,
+            ..ChunkRequest::default()
         };
         tally::take();
         let (start, cpu_start) = (Instant::now(), cpu_seconds());

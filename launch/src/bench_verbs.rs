@@ -12,7 +12,7 @@ use sinew_runtime::scheduler::strategy::StrategyConfig;
 use crate::cli::{BenchVerb, Failure, KernelArgs, print_json, say};
 use crate::report::Machine;
 use crate::run::RunError;
-use crate::{bench_authority, bench_stream};
+use crate::{bench_authority, bench_cache, bench_stream};
 
 /// Does what `verb` says.
 ///
@@ -90,6 +90,7 @@ pub fn run(verb: BenchVerb) -> Result<(), Failure> {
             print_machine();
             print_kernels(&profile);
         }
+        BenchVerb::Cache(args) => return bench_cache::run(&args),
         BenchVerb::Seams {
             path,
             strategies,

@@ -1,8 +1,10 @@
 //! Sinew's launch: the launch-file language, the assembly of the parts, and the `sinew` command line.
 
 mod bench_authority;
+pub mod bench_cache;
 mod bench_stream;
 pub mod bench_verbs;
+pub mod calibrate_verbs;
 pub mod cli;
 pub mod film;
 pub mod launch_file;

@@ -14,6 +14,7 @@
 pub mod act;
 mod anytime;
 pub mod backbones;
+pub mod caches;
 pub mod checkpoint;
 pub mod diffusion;
 mod error;
@@ -67,6 +68,8 @@ pub struct LoadOptions {
     pub skip_hash: bool,
     /// How ONNX files are run.
     pub onnx: onnx::OnnxOptions,
+    /// What need not be computed again.
+    pub caches: caches::CacheOptions,
 }
 
 impl LoadOptions {
@@ -105,5 +108,9 @@ pub fn load_policy(path: &Path, options: &LoadOptions) -> Result<Box<dyn Policy>
     if !checkpoint.family.follows_velocity {
         no_solver(checkpoint.family.head)?;
     }
-    checkpoint.policy(options)
+    let policy = checkpoint.policy(options)?;
+    match &options.caches.warm_start {
+        Some(kinds) => wrappers::iterate(policy, &checkpoint, kinds.clone()),
+        None => Ok(policy),
+    }
 }

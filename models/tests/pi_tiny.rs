@@ -38,7 +38,7 @@ fn load(path: &Path) -> Box<dyn Policy> {
 }
 
 fn run(policy: &mut dyn Policy, prefix: Option<Prefix>) -> Result<ActionChunk, PolicyError> {
-    let request = ChunkRequest { id: 1, seed: 5, denoise_steps: None, prefix };
+    let request = ChunkRequest { id: 1, seed: 5, prefix, ..ChunkRequest::default() };
     inference::run(policy, &observation(), &request)
 }
 

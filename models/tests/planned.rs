@@ -45,7 +45,7 @@ fn observation() -> sinew_runtime::Observation {
 }
 
 fn run(policy: &mut dyn Policy, prefix: Option<Prefix>) -> Result<ActionChunk, PolicyError> {
-    let request = ChunkRequest { id: 1, seed: 5, denoise_steps: None, prefix };
+    let request = ChunkRequest { id: 1, seed: 5, prefix, ..ChunkRequest::default() };
     inference::run(policy, &observation(), &request)
 }
 

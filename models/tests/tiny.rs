@@ -18,7 +18,7 @@ const TASK: &str = "Pick up the red cube and place it in the bin.";
 const SEED: u64 = 11;
 
 fn chunk(policy: &mut dyn Policy, case: &Case) -> ActionChunk {
-    let request = ChunkRequest { id: 4, denoise_steps: None, seed: SEED, prefix: None };
+    let request = ChunkRequest { id: 4, seed: SEED, ..ChunkRequest::default() };
     inference::run(policy, &case.observation(0, TASK), &request).expect("the fixture runs")
 }
 
@@ -53,7 +53,8 @@ fn a_policy_is_an_anytime_task() {
     let observation = case().observation(0, TASK);
     assert!(matches!(policy.advance(), Err(PolicyError::OutOfTurn(_))));
     assert!(matches!(policy.take_chunk(), Err(PolicyError::OutOfTurn(_))));
-    let request = ChunkRequest { id: 1, denoise_steps: Some(3), seed: 1, prefix: None };
+    let request =
+        ChunkRequest { id: 1, denoise_steps: Some(3), seed: 1, ..ChunkRequest::default() };
     policy.begin(&observation, &request).expect("the fixture fits");
     let mut stages = Vec::new();
     while let Progress::Step { stage, done, total, .. } = policy.advance().expect("it runs") {
@@ -194,7 +195,7 @@ fn degrees_become_radians_at_the_boundary() {
     let mut policy = load(temporary.path());
     let mut observation = case.observation(0, TASK);
     observation.proprioception.iter_mut().for_each(|v| *v = v.to_radians());
-    let request = ChunkRequest { id: 4, denoise_steps: None, seed: SEED, prefix: None };
+    let request = ChunkRequest { id: 4, seed: SEED, ..ChunkRequest::default() };
     let degrees = inference::run(policy.as_mut(), &observation, &request).expect("it runs");
     let back: Vec<f32> = degrees.values().iter().map(|v| v.to_degrees() as f32).collect();
     assert!(max_difference(&plain, &back) < 1e-5);

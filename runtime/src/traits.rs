@@ -195,6 +195,9 @@ pub trait Policy: Send {
         Ok(false)
     }
 
+    /// Forgets what was kept from earlier inferences to do less in later ones: the next is as the first after loading.
+    fn forget(&mut self) {}
+
     /// Makes the best chunk so far the result: false when there is none yet, and the inference goes on.
     ///
     /// # Errors

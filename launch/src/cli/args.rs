@@ -7,6 +7,7 @@ use sinew_models::kernels::Compute;
 use sinew_runtime::arbiter::Source;
 use sinew_runtime::scheduler::strategy::StrategyConfig;
 
+use crate::bench_cache::BenchCacheArgs;
 use crate::launch_file::Override;
 
 /// `sinew launch`.
@@ -309,6 +310,8 @@ pub enum BenchVerb {
         #[arg(long)]
         json: bool,
     },
+    /// What caches save and cost on the demo's camera streams, beside the policy without them.
+    Cache(BenchCacheArgs),
     /// Smoothness and success of the demo's task under injected latency, for every strategy.
     Seams {
         /// The policy: a bundle or checkpoint folder trained for the demo's arm.

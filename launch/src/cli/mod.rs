@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::calibrate_verbs::{self, CalibrateVerb};
 use crate::replay::{self, ReplayArgs};
 use crate::{bench_verbs, launch_verbs, model_verbs, operator_verbs};
 
@@ -49,6 +50,9 @@ enum Verb {
     Say(SayArgs),
     /// Compute a recorded run again: are commands, decisions and inferred chunks the same, bit for bit?
     Replay(ReplayArgs),
+    /// Measure once what is used from then on.
+    #[command(subcommand)]
+    Calibrate(CalibrateVerb),
     /// Make, convert and compare policies.
     #[command(subcommand)]
     Model(ModelVerb),
@@ -71,6 +75,7 @@ impl Cli {
             Verb::Authority(args) => operator_verbs::authority(&args),
             Verb::Say(args) => operator_verbs::speak(&args),
             Verb::Replay(args) => replay::run(&args),
+            Verb::Calibrate(verb) => calibrate_verbs::run(&verb).map(|()| ExitCode::SUCCESS),
             Verb::Model(verb) => model_verbs::run(verb).map(|()| ExitCode::SUCCESS),
             Verb::Bench(verb) => bench_verbs::run(verb).map(|()| ExitCode::SUCCESS),
         }

@@ -3,6 +3,7 @@
 mod action_space;
 mod args;
 mod authority;
+mod cache;
 mod checker;
 mod finding;
 mod kernels;
@@ -16,6 +17,7 @@ mod space;
 pub use action_space::ActionSettings;
 pub use args::{Argument, Override};
 pub use authority::{Addresses, AuthoritySettings, addresses};
+pub use cache::CacheSettings;
 pub use finding::{Finding, Findings};
 pub use kernels::KernelSettings;
 pub use sampling::{CandidateSettings, MemorySettings, SamplingSettings, VerifierKind};

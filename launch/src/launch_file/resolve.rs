@@ -12,6 +12,7 @@ use crate::run::PLACE;
 
 use super::action_space;
 use super::args::Argument;
+use super::cache;
 use super::checker::Checker;
 use super::finding::{Findings, line_of};
 use super::kernels;
@@ -128,6 +129,7 @@ pub(super) fn resolve(
     }
     let actions = action_space::resolve(&mut check, policy, folder);
     let sampling = sampling::resolve(&mut check, policy, folder);
+    let cache = cache::resolve(&mut check, policy, folder, policy_here);
     let kernels = kernels::resolve(&mut check, policy);
     if let Some(steps) = &policy.denoise_steps
         && !(1..=1000).contains(steps.get_ref())
@@ -236,6 +238,7 @@ pub(super) fn resolve(
             cameras: policy.cameras.iter().map(|(i, c)| (i.clone(), c.get_ref().clone())).collect(),
             actions,
             sampling,
+            cache,
             kernels,
             denoise_steps: policy.denoise_steps.as_ref().map(|s| *s.get_ref()),
             max_observation_age,

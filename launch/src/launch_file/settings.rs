@@ -13,6 +13,7 @@ use crate::supervise::Restart;
 use super::action_space::ActionSettings;
 use super::args::Argument;
 use super::authority::AuthoritySettings;
+use super::cache::CacheSettings;
 use super::finding::Finding;
 use super::kernels::KernelSettings;
 use super::sampling::SamplingSettings;
@@ -115,6 +116,8 @@ pub struct PolicySettings {
     pub actions: ActionSettings,
     /// Candidates and memory.
     pub sampling: SamplingSettings,
+    /// What need not be computed again.
+    pub cache: CacheSettings,
     /// Denoise steps; `None` for the checkpoint's own.
     pub denoise_steps: Option<usize>,
     /// Arithmetic and threads of the network.

@@ -13,7 +13,7 @@ use sinew_models::{LoadOptions, ModelError};
 use sinew_runtime::control::ResidualConfig;
 use sinew_runtime::guard::{Plane, SpaceConfig};
 use sinew_runtime::scheduler::strategy::StrategyConfig;
-use sinew_runtime::{JointLimits, Policy};
+use sinew_runtime::{ActionKind, JointLimits, Policy};
 
 use crate::launch_file::{Finding, Findings, LaunchConfig, PolicySettings};
 use crate::run::{Devices, Part, Placement, Plan};
@@ -63,6 +63,10 @@ pub fn prepare(config: LaunchConfig, placement: Placement) -> Result<Prepared, U
     let mut findings = fit_devices(&config, &placement);
     let one = |finding: Box<Finding>| Unprepared::Launch(Findings::one(*finding));
     let actions = actions::joint_map(&config, &description).map_err(one)?;
+    if config.policy.cache.warm_start && actions.is_some() {
+        let problem = "chunks of poses or displacements cannot be shifted";
+        findings.push(config.finding("policy.cache_warm_start", true, problem, "leave it out"));
+    }
     let mut successes = None;
     let policy = match placement.here(&Part::Policy) {
         true => {
@@ -77,9 +81,9 @@ pub fn prepare(config: LaunchConfig, placement: Placement) -> Result<Prepared, U
                     remedy,
                 )))
             })?;
-            let policy =
-                sinew_models::load_policy(&config.policy.file, &load_options(&config.policy))
-                    .map_err(Unprepared::Model)?;
+            let options = load_options(&config.policy, &description.kinds());
+            let policy = sinew_models::load_policy(&config.policy.file, &options)
+                .map_err(Unprepared::Model)?;
             let candidates = &config.policy.sampling.candidates;
             let policy = with_candidates(policy, candidates.as_ref()).map_err(|e| {
                 let count = candidates.map_or(0, |c| c.count);
@@ -108,7 +112,8 @@ pub fn prepare(config: LaunchConfig, placement: Placement) -> Result<Prepared, U
     let residual = match wanted {
         Some(settings) => {
             // It is small: more threads would cost more than they bring.
-            let options = OnnxOptions { threads: Some(1), ..load_options(&config.policy).onnx };
+            let options =
+                OnnxOptions { threads: Some(1), ..load_options(&config.policy, &[]).onnx };
             let net = ResidualNet::load(&settings.folder, &options).map_err(Unprepared::Model)?;
             findings.extend(fit_residual(&config, &description, &net));
             Some(net)
@@ -161,6 +166,7 @@ pub fn prepare(config: LaunchConfig, placement: Placement) -> Result<Prepared, U
         strategy: config.scheduler.strategy,
         execution_horizon: config.scheduler.execution_horizon,
         least_denoise_steps: config.scheduler.least_denoise_steps,
+        exact_in_time: config.policy.cache.when_short,
         prompt: config.policy.prompt.clone(),
         policy_file: config.policy.file.display().to_string(),
         // With candidates the policy itself says how many there are in all.
@@ -174,13 +180,14 @@ pub fn prepare(config: LaunchConfig, placement: Placement) -> Result<Prepared, U
 }
 
 /// How the policy of `settings` is loaded: the steps of one candidate, where there are several, belong to the head.
-fn load_options(settings: &PolicySettings) -> LoadOptions {
+fn load_options(settings: &PolicySettings, kinds: &[ActionKind]) -> LoadOptions {
     let PolicySettings { onnx_engine, onnx_library, .. } = settings;
     LoadOptions {
         denoise_steps: settings.sampling.candidates.and(settings.denoise_steps),
         solver: settings.sampling.solver,
         compute: settings.kernels.compute,
         onnx: OnnxOptions { engine: *onnx_engine, library: onnx_library.clone(), threads: None },
+        caches: settings.cache.options(kinds),
         ..LoadOptions::default()
     }
 }

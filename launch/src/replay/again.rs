@@ -54,9 +54,8 @@ impl Again {
     /// `policy`, seeing the cameras as in the run of `header`.
     pub fn new(policy: Box<dyn Policy>, header: &Header) -> Self {
         let kinds = header.control.scheduler.joints.iter().map(|j| j.kind).collect();
-        let prompt = header.launch.pointer("/policy/prompt").and_then(|p| p.as_str());
         let policy = Renamed::new(policy, header.views.clone());
-        Self { policy: policy.with_prompt(prompt.map(str::to_owned)), kinds }
+        Self { policy: policy.with_prompt(super::prompt(header)), kinds }
     }
 
     /// Does the inference of `record` again, answering `order` as the core gave it now.
@@ -78,6 +77,17 @@ impl Again {
         }
         let chunk = self.steered(&seen, &request, &record.steering);
         Ok(Made { request, chunk: chunk.map(|c| c.map(|c| self.absolute(c, &seen))) })
+    }
+
+    /// Begins the inference of `record`, which made no chunk that counted: policies that keep something from one inference
+    /// to the next know of it. `made`: it was ended all the same.
+    pub fn drop(&mut self, record: &InferenceRecord, frames: &Frames, made: bool) {
+        let Ok(seen) = observation(record, frames) else { return };
+        // What it makes is of no interest, and neither is why it makes nothing.
+        match made {
+            true => drop(self.steered(&seen, &record.request, &record.steering)),
+            false => drop(self.policy.begin(&seen, &record.request)),
+        }
     }
 
     /// Answers `order` from `seen`, with `steps` denoise steps and noise of `seed`.
@@ -160,7 +170,14 @@ fn without_images(record: &InferenceRecord) -> Observation {
     }
 }
 
-fn observation(record: &InferenceRecord, frames: &Frames) -> Result<Observation, String> {
+/// What `record` says was seen.
+///
+/// # Errors
+/// A frame that the recording lacks.
+pub(super) fn observation(
+    record: &InferenceRecord,
+    frames: &Frames,
+) -> Result<Observation, String> {
     let mut seen = without_images(record);
     for image in &record.observation.images {
         let frame = frames.get(&image.camera, image.sequence).ok_or_else(|| {

@@ -207,7 +207,14 @@ impl Replay<'_> {
     fn failed(&mut self, request: u64) {
         let Some(again) = self.again.as_mut() else { return };
         let Some(record) = take(&mut self.inferences, request) else { return };
-        let InferenceResult::Failed(before) = &record.result else { return };
+        let before = match &record.result {
+            InferenceResult::Failed(before) => before,
+            other => {
+                let made = matches!(other, InferenceResult::Chunk { .. });
+                again.drop(&record, &self.frames, made);
+                return;
+            }
+        };
         let order = self.orders.iter().rfind(|o| o.order.request == request);
         let now = match again.repeat(&record, order, &self.frames).map(|made| made.chunk) {
             Ok(Err(error)) => error.to_string(),

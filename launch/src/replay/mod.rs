@@ -19,16 +19,16 @@ use std::process::ExitCode;
 
 use clap::Args;
 use sinew_models::{LoadOptions, load_policy};
-use sinew_runtime::Policy;
 use sinew_runtime::action_space::InJoints;
-use sinew_runtime::blackbox::{Header, Images, Recording};
+use sinew_runtime::blackbox::{Entry, Header, Images, Recording};
 use sinew_runtime::control::{ControlConfig, ControlCore};
+use sinew_runtime::{Observation, Policy};
 
 use crate::cli::{Failure, print, print_json};
-use crate::launch_file::CandidateSettings;
+use crate::launch_file::{CacheSettings, CandidateSettings};
 use crate::prepare::with_candidates;
 use crate::run::sums;
-use again::Again;
+use again::{Again, Frames};
 
 pub use compare::Difference;
 pub use exact::Exact;
@@ -122,6 +122,32 @@ pub fn what_if(file: &Path, runs: Runs<'_>, changes: &[String]) -> Result<WhatIf
     what_if::run(file, &header, &mut again, changes)
 }
 
+/// The header of the recording `file`, and what its policy saw, inference by inference, under the robot's names.
+///
+/// # Errors
+/// [`Failure::Result`] for a file that is no recording, or has no frames.
+pub(crate) fn observations(file: &Path) -> Result<(Header, Vec<Observation>), Failure> {
+    let mut recording = open(file)?;
+    let (mut frames, mut all) = (Frames::default(), Vec::new());
+    for entry in recording.by_ref() {
+        match entry {
+            Entry::Frame { camera, frame, .. } => frames.push(camera, frame),
+            // One whose frame is missing was not recorded whole.
+            Entry::Inference(record) => all.extend(again::observation(&record, &frames)),
+            _ => {}
+        }
+    }
+    if all.is_empty() {
+        return Err(failure(file, "there is no observation with its frames in it"));
+    }
+    Ok((recording.header().clone(), all))
+}
+
+/// What instructions stood in, in the run of `header`.
+pub(crate) fn prompt(header: &Header) -> Option<String> {
+    said(header, "/policy/prompt").flatten()
+}
+
 /// The core of the run of `header`, set as `control` says.
 fn core(header: &Header, control: &ControlConfig) -> Result<ControlCore, String> {
     let core = ControlCore::new(control).map_err(|e| e.to_string())?;
@@ -183,7 +209,10 @@ fn policy(header: &Header, runs: Runs<'_>) -> Result<Option<(Again, PolicyIdenti
     let denoise_steps = candidates.and_then(|_| said(header, "/policy/denoise_steps"));
     let solver = said(header, "/policy/sampling/solver");
     let compute = said(header, "/policy/kernels/compute").unwrap_or_default();
-    let options = LoadOptions { denoise_steps, solver, compute, ..LoadOptions::default() };
+    let caches: Option<CacheSettings> = said(header, "/policy/cache");
+    let kinds: Vec<_> = header.control.scheduler.joints.iter().map(|j| j.kind).collect();
+    let caches = caches.unwrap_or_default().options(&kinds);
+    let options = LoadOptions { denoise_steps, solver, compute, caches, ..LoadOptions::default() };
     let policy = load_policy(path, &options).inspect_err(|_| {
         for (name, before, now) in &different {
             eprintln!("sinew: {name} is not the recorded file: SHA-256 {now}, recorded {before}");

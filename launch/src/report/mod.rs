@@ -135,6 +135,14 @@ pub struct CacheFigures {
     pub hits: u64,
     /// Largest error that reuse cost (the actions' units).
     pub largest_error: f64,
+    /// Computing time saved (ms).
+    pub saved_ms: f64,
+    /// Newest bound of a reuse's relative error.
+    pub bound: Option<f64>,
+    /// Chunks for which it was not wholly open.
+    pub not_open: u64,
+    /// Chunks for which it was open and nothing was reused.
+    pub unused: u64,
 }
 
 /// One sensor's messages.

@@ -182,7 +182,7 @@ impl RunReport {
                 continue;
             }
             if cache == "anchors" {
-                let CacheFigures { chunks, hits, lookups, largest_error } = used;
+                let CacheFigures { chunks, hits, lookups, largest_error, .. } = used;
                 writeln!(
                     out,
                     "  anchors: {hits} values moved and {lookups} passes made anew in {chunks} chunks, {largest_error:.4} left"
@@ -197,11 +197,21 @@ impl RunReport {
                 )?;
                 continue;
             }
-            writeln!(
-                out,
-                "  {cache}: {} chunks, {} of {} actions reused, error up to {:.4}",
-                used.chunks, used.hits, used.lookups, used.largest_error
-            )?;
+            let what = match cache.as_str() {
+                "frozen_prefix" => "actions",
+                "warm_start" => "steps",
+                "vision" => "patches",
+                "denoiser" => "blocks",
+                "prefix_kv" => "prefixes or tokens",
+                _ => "frames",
+            };
+            let CacheFigures { chunks, hits, lookups, saved_ms, not_open, unused, .. } = used;
+            write!(out, "  {cache}: {chunks} chunks, {hits} of {lookups} {what} reused")?;
+            write!(out, ", {saved_ms:.0} ms saved, error up to {:.4}", used.largest_error)?;
+            if let Some(bound) = used.bound {
+                write!(out, ", bound {bound:.3}")?;
+            }
+            writeln!(out, "; not used for {unused}, not wholly open for {not_open}")?;
         }
         if let Some(Reach { poses, missed, position_error, rotation_error, path_error }) =
             self.reach

@@ -82,6 +82,8 @@ pub struct Plan {
     pub execution_horizon: Option<usize>,
     /// Never fewer denoise steps than this; `None`: never fewer than wanted.
     pub least_denoise_steps: Option<usize>,
+    /// Caches are left out when there is time.
+    pub exact_in_time: bool,
     /// The text that instructions stand in; `None`: they stand alone.
     pub prompt: Option<String>,
     /// The policy's bundle or checkpoint folder.

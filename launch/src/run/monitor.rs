@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 use rtrb::Consumer;
-use sinew_runtime::Reach;
 use sinew_runtime::arbiter::{Authority, AuthorityChange, Reason};
 use sinew_runtime::guard::Cause;
 use sinew_runtime::inference::InferenceReport;
 use sinew_runtime::scheduler::Mode;
 use sinew_runtime::stream::{BareCycle, StreamReport};
 use sinew_runtime::telemetry::Latencies;
+use sinew_runtime::{Opening, Reach};
 
 use crate::report::CacheFigures;
 
@@ -145,6 +145,10 @@ impl Monitor {
                     sum.lookups += u64::from(used.lookups);
                     sum.hits += u64::from(used.hits);
                     sum.largest_error = sum.largest_error.max(used.error.unwrap_or(0.0));
+                    sum.saved_ms += used.saved.as_secs_f64() * 1e3;
+                    sum.bound = used.bound.or(sum.bound);
+                    sum.not_open += u64::from(used.opening != Opening::Open);
+                    sum.unused += u64::from(used.unused.is_some());
                 }
                 if let Some(reach) = &report.reach {
                     self.reach.get_or_insert_default().merge(reach);

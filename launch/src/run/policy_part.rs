@@ -49,6 +49,7 @@ pub(super) fn inference_config(plan: &Plan) -> InferenceConfig {
         anytime: AnytimeConfig {
             least_steps: plan.least_denoise_steps.unwrap_or(usize::MAX),
             margin: plan.period * 2,
+            exact_in_time: plan.exact_in_time,
         },
     }
 }
@@ -103,6 +104,8 @@ pub(super) fn measure(
         }
         latency = time(policy, &seen, &request, steps)?;
     }
+    // What a run does must not depend on how often it was timed.
+    policy.forget();
     Ok(latency)
 }
 
@@ -113,8 +116,11 @@ fn time(
     request: &ChunkRequest,
     steps: usize,
 ) -> Result<StepLatency, RunError> {
-    let mut anytime =
-        Anytime::new(AnytimeConfig { least_steps: usize::MAX, margin: Duration::ZERO });
+    let mut anytime = Anytime::new(AnytimeConfig {
+        least_steps: usize::MAX,
+        margin: Duration::ZERO,
+        exact_in_time: false,
+    });
     let begun = Instant::now();
     let mut runs = 0;
     while runs == 0 || (runs < MEASURED_RUNS && begun.elapsed() < MEASURED_TIME) {

@@ -77,6 +77,10 @@ impl Policy for Renamed {
         self.policy.set_denoise_steps(steps)
     }
 
+    fn forget(&mut self) {
+        self.policy.forget();
+    }
+
     fn finish_early(&mut self) -> Result<bool, PolicyError> {
         self.policy.finish_early()
     }

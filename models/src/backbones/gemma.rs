@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::{ROPE_BASE, split_heads};
 use crate::ModelError;
+use crate::caches::{Block, BlockKind, Branches};
 use crate::checkpoint::TensorStore;
 use crate::kernels::{Activation, After, Linear, RmsNorm, Rope, Visible, add, attend};
 
@@ -103,11 +104,11 @@ impl Norm {
     }
 }
 
-/// `x + gate·branch`
-fn residual(branch: Tensor, x: &Tensor, modulation: Option<&Modulation>) -> Result<Tensor> {
+/// `gate·branch`: what is added to the stream.
+fn gated(branch: Tensor, modulation: Option<&Modulation>) -> Result<Tensor> {
     match modulation {
-        Some(m) => add(branch.broadcast_mul(&m.gate)?, x),
-        None => add(branch, x),
+        Some(m) => branch.broadcast_mul(&m.gate),
+        None => Ok(branch),
     }
 }
 
@@ -228,6 +229,44 @@ impl Gemma {
         }
     }
 
+    /// The residual branches, in the order in which they run.
+    pub fn blocks(&self) -> Vec<Block> {
+        let kinds = [BlockKind::Attention, BlockKind::FeedForward];
+        let layers = 0..self.layers.len();
+        layers.flat_map(|layer| kinds.map(|kind| Block::new(kind, layer))).collect()
+    }
+
+    /// Hidden states after the last norm of `embeddings` (`[L, D]`), the tokens after `past`, which see all of it and
+    /// each other, with what `branches` computes of the layers.
+    ///
+    /// # Errors
+    /// As [`Self::forward`], and when the layers are not whole.
+    pub fn denoise(
+        &self,
+        embeddings: &Tensor,
+        past: &KvCache,
+        modulations: Option<&Modulations>,
+        branches: &mut Branches,
+    ) -> Result<Tensor> {
+        let rope = Rope::new(ROPE_BASE, self.config.head_dim, past.length, embeddings.dim(0)?)?;
+        let mut h = embeddings.clone();
+        for (i, layer) in self.layers.iter().enumerate() {
+            let Some(rest) = &layer.rest else { candle_core::bail!("layer {i} is not whole") };
+            let before = past.layers.get(i);
+            let modulation = modulations.and_then(|m| m.layers.get(i));
+            h = branches.add(2 * i, &h, || {
+                let x = layer.input_norm.forward(&h, modulation.map(|m| &m[0]))?;
+                let kv = self.keys_values(layer, &x, before, &rope)?;
+                self.attention(rest, &x, &kv, &rope, Visible::All, modulation)
+            })?;
+            h = branches.add(2 * i + 1, &h, || self.mlp(rest, &h, modulation))?;
+        }
+        match &self.norm {
+            Some(norm) => norm.forward(&h, modulations.map(|m| &m.last)),
+            None => candle_core::bail!("the last norm is not loaded"),
+        }
+    }
+
     /// Runs `embeddings` (`[L, D]`), the tokens after `past`, through all layers.
     ///
     /// Every token sees the whole of `past`, and of the new tokens what `visible` says (its columns count
@@ -269,22 +308,51 @@ impl Gemma {
         visible: Visible,
         modulation: Option<&[Modulation; 2]>,
     ) -> Result<(KeysValues, Tensor)> {
-        let key_heads = self.config.num_kv_heads;
         let x = layer.input_norm.forward(&h, modulation.map(|m| &m[0]))?;
-        let mut k = rope.apply(&split_heads(&layer.k.forward(&x)?, key_heads)?)?;
-        let mut v = split_heads(&layer.v.forward(&x)?, key_heads)?;
-        if let Some((keys, values)) = past {
-            k = Tensor::cat(&[keys, &k], 1)?;
-            v = Tensor::cat(&[values, &v], 1)?;
+        let kv = self.keys_values(layer, &x, past, rope)?;
+        let Some(rest) = &layer.rest else { return Ok((kv, h)) };
+        let h = add(self.attention(rest, &x, &kv, rope, visible, modulation)?, &h)?;
+        let h = add(self.mlp(rest, &h, modulation)?, &h)?;
+        Ok((kv, h))
+    }
+
+    /// Keys and values of the normed `x`, after those of `past`.
+    fn keys_values(
+        &self,
+        layer: &Layer,
+        x: &Tensor,
+        past: Option<&KeysValues>,
+        rope: &Rope,
+    ) -> Result<KeysValues> {
+        let key_heads = self.config.num_kv_heads;
+        let k = rope.apply(&split_heads(&layer.k.forward(x)?, key_heads)?)?;
+        let v = split_heads(&layer.v.forward(x)?, key_heads)?;
+        match past {
+            Some((keys, values)) => {
+                Ok((Tensor::cat(&[keys, &k], 1)?, Tensor::cat(&[values, &v], 1)?))
+            }
+            None => Ok((k, v)),
         }
-        let Some(rest) = &layer.rest else { return Ok(((k, v), h)) };
-        let q = rope.apply(&split_heads(&rest.q.forward(&x)?, self.config.num_heads)?)?;
-        let attended = attend(&q, &k, &v, visible)?;
-        let h = residual(rest.out.forward(&attended)?, &h, modulation.map(|m| &m[0]))?;
-        let x = rest.post_norm.forward(&h, modulation.map(|m| &m[1]))?;
+    }
+
+    fn attention(
+        &self,
+        rest: &Rest,
+        x: &Tensor,
+        (keys, values): &KeysValues,
+        rope: &Rope,
+        visible: Visible,
+        modulation: Option<&[Modulation; 2]>,
+    ) -> Result<Tensor> {
+        let q = rope.apply(&split_heads(&rest.q.forward(x)?, self.config.num_heads)?)?;
+        let attended = attend(&q, keys, values, visible)?;
+        gated(rest.out.forward(&attended)?, modulation.map(|m| &m[0]))
+    }
+
+    fn mlp(&self, rest: &Rest, h: &Tensor, modulation: Option<&[Modulation; 2]>) -> Result<Tensor> {
+        let x = rest.post_norm.forward(h, modulation.map(|m| &m[1]))?;
         let gate = rest.gate.forward_with(&x, Activation::Gelu)?;
         let x = rest.up.forward_then(&x, After { gate: Some(&gate), ..After::default() })?;
-        let h = residual(rest.down.forward(&x)?, &h, modulation.map(|m| &m[1]))?;
-        Ok(((k, v), h))
+        gated(rest.down.forward(&x)?, modulation.map(|m| &m[1]))
     }
 }

@@ -6,6 +6,7 @@ use candle_core::{Device, Result, Tensor};
 use serde::Deserialize;
 
 use crate::ModelError;
+use crate::caches::{LayerRows, pick};
 use crate::checkpoint::TensorStore;
 use crate::kernels::{Activation, LayerNorm, Linear, Visible, add, attend_rows};
 
@@ -56,6 +57,43 @@ struct Layer {
     film: Option<(Linear, Linear)>,
 }
 
+/// What is kept of one picture: keys and values of every layer, and the tower's output.
+#[derive(Debug, Clone, Default)]
+pub struct TowerRows {
+    layers: Vec<LayerRows>,
+    /// `[patches, D]` after the last norm.
+    hidden: Vec<f32>,
+}
+
+/// What to compute of a picture whose last state is kept.
+enum Keep<'a> {
+    /// Nothing is kept.
+    Nothing,
+    /// Everything is computed, and kept.
+    All(&'a mut TowerRows),
+    /// These patches, rising, are computed; of the others what is kept counts.
+    Rows(&'a mut TowerRows, &'a [usize]),
+}
+
+/// All keys and values, `[patches, D]` each: those in `qkv` (`[L, 3·D]`), which are kept, and those kept of the patches that
+/// are not among its `rows`.
+fn kept_rows(
+    qkv: &Tensor,
+    width: usize,
+    kept: &mut LayerRows,
+    rows: Option<&[usize]>,
+) -> Result<(Tensor, Tensor)> {
+    // As of one head: a row is a row.
+    let part = |index: usize| qkv.narrow(1, index * width, width)?.contiguous()?.unsqueeze(0);
+    let (keys, values) = (part(1)?, part(2)?);
+    match rows {
+        None => *kept = LayerRows::whole(&keys, &values)?,
+        Some(rows) => kept.put(rows, &keys, &values)?,
+    }
+    let (keys, values) = kept.tensors()?;
+    Ok((keys.squeeze(0)?, values.squeeze(0)?))
+}
+
 /// The vision tower.
 pub struct Siglip {
     patch: usize,
@@ -67,6 +105,13 @@ pub struct Siglip {
     positions: Tensor,
     layers: Vec<Layer>,
     post_norm: LayerNorm,
+}
+
+impl TowerRows {
+    /// The tower's output, `[patches, D]` row by row.
+    pub fn hidden(&self) -> &[f32] {
+        &self.hidden
+    }
 }
 
 impl Siglip {
@@ -139,6 +184,32 @@ impl Siglip {
     /// # Errors
     /// When a patch's side does not divide the image's sides.
     pub fn forward(&self, pixels: &Tensor, words: Option<&Tensor>) -> Result<Tensor> {
+        self.run(pixels, words, Keep::Nothing)
+    }
+
+    /// As [`Self::forward`], all of it; what it becomes is kept.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn forward_all(&self, pixels: &Tensor, kept: &mut TowerRows) -> Result<Tensor> {
+        self.run(pixels, None, Keep::All(kept))
+    }
+
+    /// As [`Self::forward`], with only the patches `rows` (rising) of `pixels` computed: they attend to the keys and values
+    /// kept of the others, whose output is that of before.
+    ///
+    /// # Errors
+    /// As there, and when `kept` is of a picture of another size.
+    pub fn forward_rows(
+        &self,
+        pixels: &Tensor,
+        rows: &[usize],
+        kept: &mut TowerRows,
+    ) -> Result<Tensor> {
+        self.run(pixels, None, Keep::Rows(kept, rows))
+    }
+
+    fn run(&self, pixels: &Tensor, words: Option<&Tensor>, mut keep: Keep<'_>) -> Result<Tensor> {
         let (_, height, width) = pixels.dims3()?;
         if !height.is_multiple_of(self.patch) || !width.is_multiple_of(self.patch) {
             candle_core::bail!(
@@ -147,12 +218,52 @@ impl Siglip {
             );
         }
         let (rows, columns) = (height / self.patch, width / self.patch);
-        let patches = self.cut(pixels, rows, columns)?;
-        let mut h = add(self.patches.forward(&patches)?, &self.position_rows(rows, columns)?)?;
-        for layer in &self.layers {
-            h = self.layer(layer, h, words)?;
+        let (count, hidden) = (rows * columns, self.width());
+        let mut patches = self.cut(pixels, rows, columns)?;
+        let mut positions = self.position_rows(rows, columns)?;
+        match &mut keep {
+            Keep::Nothing => {}
+            Keep::All(kept) => kept.layers.resize_with(self.layers.len(), LayerRows::default),
+            Keep::Rows(kept, chosen) => {
+                if kept.layers.len() != self.layers.len() || kept.hidden.len() != count * hidden {
+                    candle_core::bail!("what is kept is of a picture of another size");
+                }
+                if chosen.is_empty() {
+                    return Tensor::from_slice(&kept.hidden, (count, hidden), pixels.device());
+                }
+                patches = pick(&patches, chosen, 0)?;
+                positions = pick(&positions, chosen, 0)?;
+            }
         }
-        self.post_norm.forward(&h)
+        let mut h = add(self.patches.forward(&patches)?, &positions)?;
+        for (i, layer) in self.layers.iter().enumerate() {
+            let kept = match &mut keep {
+                Keep::Nothing => None,
+                Keep::All(kept) => Some((&mut kept.layers[i], None)),
+                Keep::Rows(kept, rows) => Some((&mut kept.layers[i], Some(*rows))),
+            };
+            h = self.layer(layer, h, words, kept)?;
+        }
+        let h = self.post_norm.forward(&h)?;
+        match keep {
+            Keep::Nothing => Ok(h),
+            Keep::All(kept) => {
+                kept.hidden = h.flatten_all()?.to_vec1()?;
+                Ok(h)
+            }
+            Keep::Rows(kept, rows) => {
+                let new = h.flatten_all()?.to_vec1::<f32>()?;
+                for (row, values) in rows.iter().zip(new.chunks_exact(hidden)) {
+                    kept.hidden[row * hidden..(row + 1) * hidden].copy_from_slice(values);
+                }
+                Tensor::from_slice(&kept.hidden, (count, hidden), pixels.device())
+            }
+        }
+    }
+
+    /// Hidden size `D`.
+    fn width(&self) -> usize {
+        self.patches.outputs()
     }
 
     /// Patches, row by row: `[rows·columns, 3·patch²]`, in the order of the convolution's weights.
@@ -180,11 +291,22 @@ impl Siglip {
         self.positions.index_select(&Tensor::from_vec(index, rows * columns, &Device::Cpu)?, 0)
     }
 
-    fn layer(&self, layer: &Layer, h: Tensor, words: Option<&Tensor>) -> Result<Tensor> {
+    /// `kept`: where the layer's keys and values are kept, and which rows `h` has of them when it has not all.
+    fn layer(
+        &self,
+        layer: &Layer,
+        h: Tensor,
+        words: Option<&Tensor>,
+        kept: Option<(&mut LayerRows, Option<&[usize]>)>,
+    ) -> Result<Tensor> {
         let x = layer.norm1.forward(&h)?;
         let (qkv, width) = (layer.qkv.forward(&x)?, h.dim(1)?);
         let sizes = (self.heads, self.heads, width / self.heads);
-        let (k, v) = ((&qkv, width), (&qkv, 2 * width));
+        let kept = kept.map(|(kept, rows)| kept_rows(&qkv, width, kept, rows)).transpose()?;
+        let (k, v) = match &kept {
+            Some((keys, values)) => ((keys, 0), (values, 0)),
+            None => ((&qkv, width), (&qkv, 2 * width)),
+        };
         let attended = attend_rows((&qkv, 0), k, v, sizes, Visible::All)?;
         let mut h = layer.out.forward_add(&attended, &h)?;
         if let (Some((scale, shift)), Some(words)) = (&layer.film, words) {

@@ -91,6 +91,8 @@ pub struct Origin {
     pub format: &'static str,
     /// Type that a bundle was quantised to.
     pub quantization: Option<String>,
+    /// SHA-256 of a bundle's tensor data.
+    pub data_sha256: Option<String>,
     /// SHA-256 of the weights file that a bundle was made from.
     pub source_sha256: Option<String>,
     /// Version of the runtime that wrote a bundle.
@@ -194,6 +196,11 @@ impl Checkpoint {
             path: self.path.join(role),
             remedy: format!("a {} policy needs it; copy it from the original", self.family.name),
         })
+    }
+
+    /// What names the weights: the SHA-256 that a bundle has of its data, or that of all tensors.
+    pub fn weights_sha256(&self) -> String {
+        self.origin.data_sha256.clone().unwrap_or_else(|| self.store.sha256())
     }
 
     /// The file with the configuration, for messages.

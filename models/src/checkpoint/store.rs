@@ -10,11 +10,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
+use sha2::{Digest, Sha256};
 
 use super::map::MappedFile;
 use crate::ModelError;
 use crate::families::{Family, Keep};
-use crate::gguf::blocks;
+use crate::gguf::{blocks, hex};
 use crate::kernels::Compute;
 
 /// How the values of a tensor are stored.
@@ -226,6 +227,17 @@ impl TensorStore {
     /// All tensors by the runtime's names, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &StoredTensor)> {
         self.entries.iter().map(|(name, tensor)| (name.as_str(), tensor))
+    }
+
+    /// SHA-256 over the names, types and bytes of all tensors.
+    pub fn sha256(&self) -> String {
+        let mut all = Sha256::new();
+        for (name, tensor) in &self.entries {
+            all.update(name);
+            all.update(tensor.dtype.name());
+            all.update(tensor.bytes());
+        }
+        hex(&all.finalize())
     }
 
     /// Tensor `name` of shape `expected`.

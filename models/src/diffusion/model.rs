@@ -9,6 +9,7 @@ use super::transformer::Transformer;
 use super::unet::Unet;
 use crate::ModelError;
 use crate::backbones::resnet::Norm;
+use crate::caches::{Block, Branches};
 use crate::checkpoint::Checkpoint;
 use crate::processors::crop::{center_crop, resize_smooth};
 
@@ -177,9 +178,31 @@ impl DiffusionModel {
     /// # Errors
     /// When a shape does not fit.
     pub fn predict(&self, x: &Tensor, t: usize, condition: &Condition) -> Result<Tensor> {
+        self.predict_with(x, t, condition, &mut Branches::off())
+    }
+
+    /// As [`Self::predict`], with what `branches` computes of the denoiser's.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn predict_with(
+        &self,
+        x: &Tensor,
+        t: usize,
+        condition: &Condition,
+        branches: &mut Branches,
+    ) -> Result<Tensor> {
         match &self.network {
-            Network::Unet(unet) => unet.forward(x, t, condition.flat()),
-            Network::Transformer(transformer) => transformer.forward(x, t, condition.rows()),
+            Network::Unet(unet) => unet.forward(x, t, condition.flat(), branches),
+            Network::Transformer(network) => network.forward(x, t, condition.rows(), branches),
+        }
+    }
+
+    /// The denoiser's residual branches.
+    pub fn blocks(&self) -> Vec<Block> {
+        match &self.network {
+            Network::Unet(unet) => unet.blocks(),
+            Network::Transformer(transformer) => transformer.blocks(),
         }
     }
 }

@@ -12,6 +12,7 @@ use sinew_runtime::{
 use super::planned::start;
 use super::{Condition, DiffusionConfig, DiffusionModel, ENVIRONMENT, History};
 use crate::anytime::{NOT_BEGUN, NOT_DONE, NOTHING_BEGUN, Ticket, compute, steps};
+use crate::caches::{Branches, DENOISER, FRAMES, Frames};
 use crate::checkpoint::Checkpoint;
 use crate::heads::ddpm::{Sampler, Schedule};
 use crate::processors::Boundary;
@@ -59,6 +60,8 @@ pub struct DiffusionPolicy {
     history: History<(Vec<Tensor>, Vec<f32>)>,
     run: Option<Run>,
     noise: VecDeque<Vec<f32>>,
+    branches: Branches,
+    frames: Frames,
 }
 
 impl DiffusionPolicy {
@@ -81,8 +84,12 @@ impl DiffusionPolicy {
             config.n_action_steps,
             options.denoise_steps.unwrap_or(config.denoise_steps()),
         )?;
+        let model = DiffusionModel::load(checkpoint)?;
+        let branches = options.caches.branches(checkpoint, model.blocks())?;
         Ok(Self {
-            model: DiffusionModel::load(checkpoint)?,
+            model,
+            branches,
+            frames: Frames::default(),
             boundary,
             schedule: config.schedule(),
             past: config.n_obs_steps - 1,
@@ -120,9 +127,10 @@ impl DiffusionPolicy {
         Ok((Seen { instant, instruction, state, images, features }, known.is_some()))
     }
 
-    fn encode(&self, seen: &mut Seen, pixels: &Tensor) -> candle_core::Result<()> {
-        let features = self.model.encode_image(seen.features.len(), pixels)?.features;
-        seen.features.push(features);
+    fn encode(&mut self, seen: &mut Seen, pixels: &Tensor) -> candle_core::Result<()> {
+        let (camera, model) = (seen.features.len(), &self.model);
+        let encode = || Ok(model.encode_image(camera, pixels)?.features);
+        seen.features.push(self.frames.tokens(camera, pixels, encode)?);
         Ok(())
     }
 
@@ -151,8 +159,11 @@ impl DiffusionPolicy {
             Some(condition) => condition,
             None => self.condition(&run.seen)?,
         };
-        let x = run.sampler.sample();
-        let output = self.model.predict(x, run.sampler.timestep(), &condition)?;
+        let (x, t) = (run.sampler.sample(), run.sampler.timestep());
+        let last = run.sampler.done() + 1 == run.sampler.steps();
+        let behind = 1.0 - (t + 1) as f64 / self.schedule.training_steps() as f64;
+        self.branches.evaluate(behind, last);
+        let output = self.model.predict_with(x, t, &condition, &mut self.branches)?;
         run.condition = Some(condition);
         let shape = self.model.sample_shape();
         let (random, noise) = (&mut run.random, &mut self.noise);
@@ -177,6 +188,7 @@ impl Policy for DiffusionPolicy {
         request: &ChunkRequest,
     ) -> Result<(), PolicyError> {
         self.run = None;
+        self.frames.begin();
         let begun = Instant::now();
         let steps = steps(request, &self.spec, self.schedule.training_steps())?;
         let (seen, remembered) = self.see(observation)?;
@@ -188,6 +200,7 @@ impl Policy for DiffusionPolicy {
         let schedule = self.schedule.clone();
         let prefix = request.prefix.as_ref();
         let sampler = start(schedule, prefix, &self.boundary, self.past, noise, shape, steps)?;
+        self.branches.begin(request.seed, request.exact);
         self.run = Some(Run {
             ticket: Ticket::prepared(request, observation, &STAGES, begun),
             seen,
@@ -231,8 +244,10 @@ impl Policy for DiffusionPolicy {
         let actions = self.boundary.actions(rows.iter().map(Vec::as_slice))?;
         let mut chunk = run.ticket.chunk(&self.spec, actions, run.sampler.done())?;
         let hits = u32::from(run.remembered);
-        let used = CacheUse { lookups: 1, hits, error: None };
+        let used = CacheUse { lookups: 1, hits, ..CacheUse::default() };
         chunk.report.caches.push(("observation_features", used));
+        chunk.report.caches.extend(self.branches.end().map(|used| (DENOISER, used)));
+        chunk.report.caches.push((FRAMES, self.frames.used()));
         Ok(chunk)
     }
 
@@ -247,6 +262,11 @@ impl Policy for DiffusionPolicy {
         }
         self.history.push(seen.instant, &seen.instruction, (seen.features, seen.state));
         Ok(())
+    }
+
+    fn forget(&mut self) {
+        (self.run, self.frames) = (None, Frames::default());
+        self.branches.forget();
     }
 
     fn set_denoise_steps(&mut self, steps: usize) -> Result<bool, PolicyError> {

@@ -9,8 +9,9 @@ use super::config::DiffusionConfig;
 use super::unet::step_embedding;
 use crate::ModelError;
 use crate::backbones::multihead::MultiheadAttention;
+use crate::caches::{Block, BlockKind, Branches};
 use crate::checkpoint::TensorStore;
-use crate::kernels::{Activation, LayerNorm, Linear, Visible, add, mish};
+use crate::kernels::{Activation, LayerNorm, Linear, Visible, mish};
 
 type Loaded<T> = std::result::Result<T, ModelError>;
 
@@ -50,22 +51,27 @@ impl Layer {
         })
     }
 
-    /// `x` (`[L, w]`) through the layer; `memory` is what it attends to, with what each row sees of it.
+    /// `x` (`[L, w]`) through the layer; `memory` is what it attends to, with what each row sees of it. Of its residual
+    /// branches, which are `first` and the following, what `branches` says is computed.
     fn forward(
         &self,
         x: Tensor,
         visible: Visible,
         memory: Option<(&Tensor, Visible)>,
+        (branches, first): (&mut Branches, usize),
     ) -> Result<Tensor> {
-        let y = self.norm_own.forward(&x)?;
-        let mut x = add(self.own.forward(&y, &y, &y, visible)?, &x)?;
+        let mut x = branches.add(first, &x, || {
+            let y = self.norm_own.forward(&x)?;
+            self.own.forward(&y, &y, &y, visible)
+        })?;
         if let (Some((norm, cross)), Some((memory, seen))) = (&self.cross, memory) {
-            let y = norm.forward(&x)?;
-            x = add(cross.forward(&y, memory, memory, seen)?, &x)?;
+            x = branches
+                .add(first + 1, &x, || cross.forward(&norm.forward(&x)?, memory, memory, seen))?;
         }
-        let y = self.norm_mlp.forward(&x)?;
-        let y = self.mlp[0].forward_with(&y, Activation::GeluErf)?;
-        add(self.mlp[1].forward(&y)?, &x)
+        branches.add(first + 2, &x, || {
+            let y = self.norm_mlp.forward(&x)?;
+            self.mlp[1].forward(&self.mlp[0].forward_with(&y, Activation::GeluErf)?)
+        })
     }
 }
 
@@ -136,11 +142,25 @@ impl Transformer {
         })
     }
 
-    /// What the network says of the sample `x` (`[H, A]`) at training step `t`, given `observations` (`[n_obs_steps, width]`).
+    /// The decoder's residual branches, in the order in which they run.
+    pub fn blocks(&self) -> Vec<Block> {
+        let kinds = [BlockKind::Attention, BlockKind::CrossAttention, BlockKind::FeedForward];
+        let layers = 0..self.layers.len();
+        layers.flat_map(|layer| kinds.map(|kind| Block::new(kind, layer))).collect()
+    }
+
+    /// What the network says of the sample `x` (`[H, A]`) at training step `t`, given `observations` (`[n_obs_steps, width]`),
+    /// with what `branches` computes of the decoder's.
     ///
     /// # Errors
     /// When a shape does not fit.
-    pub fn forward(&self, x: &Tensor, t: usize, observations: &Tensor) -> Result<Tensor> {
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        t: usize,
+        observations: &Tensor,
+        branches: &mut Branches,
+    ) -> Result<Tensor> {
         let step = step_embedding(t, self.width)?;
         let tokens = Tensor::cat(&[&step, &self.observations.forward(observations)?], 0)?;
         let memory = self.encode((tokens + &self.memory_positions)?)?;
@@ -150,8 +170,8 @@ impl Transformer {
             false => (Visible::All, Visible::All),
         };
         let mut x = (self.actions.forward(x)? + &self.action_positions)?;
-        for layer in &self.layers {
-            x = layer.forward(x, own, Some((&memory, seen)))?;
+        for (i, layer) in self.layers.iter().enumerate() {
+            x = layer.forward(x, own, Some((&memory, seen)), (&mut *branches, 3 * i))?;
         }
         self.head.forward(&self.norm.forward(&x)?)
     }
@@ -160,7 +180,10 @@ impl Transformer {
         match &self.encoder {
             Encoder::Mlp(mlp) => mlp[1].forward(&mish(mlp[0].forward(&tokens)?)?),
             Encoder::Layers(layers) => {
-                layers.iter().try_fold(tokens, |x, layer| layer.forward(x, Visible::All, None))
+                let whole = |x, layer: &Layer| {
+                    layer.forward(x, Visible::All, None, (&mut Branches::off(), 0))
+                };
+                layers.iter().try_fold(tokens, whole)
             }
         }
     }

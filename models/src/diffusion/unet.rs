@@ -8,6 +8,7 @@ use candle_core::{Device, Result, Tensor};
 use super::config::DiffusionConfig;
 use crate::ModelError;
 use crate::backbones::conv::{Conv1d, group_norm};
+use crate::caches::{Block, BlockKind, Branches};
 use crate::checkpoint::TensorStore;
 use crate::kernels::{GroupNorm, Linear, mish};
 
@@ -51,8 +52,30 @@ struct ResidualBlock {
     channels: usize,
 }
 
+/// What every residual block of one evaluation shares: the condition, and what computes the branches.
+struct Pass<'a> {
+    condition: Tensor,
+    branches: &'a mut Branches,
+    /// Residual blocks that are behind.
+    done: usize,
+}
+
+impl Pass<'_> {
+    /// `x` through `block`, which is the next.
+    fn through(&mut self, block: &ResidualBlock, x: &Tensor) -> Result<Tensor> {
+        let straight = match &block.shortcut {
+            Some(conv) => conv.forward(x)?,
+            None => x.clone(),
+        };
+        let condition = &self.condition;
+        self.done += 1;
+        self.branches.add(self.done - 1, &straight, || block.branch(x, condition))
+    }
+}
+
 impl ResidualBlock {
-    fn forward(&self, x: &Tensor, condition: &Tensor) -> Result<Tensor> {
+    /// What is added to the shortcut.
+    fn branch(&self, x: &Tensor, condition: &Tensor) -> Result<Tensor> {
         let y = self.first.forward(x)?;
         // [1, out] or [1, 2·out].
         let film = self.film.forward(condition)?;
@@ -62,11 +85,7 @@ impl ResidualBlock {
             let part = |start| film.narrow(1, start, self.channels);
             y.broadcast_mul(&part(0)?)?.broadcast_add(&part(self.channels)?)?
         };
-        let y = self.second.forward(&y)?;
-        match &self.shortcut {
-            Some(conv) => y + conv.forward(x)?,
-            None => y + x,
-        }
+        self.second.forward(&y)
     }
 }
 
@@ -77,8 +96,9 @@ struct Level {
 }
 
 impl Level {
-    fn forward(&self, x: &Tensor, condition: &Tensor) -> Result<Tensor> {
-        self.blocks[1].forward(&self.blocks[0].forward(x, condition)?, condition)
+    fn forward(&self, x: &Tensor, pass: &mut Pass<'_>) -> Result<Tensor> {
+        let x = pass.through(&self.blocks[0], x)?;
+        pass.through(&self.blocks[1], &x)
     }
 }
 
@@ -191,29 +211,43 @@ impl Unet {
         })
     }
 
-    /// What the network says of the sample `x` (`[H, A]`) at training step `t`, given the global condition `[1, G]`.
+    /// The residual branches, in the order in which they run.
+    pub fn blocks(&self) -> Vec<Block> {
+        let count = 2 * (self.down.len() + self.up.len()) + self.middle.len();
+        (0..count).map(|layer| Block::new(BlockKind::Convolution, layer)).collect()
+    }
+
+    /// What the network says of the sample `x` (`[H, A]`) at training step `t`, given the global condition `[1, G]`, with
+    /// what `branches` computes of its residual blocks.
     ///
     /// # Errors
     /// When a shape does not fit.
-    pub fn forward(&self, x: &Tensor, t: usize, global: &Tensor) -> Result<Tensor> {
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        t: usize,
+        global: &Tensor,
+        branches: &mut Branches,
+    ) -> Result<Tensor> {
         let step = step_embedding(t, self.step_width)?;
         let step = self.step_out.forward(&mish(self.step_in.forward(&step)?)?)?;
         let condition = mish(Tensor::cat(&[&step, global], 1)?)?;
+        let mut pass = Pass { condition, branches, done: 0 };
         let mut x = x.clone();
         let mut skips = Vec::with_capacity(self.down.len());
         for level in &self.down {
-            x = level.forward(&x, &condition)?;
+            x = level.forward(&x, &mut pass)?;
             skips.push(x.clone());
             if let Some(halve) = &level.resample {
                 x = halve.forward(&x)?;
             }
         }
         for block in &self.middle {
-            x = block.forward(&x, &condition)?;
+            x = pass.through(block, &x)?;
         }
         // The finest level's skip is never used.
         for (level, skip) in self.up.iter().zip(skips.iter().rev()) {
-            x = level.forward(&Tensor::cat(&[&x, skip], 1)?, &condition)?;
+            x = level.forward(&Tensor::cat(&[&x, skip], 1)?, &mut pass)?;
             if let Some(double) = &level.resample {
                 x = double.forward(&x)?;
             }

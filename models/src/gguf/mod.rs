@@ -145,6 +145,7 @@ pub(crate) fn open(path: &Path, verify_hash: bool) -> Result<Checkpoint, ModelEr
     let origin = Origin {
         format: "gguf",
         quantization: own(keys::QUANTIZATION),
+        data_sha256: own(keys::DATA_HASH),
         source_sha256: own(keys::SOURCE_HASH),
         written_by: own(keys::WRITTEN_BY),
         kept: kept.collect(),

@@ -285,7 +285,12 @@ impl Policy for MaskedPolicy {
         if self.step_limits.is_some() {
             let Anchored { passes, moved, excess } = run.anchored;
             let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-            let used = CacheUse { lookups: count(passes), hits: count(moved), error: Some(excess) };
+            let used = CacheUse {
+                lookups: count(passes),
+                hits: count(moved),
+                error: Some(excess),
+                ..CacheUse::default()
+            };
             chunk.report.caches.push(("anchors", used));
         }
         chunk.report.caches.extend(run.planned.as_ref().map(|prefix| reuse(prefix, &chunk)));

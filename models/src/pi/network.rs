@@ -9,6 +9,7 @@ use candle_core::{Device, Result, Tensor};
 use super::{ImageFeatures, PaliGemma, PiConfig, PiSizes};
 use crate::ModelError;
 use crate::backbones::gemma::{Gemma, KvCache, Modulations, Use};
+use crate::caches::{Block, Branches};
 use crate::checkpoint::Checkpoint;
 use crate::heads::flow::{FlowTime, NoiseAtOne, time_embedding};
 use crate::kernels::{Linear, Visible, silu};
@@ -185,13 +186,28 @@ impl Pi {
         x: &Tensor,
         times: &[FlowTime<NoiseAtOne>],
     ) -> Result<Tensor> {
+        self.velocity_with(cache, x, times, &mut Branches::off())
+    }
+
+    /// As [`Self::velocity`], with what `branches` computes of the expert's.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn velocity_with(
+        &self,
+        cache: &KvCache,
+        x: &Tensor,
+        times: &[FlowTime<NoiseAtOne>],
+        branches: &mut Branches,
+    ) -> Result<Tensor> {
         let suffix = self.embed_actions(x, times)?;
         let modulations = self.modulations(times)?;
-        let (_, hidden) =
-            self.expert.forward(&suffix, Some(cache), Visible::All, modulations.as_deref())?;
-        match hidden {
-            Some(hidden) => self.action_out.forward(&hidden),
-            None => candle_core::bail!("the expert's last norm is not loaded"),
-        }
+        let hidden = self.expert.denoise(&suffix, cache, modulations.as_deref(), branches)?;
+        self.action_out.forward(&hidden)
+    }
+
+    /// The expert's residual branches.
+    pub fn blocks(&self) -> Vec<Block> {
+        self.expert.blocks()
     }
 }

@@ -5,6 +5,7 @@ use sinew_runtime::{Observation, PolicyError};
 
 use super::{Inputs, Pi, PiConfig, Preparer};
 use crate::backbones::gemma::KvCache;
+use crate::caches::Branches;
 use crate::checkpoint::Checkpoint;
 use crate::heads::flow::{FlowModel, FlowPolicy, FlowTime, NoiseAtOne, Sampling};
 use crate::{LoadOptions, ModelError};
@@ -37,7 +38,8 @@ impl PiPolicy {
             noise_scale: checkpoint.actions.noise_scale.unwrap_or(1.0) as f32,
             solver: options.solver.unwrap_or_default(),
         };
-        Ok(Self::new(Prepared { model, preparer }, spec, sampling))
+        let branches = options.caches.branches(checkpoint, model.blocks())?;
+        Ok(Self::new(Prepared { model, preparer }, spec, sampling).with_branches(branches))
     }
 }
 
@@ -62,6 +64,11 @@ impl FlowModel for Prepared {
         Ok(self.model.encode_image(pixels)?.tokens)
     }
 
+    fn same_prefix(a: &Inputs, b: &Inputs) -> bool {
+        let state = a.state.iter().map(|v| v.to_bits()).eq(b.state.iter().map(|v| v.to_bits()));
+        state && a.tokens == b.tokens
+    }
+
     fn encode_prefix(&self, inputs: &Inputs, images: &[Tensor]) -> Result<KvCache> {
         let embeddings = self.model.embed_prefix(images, &inputs.tokens)?;
         self.model.prepare(&self.model.prefill(&embeddings)?, &inputs.state)
@@ -72,8 +79,9 @@ impl FlowModel for Prepared {
         cache: &KvCache,
         x: &Tensor,
         times: &[FlowTime<NoiseAtOne>],
+        branches: &mut Branches,
     ) -> Result<Tensor> {
-        self.model.velocity(cache, x, times)
+        self.model.velocity_with(cache, x, times, branches)
     }
 
     fn model_actions(

@@ -8,6 +8,7 @@ use super::text::Mlp;
 use super::{AttentionMode, Prefix, SmolVlaConfig, VlmConfig};
 use crate::ModelError;
 use crate::backbones::{ROPE_BASE, join_heads, split_heads};
+use crate::caches::{Block, BlockKind, Branches};
 use crate::checkpoint::TensorStore;
 use crate::kernels::{Linear, RmsNorm, Rope, Visible, attend};
 
@@ -155,30 +156,52 @@ impl Expert {
         Ok(ExpertCache { layers, prefix: prefix.length, after_prefix })
     }
 
-    /// The suffix `embeddings` (`[H, w]`) through all layers and the last norm.
-    pub fn forward(&self, embeddings: &Tensor, cache: &ExpertCache) -> Result<Tensor> {
+    /// The residual branches, in the order in which they run.
+    pub fn blocks(&self) -> Vec<Block> {
+        let kinds = [BlockKind::Attention, BlockKind::FeedForward];
+        let layers = 0..self.layers.len();
+        layers.flat_map(|layer| kinds.map(|kind| Block::new(kind, layer))).collect()
+    }
+
+    /// The suffix `embeddings` (`[H, w]`) through all layers and the last norm, with what `branches` computes of them.
+    pub fn forward(
+        &self,
+        embeddings: &Tensor,
+        cache: &ExpertCache,
+        branches: &mut Branches,
+    ) -> Result<Tensor> {
         let mut h = embeddings.clone();
-        for (layer, (keys, values)) in self.layers.iter().zip(&cache.layers) {
-            let x = layer.input_norm.forward(&h)?;
-            let q = split_heads(&layer.q.forward(&x)?, self.heads)?;
-            let attended = match &layer.attention {
-                Attention::SelfAndPrefix { k, v } => {
-                    let rope = &cache.after_prefix;
-                    let k = rope.apply(&split_heads(&k.forward(&x)?, self.key_heads)?)?;
-                    let v = split_heads(&v.forward(&x)?, self.key_heads)?;
-                    let keys = Tensor::cat(&[keys, &k], 1)?;
-                    let values = Tensor::cat(&[values, &v], 1)?;
-                    let visible = Visible::Causal { prefix: cache.prefix };
-                    attend(&rope.apply(&q)?, &keys, &values, visible)?
-                }
-                Attention::Cross { .. } => {
-                    attend(&self.from_zero.apply(&q)?, keys, values, Visible::All)?
-                }
-            };
-            h = layer.out.forward_add(&attended, &h)?;
-            h = layer.mlp.forward(&layer.post_norm.forward(&h)?, &h)?;
+        for (i, (layer, prefix)) in self.layers.iter().zip(&cache.layers).enumerate() {
+            h = branches.add(2 * i, &h, || self.attention(layer, &h, prefix, cache))?;
+            h = branches.add(2 * i + 1, &h, || layer.mlp.branch(&layer.post_norm.forward(&h)?))?;
         }
         self.norm.forward(&h)
+    }
+
+    fn attention(
+        &self,
+        layer: &Layer,
+        h: &Tensor,
+        (keys, values): &(Tensor, Tensor),
+        cache: &ExpertCache,
+    ) -> Result<Tensor> {
+        let x = layer.input_norm.forward(h)?;
+        let q = split_heads(&layer.q.forward(&x)?, self.heads)?;
+        let attended = match &layer.attention {
+            Attention::SelfAndPrefix { k, v } => {
+                let rope = &cache.after_prefix;
+                let k = rope.apply(&split_heads(&k.forward(&x)?, self.key_heads)?)?;
+                let v = split_heads(&v.forward(&x)?, self.key_heads)?;
+                let keys = Tensor::cat(&[keys, &k], 1)?;
+                let values = Tensor::cat(&[values, &v], 1)?;
+                let visible = Visible::Causal { prefix: cache.prefix };
+                attend(&rope.apply(&q)?, &keys, &values, visible)?
+            }
+            Attention::Cross { .. } => {
+                attend(&self.from_zero.apply(&q)?, keys, values, Visible::All)?
+            }
+        };
+        layer.out.forward(&attended)
     }
 }
 

@@ -6,6 +6,7 @@ use super::expert::Expert;
 use super::observer::{Observer, Parts};
 use super::{ExpertCache, Prefix, SmolVlaConfig, VisionFeatures, VlmConfig};
 use crate::ModelError;
+use crate::caches::{Block, Branches, KeptPrefix, KeptTower};
 use crate::checkpoint::Checkpoint;
 use crate::heads::flow::time_embedding;
 use crate::kernels::{Linear, silu};
@@ -62,6 +63,26 @@ impl SmolVla {
     /// When the size cannot be cut into patches.
     pub fn encode_image(&self, pixels: &Tensor) -> Result<VisionFeatures> {
         self.observer.encode_image(pixels, None)
+    }
+
+    /// As [`Self::encode_image`], with what `kept` says computed of the tower.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn encode_image_kept(
+        &self,
+        pixels: &Tensor,
+        kept: &mut KeptTower,
+    ) -> Result<VisionFeatures> {
+        self.observer.encode_image_kept(pixels, kept)
+    }
+
+    /// As [`Self::prefill`], with the tokens that `kept` knows already left as they were.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn prefill_kept(&self, embeddings: &Tensor, kept: &mut KeptPrefix) -> Result<Prefix> {
+        self.observer.prefill_kept(embeddings, kept)
     }
 
     /// `state` padded to the width that the network takes.
@@ -124,7 +145,26 @@ impl SmolVla {
     /// # Errors
     /// When `x` is not `[H, M]`, or `times` has neither one value nor `H`.
     pub fn velocity(&self, cache: &ExpertCache, x: &Tensor, times: &[f64]) -> Result<Tensor> {
-        let out = self.expert.forward(&self.embed_suffix(x, times)?, cache)?;
+        self.velocity_with(cache, x, times, &mut Branches::off())
+    }
+
+    /// As [`Self::velocity`], with what `branches` computes of the expert's.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn velocity_with(
+        &self,
+        cache: &ExpertCache,
+        x: &Tensor,
+        times: &[f64],
+        branches: &mut Branches,
+    ) -> Result<Tensor> {
+        let out = self.expert.forward(&self.embed_suffix(x, times)?, cache, branches)?;
         self.action_out.forward(&out)
+    }
+
+    /// The expert's residual branches.
+    pub fn blocks(&self) -> Vec<Block> {
+        self.expert.blocks()
     }
 }

@@ -6,6 +6,7 @@ use super::text::Text;
 use super::vision::Vision;
 use super::{Prefix, SmolVlaConfig, VisionFeatures, VlmConfig};
 use crate::ModelError;
+use crate::caches::{KeptPrefix, KeptTower};
 use crate::checkpoint::Checkpoint;
 use crate::processors::Prompter;
 
@@ -80,6 +81,18 @@ impl Observer {
         self.vision.forward(pixels, words)
     }
 
+    /// One image through tower and connector, with what `kept` says computed of the tower.
+    ///
+    /// # Errors
+    /// As [`Self::encode_image`].
+    pub fn encode_image_kept(
+        &self,
+        pixels: &Tensor,
+        kept: &mut KeptTower,
+    ) -> Result<VisionFeatures> {
+        self.vision.forward_kept(pixels, kept)
+    }
+
     /// Embeddings of `tokens`, not scaled, `[T, D]`.
     ///
     /// # Errors
@@ -126,6 +139,14 @@ impl Observer {
     /// When memory runs out.
     pub fn prefill(&self, embeddings: &Tensor) -> Result<Prefix> {
         self.text.prefill(embeddings)
+    }
+
+    /// As [`Self::prefill`], with the tokens that `kept` knows already left as they were.
+    ///
+    /// # Errors
+    /// When memory runs out.
+    pub fn prefill_kept(&self, embeddings: &Tensor, kept: &mut KeptPrefix) -> Result<Prefix> {
+        self.text.prefill_kept(embeddings, kept)
     }
 
     /// Tokens (`[L, D]`) that come after `prefix` and see it and each other, after the last norm.

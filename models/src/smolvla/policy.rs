@@ -4,6 +4,7 @@ use candle_core::{Result, Tensor};
 use sinew_runtime::{Observation, PolicyError};
 
 use super::{ExpertCache, Inputs, Preparer, SmolVla, SmolVlaConfig};
+use crate::caches::{Branches, KeptPrefix, KeptTower};
 use crate::checkpoint::Checkpoint;
 use crate::heads::flow::{FlowModel, FlowPolicy, FlowTime, NoiseAtOne, Sampling};
 use crate::{LoadOptions, ModelError};
@@ -41,7 +42,10 @@ impl SmolVlaPolicy {
             noise_scale: checkpoint.actions.noise_scale.unwrap_or(1.0) as f32,
             solver: options.solver.unwrap_or_default(),
         };
-        Ok(Self::new(Prepared { model, preparer }, spec, sampling))
+        let branches = options.caches.branches(checkpoint, model.blocks())?;
+        Ok(Self::new(Prepared { model, preparer }, spec, sampling)
+            .with_branches(branches)
+            .with_vision(options.caches.vision))
     }
 }
 
@@ -66,6 +70,26 @@ impl FlowModel for Prepared {
         Ok(self.model.encode_image(pixels)?.tokens)
     }
 
+    fn encode_image_kept(&self, pixels: &Tensor, kept: &mut KeptTower) -> Result<Tensor> {
+        Ok(self.model.encode_image_kept(pixels, kept)?.tokens)
+    }
+
+    fn encode_prefix_kept(
+        &self,
+        inputs: &Inputs,
+        images: &[Tensor],
+        kept: &mut KeptPrefix,
+    ) -> Result<ExpertCache> {
+        let Inputs { dummies, tokens, state, .. } = inputs;
+        let embeddings = self.model.embed_prefix(images, *dummies, tokens, state)?;
+        self.model.prepare(&self.model.prefill_kept(&embeddings, kept)?)
+    }
+
+    fn same_prefix(a: &Inputs, b: &Inputs) -> bool {
+        let words = (a.dummies, &a.tokens) == (b.dummies, &b.tokens);
+        words && a.state.iter().map(|v| v.to_bits()).eq(b.state.iter().map(|v| v.to_bits()))
+    }
+
     fn encode_prefix(&self, inputs: &Inputs, images: &[Tensor]) -> Result<ExpertCache> {
         let Inputs { dummies, tokens, state, .. } = inputs;
         let embeddings = self.model.embed_prefix(images, *dummies, tokens, state)?;
@@ -77,9 +101,10 @@ impl FlowModel for Prepared {
         cache: &ExpertCache,
         x: &Tensor,
         times: &[FlowTime<NoiseAtOne>],
+        branches: &mut Branches,
     ) -> Result<Tensor> {
         let times: Vec<f64> = times.iter().map(|t| t.value()).collect();
-        self.model.velocity(cache, x, &times)
+        self.model.velocity_with(cache, x, &times, branches)
     }
 
     fn model_actions(

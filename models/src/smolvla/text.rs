@@ -6,6 +6,7 @@ use candle_core::{Result, Tensor};
 use super::config::TextConfig;
 use crate::ModelError;
 use crate::backbones::{ROPE_BASE, split_heads};
+use crate::caches::{KeptPrefix, pick, spread};
 use crate::checkpoint::{StoredTensor, TensorStore};
 use crate::kernels::{Activation, After, Linear, RmsNorm, Rope, Visible, attend};
 
@@ -35,9 +36,17 @@ impl Mlp {
 
     /// `x` (`[L, D]`) through the layer, added to `residual`.
     pub fn forward(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        self.down.forward_add(&self.inner(x)?, residual)
+    }
+
+    /// `x` (`[L, D]`) through the layer.
+    pub fn branch(&self, x: &Tensor) -> Result<Tensor> {
+        self.down.forward(&self.inner(x)?)
+    }
+
+    fn inner(&self, x: &Tensor) -> Result<Tensor> {
         let gate = self.gate.forward_with(x, Activation::Silu)?;
-        let gated = After { gate: Some(&gate), ..After::default() };
-        self.down.forward_add(&self.up.forward_then(x, gated)?, residual)
+        self.up.forward_then(x, After { gate: Some(&gate), ..After::default() })
     }
 }
 
@@ -148,6 +157,37 @@ impl Text {
             let (k, v) = self.keys_values(layer, &x, &rope)?;
             if let Some(rest) = layer.rest.as_ref().filter(|_| i + 1 < self.layers.len()) {
                 h = self.rest(rest, h, &x, (&k, &v), &rope, Visible::LastOnlyByItself)?;
+            }
+            layers.push((k, v));
+        }
+        Ok(Prefix { layers, length })
+    }
+
+    /// As [`Self::prefill`], with the tokens whose embeddings `kept` knows already left as they were: keys and values of
+    /// the others, and of the last, which attend to all, are computed.
+    pub fn prefill_kept(&self, embeddings: &Tensor, kept: &mut KeptPrefix) -> Result<Prefix> {
+        let length = embeddings.dim(0)?;
+        let Some(rows) = kept.changed(embeddings)? else {
+            let prefix = self.prefill(embeddings)?;
+            kept.keep(&prefix.layers)?;
+            return Ok(prefix);
+        };
+        let rope = Rope::new(ROPE_BASE, self.head, 0, length)?;
+        // Rotated at their own places.
+        let rotated = |x: &Tensor| pick(&rope.apply(&spread(x, &rows, length)?)?, &rows, 1);
+        let mut h = pick(embeddings, &rows, 0)?;
+        let mut layers = Vec::with_capacity(self.layers.len());
+        for (i, layer) in self.layers.iter().enumerate() {
+            let x = layer.input_norm.forward(&h)?;
+            let k = rotated(&split_heads(&layer.k.forward(&x)?, self.key_heads)?)?;
+            let v = split_heads(&layer.v.forward(&x)?, self.key_heads)?;
+            let (k, v) = kept.layer(i, &rows, &k, &v)?;
+            if let Some(rest) = layer.rest.as_ref().filter(|_| i + 1 < self.layers.len()) {
+                let q = rotated(&split_heads(&rest.q.forward(&x)?, self.heads)?)?;
+                // The last token is the last of the rows, so it alone sees itself here, too.
+                let attended = attend(&q, &k, &v, Visible::LastOnlyByItself)?;
+                h = rest.out.forward_add(&attended, &h)?;
+                h = rest.mlp.forward(&rest.post_norm.forward(&h)?, &h)?;
             }
             layers.push((k, v));
         }

@@ -5,6 +5,7 @@ use candle_core::{Result, Tensor};
 use super::VlmConfig;
 use crate::ModelError;
 use crate::backbones::siglip::Siglip;
+use crate::caches::KeptTower;
 use crate::checkpoint::TensorStore;
 use crate::kernels::Linear;
 
@@ -48,6 +49,18 @@ impl Vision {
     /// `pixels` (`[3, height, width]`, in [−1, 1]) through tower and connector; `words` (`[1, D]`) is the
     /// instruction's mean embedding for layers that it scales and shifts.
     pub fn forward(&self, pixels: &Tensor, words: Option<&Tensor>) -> Result<VisionFeatures> {
+        let grid = self.grid(pixels)?;
+        self.connect(self.tower.forward(pixels, words)?, grid)
+    }
+
+    /// As [`Self::forward`], with what `kept` says computed of the tower.
+    pub fn forward_kept(&self, pixels: &Tensor, kept: &mut KeptTower) -> Result<VisionFeatures> {
+        let grid = self.grid(pixels)?;
+        self.connect(kept.forward(&self.tower, pixels, grid)?, grid)
+    }
+
+    /// Rows and columns of patches.
+    fn grid(&self, pixels: &Tensor) -> Result<(usize, usize)> {
         let (_, height, width) = pixels.dims3()?;
         if !height.is_multiple_of(self.granularity()) || !width.is_multiple_of(self.granularity()) {
             candle_core::bail!(
@@ -55,8 +68,14 @@ impl Vision {
                 self.granularity()
             );
         }
-        let (rows, columns) = (height / self.tower.patch(), width / self.tower.patch());
-        let last_hidden = self.tower.forward(pixels, words)?;
+        Ok((height / self.tower.patch(), width / self.tower.patch()))
+    }
+
+    fn connect(
+        &self,
+        last_hidden: Tensor,
+        (rows, columns): (usize, usize),
+    ) -> Result<VisionFeatures> {
         let tokens = self.connector.forward(&self.merge(&last_hidden, rows, columns)?)?;
         Ok(VisionFeatures { last_hidden, tokens })
     }

@@ -215,8 +215,12 @@ impl Policy for BestOf {
         chunk.report.stages = run.stages;
         chunk.report.denoise_steps = run.denoised;
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        let made =
-            CacheUse { lookups: count(self.count), hits: count(run.made), error: Some(score) };
+        let made = CacheUse {
+            lookups: count(self.count),
+            hits: count(run.made),
+            error: Some(score),
+            ..CacheUse::default()
+        };
         chunk.report.caches.push(("candidates", made));
         self.previous = Some(chunk.clone());
         Ok(chunk)
@@ -235,6 +239,10 @@ impl Policy for BestOf {
         }
         run.wanted = (steps / run.steps).clamp(1, self.count);
         Ok(true)
+    }
+
+    fn forget(&mut self) {
+        self.policy.forget();
     }
 
     fn finish_early(&mut self) -> Result<bool, PolicyError> {

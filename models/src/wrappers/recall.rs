@@ -361,7 +361,8 @@ impl Policy for Recall {
         let mut chunk = self.policy.take_chunk()?;
         if let Some(Run { task, features, looked_at, used }) = self.run.take() {
             let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-            let found = CacheUse { lookups: count(looked_at), hits: count(used), error: None };
+            let (lookups, hits) = (count(looked_at), count(used));
+            let found = CacheUse { lookups, hits, ..CacheUse::default() };
             chunk.report.caches.push(("success_memory", found));
             if let Some(episode) = &self.episode {
                 let values = chunk.values().iter().map(|v| *v as f32).collect();
@@ -373,6 +374,10 @@ impl Policy for Recall {
 
     fn set_denoise_steps(&mut self, steps: usize) -> Result<bool, PolicyError> {
         self.policy.set_denoise_steps(steps)
+    }
+
+    fn forget(&mut self) {
+        self.policy.forget();
     }
 
     fn finish_early(&mut self) -> Result<bool, PolicyError> {

@@ -6,6 +6,7 @@ use candle_core::{Device, Result, Tensor, bail};
 use super::config::XvlaConfig;
 use crate::ModelError;
 use crate::backbones::florence2::packed_heads;
+use crate::caches::{Block as Branch, BlockKind, Branches};
 use crate::checkpoint::TensorStore;
 use crate::kernels::{Activation, LayerNorm, Linear, Visible, add, attend};
 
@@ -161,11 +162,26 @@ impl Head {
         Ok(HeadCache { context })
     }
 
-    /// The clean actions (`[H, M]`) that the sample `x` (`[H, M]`) at flow time `t` comes from; `state` is padded.
+    /// The residual branches, in the order in which they run.
+    pub fn blocks(&self) -> Vec<Branch> {
+        let kinds = [BlockKind::Attention, BlockKind::FeedForward];
+        let layers = 0..self.blocks.len();
+        layers.flat_map(|layer| kinds.map(|kind| Branch::new(kind, layer))).collect()
+    }
+
+    /// The clean actions (`[H, M]`) that the sample `x` (`[H, M]`) at flow time `t` comes from; `state` is padded. Of the
+    /// residual branches what `branches` says is computed.
     ///
     /// # Errors
     /// When `x` is not `[H, M]`.
-    pub fn predict(&self, cache: &HeadCache, x: &Tensor, state: &[f32], t: f64) -> Result<Tensor> {
+    pub fn predict(
+        &self,
+        cache: &HeadCache,
+        x: &Tensor,
+        state: &[f32],
+        t: f64,
+        branches: &mut Branches,
+    ) -> Result<Tensor> {
         let rows = x.dim(0)?;
         let mut shared = state.to_vec();
         shared.extend(time_embedding(t, self.time_width));
@@ -173,17 +189,21 @@ impl Head {
         let shared = Tensor::from_vec(shared, (1, width), &Device::Cpu)?;
         let inputs = Tensor::cat(&[x, &shared.broadcast_as((rows, width))?.contiguous()?], 1)?;
         let actions = add(self.action_in.forward(&inputs)?, &self.positions.narrow(0, 0, rows)?)?;
-        let h = Tensor::cat(&[&actions, &cache.context], 0)?;
-        let h = self.blocks.iter().try_fold(h, |h, block| self.block(block, &h))?;
+        let mut h = Tensor::cat(&[&actions, &cache.context], 0)?;
+        for (i, block) in self.blocks.iter().enumerate() {
+            h = branches.add(2 * i, &h, || self.attention(block, &h))?;
+            h = branches.add(2 * i + 1, &h, || {
+                let x = block.norm2.forward(&h)?;
+                block.fc2.forward(&block.fc1.forward_with(&x, Activation::Gelu)?)
+            })?;
+        }
         self.action_out.forward(&self.norm.forward(&h.narrow(0, 0, rows)?)?)
     }
 
-    fn block(&self, block: &Block, h: &Tensor) -> Result<Tensor> {
+    fn attention(&self, block: &Block, h: &Tensor) -> Result<Tensor> {
         let packed = block.qkv.forward(&block.norm1.forward(h)?)?;
         let part = |index| packed_heads(&packed, index, self.heads);
         let attended = attend(&part(0)?, &part(1)?, &part(2)?, Visible::All)?;
-        let h = add(block.out.forward(&attended)?, h)?;
-        let x = block.fc1.forward_with(&block.norm2.forward(&h)?, Activation::Gelu)?;
-        add(block.fc2.forward(&x)?, &h)
+        block.out.forward(&attended)
     }
 }

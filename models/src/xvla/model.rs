@@ -7,6 +7,7 @@ use super::{ActionSpace, Head, HeadCache, XvlaConfig};
 use crate::ModelError;
 use crate::anytime::compute;
 use crate::backbones::florence2::{Encoder, VisionFeatures, VisionTower, modern_name};
+use crate::caches::{Block, Branches};
 use crate::checkpoint::Checkpoint;
 use crate::processors::Boundary;
 
@@ -148,7 +149,27 @@ impl Xvla {
         state: &[f32],
         t: f64,
     ) -> candle_core::Result<Tensor> {
-        self.head.predict(cache, &x.broadcast_mul(&self.seen)?, state, t)
+        self.predict_with(cache, x, state, t, &mut Branches::off())
+    }
+
+    /// As [`Self::predict`], with what `branches` computes of the head's.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn predict_with(
+        &self,
+        cache: &HeadCache,
+        x: &Tensor,
+        state: &[f32],
+        t: f64,
+        branches: &mut Branches,
+    ) -> candle_core::Result<Tensor> {
+        self.head.predict(cache, &x.broadcast_mul(&self.seen)?, state, t, branches)
+    }
+
+    /// The head's residual branches.
+    pub fn blocks(&self) -> Vec<Block> {
+        self.head.blocks()
     }
 
     /// The clean actions `clean` (`[H, M]`) in physical units, row by row.

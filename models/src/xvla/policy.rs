@@ -11,6 +11,7 @@ use sinew_runtime::{
 use super::preparer::{Inputs, Preparer};
 use super::{CleanSampler, HeadCache, Xvla, XvlaConfig};
 use crate::anytime::{NOT_BEGUN, NOT_DONE, NOTHING_BEGUN, STEP_LIMIT, Ticket, compute, steps};
+use crate::caches::{Branches, DENOISER, FRAMES, Frames};
 use crate::checkpoint::Checkpoint;
 use crate::heads::flow::{gaussian_noise, reuse};
 use crate::{LoadOptions, ModelError};
@@ -52,6 +53,8 @@ pub struct XvlaPolicy {
     run: Option<Run>,
     noise: Option<Vec<f32>>,
     noise_scale: f32,
+    branches: Branches,
+    frames: Frames,
 }
 
 impl XvlaPolicy {
@@ -72,7 +75,17 @@ impl XvlaPolicy {
             options.denoise_steps.unwrap_or(config.num_denoising_steps),
         )?;
         let noise_scale = checkpoint.actions.noise_scale.unwrap_or(1.0) as f32;
-        Ok(Self { model, preparer, spec, run: None, noise: None, noise_scale })
+        let branches = options.caches.branches(checkpoint, model.blocks())?;
+        Ok(Self {
+            model,
+            preparer,
+            spec,
+            run: None,
+            noise: None,
+            noise_scale,
+            branches,
+            frames: Frames::default(),
+        })
     }
 
     /// Starts the next inference from `noise` (`[H, M]` row by row) instead of the request's seed.
@@ -129,6 +142,7 @@ impl Policy for XvlaPolicy {
         request: &ChunkRequest,
     ) -> Result<(), PolicyError> {
         self.run = None;
+        self.frames.begin();
         let start = Instant::now();
         let steps = steps(request, &self.spec, STEP_LIMIT)?;
         let inputs = self.preparer.prepare(observation)?;
@@ -139,6 +153,7 @@ impl Policy for XvlaPolicy {
             noise
         });
         let sampler = self.start(request.prefix.as_ref(), noise, steps)?;
+        self.branches.begin(request.seed, request.exact);
         self.run = Some(Run {
             ticket: Ticket::prepared(request, observation, &STAGES, start),
             state: self.model.pad_state(&inputs.state),
@@ -158,11 +173,16 @@ impl Policy for XvlaPolicy {
         }
         let start = Instant::now();
         let stage = if let Some(pixels) = run.inputs.pixels.get(run.tokens.len()) {
-            run.tokens.push(self.model.encode_image(pixels).map_err(compute)?.tokens);
+            let (camera, model) = (run.tokens.len(), &self.model);
+            let encode = || Ok(model.encode_image(pixels)?.tokens);
+            run.tokens.push(self.frames.tokens(camera, pixels, encode).map_err(compute)?);
             VISION
         } else if let Some(cache) = &run.cache {
             let (x, time) = (run.sampler.sample().map_err(compute)?, run.sampler.time());
-            run.sampler.step(self.model.predict(cache, &x, &run.state, time).map_err(compute)?);
+            let branches = &mut self.branches;
+            branches.evaluate(1.0 - time, run.sampler.done() + 1 == run.sampler.steps());
+            let clean = self.model.predict_with(cache, &x, &run.state, time, branches);
+            run.sampler.step(clean.map_err(compute)?);
             DENOISE
         } else {
             let features = self.model.encode(&run.tokens, &run.inputs.tokens).map_err(compute)?;
@@ -187,7 +207,14 @@ impl Policy for XvlaPolicy {
         let actions = self.model.actions(run.sampler.clean(), self.preparer.boundary())?;
         let mut chunk = run.ticket.chunk(&self.spec, actions, run.sampler.done())?;
         chunk.report.caches.extend(run.prefix.as_ref().map(|prefix| reuse(prefix, &chunk)));
+        chunk.report.caches.extend(self.branches.end().map(|used| (DENOISER, used)));
+        chunk.report.caches.push((FRAMES, self.frames.used()));
         Ok(chunk)
+    }
+
+    fn forget(&mut self) {
+        (self.run, self.frames) = (None, Frames::default());
+        self.branches.forget();
     }
 
     fn set_denoise_steps(&mut self, steps: usize) -> Result<bool, PolicyError> {

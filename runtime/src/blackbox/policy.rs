@@ -101,6 +101,10 @@ impl Policy for RecordedPolicy {
         self.policy.set_denoise_steps(steps)
     }
 
+    fn forget(&mut self) {
+        self.policy.forget();
+    }
+
     fn finish_early(&mut self) -> Result<bool, PolicyError> {
         if let Some(open) = &mut self.open {
             open.steering.push(Steering::Finish { after: open.steps });

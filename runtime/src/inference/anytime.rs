@@ -19,6 +19,8 @@ pub struct AnytimeConfig {
     pub least_steps: usize,
     /// A chunk must be there so long before the executing one is played out.
     pub margin: Duration,
+    /// Whether an inference whose caches are left out is asked for when there is time for it.
+    pub exact_in_time: bool,
 }
 
 /// Why an inference had as many denoise steps as it had.
@@ -89,13 +91,16 @@ pub struct Anytime {
     config: AnytimeConfig,
     fixed: LatencyWindow,
     step: LatencyWindow,
+    /// Whole inferences without caches.
+    exact: LatencyWindow,
     running: Option<Running>,
 }
 
 impl Anytime {
     /// A planner that has seen nothing.
     pub fn new(config: AnytimeConfig) -> Self {
-        Self { config, fixed: LatencyWindow::new(), step: LatencyWindow::new(), running: None }
+        let window = LatencyWindow::new;
+        Self { config, fixed: window(), step: window(), exact: window(), running: None }
     }
 
     /// The tail latency seen, for an inference of `steps`; `None` before the first one ended.
@@ -116,6 +121,22 @@ impl Anytime {
             Running { decision, deadline, planned, began: now, last: now, denoising: false };
         self.running = Some(running);
         planned
+    }
+
+    /// Whether the inference that begins now is to be made without caches: when that is wanted, and nothing is played or
+    /// the tail of what such inferences take ends before `deadline`. How long they take is learnt while nothing is played.
+    pub fn exact(&self, deadline: Option<Stamp>, now: Stamp) -> bool {
+        let in_time = match (deadline, self.exact.tail()) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            (Some(deadline), Some(tail)) => now + tail <= deadline - self.config.margin,
+        };
+        self.config.exact_in_time && in_time
+    }
+
+    /// An inference without caches took `time`.
+    pub fn exact_took(&mut self, time: Duration) {
+        self.exact.push(time);
     }
 
     /// How many of `most` denoise steps fit between `from` and `deadline`.
@@ -170,7 +191,7 @@ mod tests {
     use super::*;
 
     const CONFIG: AnytimeConfig =
-        AnytimeConfig { least_steps: 3, margin: Duration::from_millis(10) };
+        AnytimeConfig { least_steps: 3, margin: Duration::from_millis(10), exact_in_time: true };
 
     fn at(ms: i64) -> Stamp {
         Stamp(ms * 1_000_000)
@@ -226,6 +247,18 @@ mod tests {
         assert_eq!((slow.done, slow.why), (8, Why::PrefixTookLong));
         let least = infer(&mut anytime, 9000, Some(9005), 20, 5);
         assert_eq!(least.done, 3, "never fewer than the least");
+    }
+
+    #[test]
+    fn caches_are_left_out_when_there_is_time_to() {
+        let mut anytime = Anytime::new(CONFIG);
+        assert!(anytime.exact(None, at(0)), "nothing is played");
+        assert!(!anytime.exact(Some(at(9000)), at(0)), "it is not known how long it takes");
+        anytime.exact_took(Duration::from_millis(70));
+        assert!(anytime.exact(Some(at(80)), at(0)));
+        assert!(!anytime.exact(Some(at(79)), at(0)), "the margin is kept");
+        let always = AnytimeConfig { exact_in_time: false, ..CONFIG };
+        assert!(!Anytime::new(always).exact(None, at(0)));
     }
 
     #[test]

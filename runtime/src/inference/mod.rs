@@ -187,10 +187,12 @@ impl Worker {
         ages.push(("state".to_owned(), seen.proprioception_age));
         let seed = self.config.seed.wrapping_add(self.made);
         let wanted = self.config.denoise_steps.unwrap_or(self.policy.spec().denoise_steps);
-        let steps = self.anytime.begin(wanted, order.deadline, Clock::now());
+        let begun = Clock::now();
+        let exact = self.anytime.exact(order.deadline, begun);
+        let steps = self.anytime.begin(wanted, order.deadline, begun);
         let request =
             prepare(order, plan.as_ref(), &mut seen, self.policy.spec().dt(), &self.config.kinds);
-        let request = ChunkRequest { denoise_steps: Some(steps), seed, ..request };
+        let request = ChunkRequest { denoise_steps: Some(steps), seed, exact, ..request };
         self.made += 1;
         let said = &self.inputs.instruction;
         let redirected =
@@ -202,6 +204,9 @@ impl Worker {
             || if redirected() { InferenceReport::Redirected } else { InferenceReport::Dropped };
         let mut chunk =
             made.map_err(|e| InferenceReport::Failed(e.to_string()))?.ok_or_else(dropped)?;
+        if exact {
+            self.anytime.exact_took(Clock::now().since(begun));
+        }
         // The last step may have been under way when the instruction changed.
         if redirected() {
             return Err(InferenceReport::Redirected);

@@ -61,7 +61,8 @@ fn told(at: usize, say: &'static str) -> [Result<InferenceReport, InferenceRepor
     let (position, velocity) = (JointVec::zeros(1), JointVec::zeros(1));
     let state = JointState { stamp: Clock::now(), sequence: 1, position, velocity };
     ingest.on_state(state).expect("the first state");
-    let anytime = AnytimeConfig { least_steps: usize::MAX, margin: Duration::ZERO };
+    let anytime =
+        AnytimeConfig { least_steps: usize::MAX, margin: Duration::ZERO, exact_in_time: false };
     let mut worker = Worker {
         policy: Box::new(policy),
         config: InferenceConfig { denoise_steps: None, seed: 1, kinds: Vec::new(), anytime },
@@ -144,7 +145,7 @@ fn a_policy_with_a_history_is_shown_observations_in_its_rhythm() {
         prefix: PrefixSupport::default(),
     };
     let ingest = Arc::new(Mutex::new(Ingest::new(&[], Duration::from_secs(1))));
-    let anytime = AnytimeConfig { least_steps: 1, margin: Duration::ZERO };
+    let anytime = AnytimeConfig { least_steps: 1, margin: Duration::ZERO, exact_in_time: false };
     let config = InferenceConfig { denoise_steps: None, seed: 0, kinds: Vec::new(), anytime };
     let mut worker = Worker {
         policy: Box::new(Remembering { spec, seen }),

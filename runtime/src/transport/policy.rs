@@ -103,7 +103,7 @@ mod tests {
         let mut chunk = ActionChunk::new(7, Stamp(5), dt, 2, vec![0.25, f64::NAN, 1.0, -1.0])
             .expect("two actions of two values");
         chunk.report.stages.push(StageTime { stage: "vision", time: Duration::from_micros(80) });
-        let used = CacheUse { lookups: 16, hits: 3, error: Some(0.5) };
+        let used = CacheUse { lookups: 16, hits: 3, error: Some(0.5), ..CacheUse::default() };
         chunk.report.caches.push(("warm_start", used));
         let latency = Duration::from_millis(41);
         let ages = vec![("front".to_owned(), Duration::from_millis(12))];

@@ -16,6 +16,9 @@ pub struct ChunkRequest {
     pub seed: u64,
     /// Planned actions that the chunk has to join; `None` for a chunk of its own.
     pub prefix: Option<Prefix>,
+    /// Nothing that is only nearly the same is to be reused: there is time.
+    #[serde(default)]
+    pub exact: bool,
 }
 
 /// Time one stage of an inference took.
@@ -27,15 +30,80 @@ pub struct StageTime {
     pub time: Duration,
 }
 
+/// How far a cache is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Opening {
+    /// Nothing is reused: reuse cost too much.
+    Closed,
+    /// Only the freshest is reused.
+    Narrow,
+    /// All that its settings allow.
+    #[default]
+    Open,
+}
+
+impl Opening {
+    /// Name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Narrow => "narrow",
+            Self::Open => "open",
+        }
+    }
+}
+
+/// Why a cache that is open was not used for a chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unused {
+    /// There were too few denoise steps for anything to be reused.
+    FewSteps,
+    /// An exact chunk was asked for: there was time.
+    Exact,
+    /// There was nothing from before: the first chunk, or after something that ends what was.
+    Fresh,
+    /// It is renewed from time to time.
+    Refresh,
+    /// Too much had changed.
+    Changed,
+}
+
+impl Unused {
+    /// Words for reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::FewSteps => "too few steps",
+            Self::Exact => "exact",
+            Self::Fresh => "nothing from before",
+            Self::Refresh => "renewed",
+            Self::Changed => "too much changed",
+        }
+    }
+}
+
 /// What one cache did for a chunk.
-#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, serde::Serialize, serde::Deserialize)]
 pub struct CacheUse {
     /// Number of blocks that were asked for.
     pub lookups: u32,
     /// How many of them were reused.
     pub hits: u32,
-    /// Largest error that the reuse is known to have cost (the action's physical units); `None` when exact.
+    /// Largest error that the reuse is known to have cost (the action's physical units); `None` when exact, or unknown.
     pub error: Option<f64>,
+    /// Computing time that the reuse saved, by what the same blocks took when they were computed.
+    #[serde(default)]
+    pub saved: Duration,
+    /// Relative error that one reuse seldom exceeds, by running comparisons; `None` without them.
+    #[serde(default)]
+    pub bound: Option<f64>,
+    /// How far it was open.
+    #[serde(default)]
+    pub opening: Opening,
+    /// Why nothing was reused, when it could have been.
+    #[serde(default)]
+    pub unused: Option<Unused>,
 }
 
 /// How well the arm's joints meet a chunk of tool poses ([`crate::action_space`]).

@@ -7,7 +7,8 @@ mod plan;
 mod wire;
 
 pub use action::{
-    ActionChunk, CacheUse, ChunkReport, ChunkRequest, ChunkShapeError, Command, Reach, StageTime,
+    ActionChunk, CacheUse, ChunkReport, ChunkRequest, ChunkShapeError, Command, Opening, Reach,
+    StageTime, Unused,
 };
 pub use joint::{JointLimits, JointState, JointVec, MAX_JOINTS};
 pub use observation::{CameraFrame, Image, ImageShapeError, Observation, ObservedImage};

@@ -8,7 +8,7 @@ use super::{ActionChunk, CacheUse, ChunkReport, ChunkShapeError, Reach, StageTim
 use crate::Stamp;
 
 /// Names of stages and caches; one that is not among them comes back as `other`.
-const NAMES: [&str; 11] = [
+const NAMES: [&str; 13] = [
     "preprocess",
     "vision",
     "prefix",
@@ -18,6 +18,8 @@ const NAMES: [&str; 11] = [
     "guidance",
     "denoiser",
     "prefix_kv",
+    "frames",
+    "observation_features",
     "candidates",
     "success_memory",
 ];

@@ -86,7 +86,7 @@ impl Planned {
     pub fn step<C: Convention>(
         &self,
         sampler: &mut Sampler<C>,
-        velocity: impl Fn(&Tensor, &[FlowTime<C>]) -> Result<Tensor>,
+        mut velocity: impl FnMut(&Tensor, &[FlowTime<C>]) -> Result<Tensor>,
     ) -> Result<()> {
         match self {
             Self::Free => sampler.advance(|x, time| velocity(x, &[time])),
@@ -120,5 +120,6 @@ pub(crate) fn reuse(prefix: &Prefix, chunk: &ActionChunk) -> (&'static str, Cach
     let pairs = prefix.actions.iter().zip(chunk.values()).take(kept * prefix.dim);
     let error = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-    (name, CacheUse { lookups: count(chunk.horizon()), hits: count(kept), error: Some(error) })
+    let (lookups, hits) = (count(chunk.horizon()), count(kept));
+    (name, CacheUse { lookups, hits, error: Some(error), ..CacheUse::default() })
 }

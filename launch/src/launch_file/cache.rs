@@ -1,0 +1,104 @@
+//! The caches in a launch file's `[policy]`: what of an inference need not be computed again.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sinew_models::caches::{CacheOptions, DenoiserCache, VisionConfig};
+use sinew_runtime::ActionKind;
+use toml::Spanned;
+
+use super::checker::Checker;
+use super::schema;
+
+/// Caches of the policy.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct CacheSettings {
+    /// The schedule of the denoiser's cache; `None`: every step computes all.
+    pub denoiser: Option<PathBuf>,
+    /// Whether chunks start from the one before.
+    #[serde(default)]
+    pub warm_start: bool,
+    /// Patches of a picture whose pixels are at least so alike are kept; `None`: all are computed.
+    #[serde(default)]
+    pub vision: Option<f64>,
+    /// Inferences from one whole picture to the next; `None` for the default.
+    #[serde(default)]
+    pub vision_refresh: Option<u32>,
+    /// Whether tokens of the prefix are kept, too.
+    #[serde(default)]
+    pub prefix: bool,
+    /// Caches are used only when an inference without them would come too late.
+    #[serde(default)]
+    pub when_short: bool,
+    /// Share of the reuses that are compared with what they stand for; `None` for the default.
+    pub check: Option<f64>,
+    /// Errors above so many times what calibration measured close a cache; `None` for the default.
+    pub tolerance: Option<f64>,
+}
+
+impl CacheSettings {
+    /// For loading a policy whose actions are of `kinds`.
+    pub fn options(&self, kinds: &[ActionKind]) -> CacheOptions {
+        let denoiser = self.denoiser.clone().map_or(DenoiserCache::Off, DenoiserCache::File);
+        let default = VisionConfig::default();
+        let refresh = self.vision_refresh.unwrap_or(default.refresh);
+        let prefix = self.prefix;
+        let config = |similarity| VisionConfig { similarity, refresh, prefix, ..default };
+        let vision = self.vision.map(config);
+        let warm_start = self.warm_start.then(|| kinds.to_vec());
+        let Self { check, tolerance, .. } = *self;
+        CacheOptions { denoiser, warm_start, vision, check, tolerance }
+    }
+}
+
+pub(super) fn resolve(
+    check: &mut Checker<'_>,
+    policy: &schema::Policy,
+    folder: &Path,
+    policy_here: bool,
+) -> CacheSettings {
+    let denoiser = policy.cache_denoiser.as_ref().map(|at| {
+        let file = folder.join(at.get_ref());
+        if policy_here && !file.is_file() {
+            let remedy = "make it with `sinew calibrate cache`";
+            check.report("policy.cache_denoiser", at, "there is no such file", remedy);
+        }
+        file
+    });
+    let mut within = |key: &str, at: &Option<Spanned<f64>>, least: f64, most: f64, remedy: &str| {
+        let at = at.as_ref()?;
+        if !(least..=most).contains(at.get_ref()) {
+            check.report(key, at, format!("must be {least} to {most}"), remedy);
+        }
+        Some(*at.get_ref())
+    };
+    let remedy = "0.02 compares one reuse in fifty";
+    let share = within("policy.cache_check", &policy.cache_check, 0.0, 1.0, remedy);
+    let remedy = "2.0 allows twice the error of the calibration";
+    let tolerance = within("policy.cache_tolerance", &policy.cache_tolerance, 0.1, 100.0, remedy);
+    let remedy = "0.996 is what is published; nearer to 1 keeps less";
+    let vision = within("policy.cache_vision", &policy.cache_vision, 0.5, 1.0, remedy);
+    let vision_refresh = policy.cache_vision_refresh.as_ref().map(|at| {
+        let count = u32::try_from(*at.get_ref()).unwrap_or(u32::MAX);
+        if !(1..=1000).contains(&count) {
+            let remedy = "1 computes every picture whole";
+            check.report("policy.cache_vision_refresh", at, "must be 1 to 1000", remedy);
+        }
+        count
+    });
+    let when_short = policy.cache_when.as_ref().is_some_and(|at| {
+        check.one_of("policy.cache_when", at, &["always", "short-of-time"]);
+        at.get_ref() == "short-of-time"
+    });
+    let warm_start = policy.cache_warm_start;
+    CacheSettings {
+        denoiser,
+        warm_start,
+        vision,
+        vision_refresh,
+        prefix: policy.cache_prefix,
+        when_short,
+        check: share,
+        tolerance,
+    }
+}

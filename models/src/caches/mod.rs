@@ -1,0 +1,106 @@
+//! Caches: what an inference need not compute again, and what that costs.
+//!
+//! Every approximation is off unless it is asked for, and says in the chunk's report what it did.
+
+mod branches;
+mod calibrate;
+mod frames;
+mod kept;
+mod likeness;
+mod monitor;
+mod plan;
+mod rows;
+mod schedule;
+mod vision;
+
+use std::path::PathBuf;
+
+use sinew_runtime::ActionKind;
+
+pub use branches::{Branches, Tuned, TunedMode, Tuning};
+pub use calibrate::{
+    Calibration, CalibrationError, CalibrationPlan, LEAST_OBSERVATIONS, Tried, calibrate,
+};
+pub use frames::{FRAMES, Frames};
+pub use kept::{KeptPrefix, KeptTower, Seen};
+pub use likeness::Likeness;
+pub use monitor::{Monitor, MonitorConfig, Verdict};
+pub use plan::{Block, BlockKind, Updates, bubble, schedule};
+pub use rows::{LayerRows, pick, spread};
+pub use schedule::{BlockPlan, Measured, Schedule};
+pub use vision::{Patches, Recompute, VISION, VisionConfig};
+
+use crate::ModelError;
+use crate::checkpoint::Checkpoint;
+
+/// Name of the denoiser's cache in reports.
+pub const DENOISER: &str = "denoiser";
+/// Name of the kept prefix in reports.
+pub const PREFIX: &str = "prefix_kv";
+
+/// Which caches a policy uses.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct CacheOptions {
+    /// Reuse of a denoiser's residual branches.
+    pub denoiser: DenoiserCache,
+    /// Reuse of a vision tower's patches from picture to picture; `None`: every picture is computed whole.
+    pub vision: Option<VisionConfig>,
+    /// Start from the last chunk, for actions of these kinds; `None`: every chunk is made from noise.
+    pub warm_start: Option<Vec<ActionKind>>,
+    /// Share of the reuses that are compared.
+    pub check: Option<f64>,
+    /// Errors above so many times what calibration measured close a cache.
+    pub tolerance: Option<f64>,
+}
+
+/// Where a denoiser's cache schedule comes from.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub enum DenoiserCache {
+    /// There is none.
+    #[default]
+    Off,
+    /// A file that `sinew calibrate cache` wrote.
+    File(PathBuf),
+    /// From outside, from chunk to chunk.
+    Tuned(Tuning),
+}
+
+/// Errors above so many times what calibration measured close a cache, unless it is said otherwise.
+pub const TOLERANCE: f64 = 2.0;
+/// No limit is below this relative error: single precision is not far.
+const LEAST_LIMIT: f64 = 1e-4;
+
+impl CacheOptions {
+    /// The branches of the denoiser of `checkpoint`, which has `blocks`.
+    ///
+    /// # Errors
+    /// [`ModelError`] for a schedule that cannot be read or belongs to another policy, or a denoiser without blocks.
+    pub(crate) fn branches(
+        &self,
+        checkpoint: &Checkpoint,
+        blocks: Vec<Block>,
+    ) -> Result<Branches, ModelError> {
+        match &self.denoiser {
+            DenoiserCache::Off => Ok(Branches::off()),
+            DenoiserCache::Tuned(tuning) => {
+                let branches = Branches::tuned(tuning.clone(), blocks.len());
+                let weights_sha256 = checkpoint.weights_sha256();
+                let mut tuned = tuning.lock();
+                (tuned.blocks, tuned.weights_sha256) = (blocks, weights_sha256);
+                Ok(branches)
+            }
+            DenoiserCache::File(path) => {
+                let schedule = Schedule::read(path, &blocks, &checkpoint.weights_sha256())?;
+                let config = self.monitor(schedule.measured.block_error);
+                Ok(Branches::scheduled(schedule, config))
+            }
+        }
+    }
+
+    /// The settings of the monitor of a cache whose reuses had the relative error `measured` at calibration.
+    pub(crate) fn monitor(&self, measured: f64) -> MonitorConfig {
+        let default = MonitorConfig::default();
+        let limit = (self.tolerance.unwrap_or(TOLERANCE) * measured).max(LEAST_LIMIT);
+        MonitorConfig { share: self.check.unwrap_or(default.share), limit, ..default }
+    }
+}
