@@ -130,6 +130,16 @@ fn bundles_give_nearly_the_same_actions() {
 }
 
 #[test]
+fn eight_bits_give_nearly_the_same_actions() {
+    let folder = fixtures().join("smolvla_tiny");
+    let report = verify(&folder, Compute::Int8, &folder, 4, 1).expect("it is one policy");
+    println!("w8a8: mean {:.2e} of the range", report.mean_relative);
+    // Measured with these weights: see the printed line; q8_0 alone costs 1.5e-3.
+    assert!(report.mean_relative > 0.0, "nothing was rounded");
+    assert!(report.mean_relative < 1e-2, "{}", report.mean_relative);
+}
+
+#[test]
 fn a_policy_equals_itself() {
     let folder = fixtures().join("smolvla_tiny");
     let report = verify(&folder, Compute::Exact, &folder, 2, 5).expect("it is one policy");
@@ -243,16 +253,20 @@ fn one_table_says_what_quantising_costs() {
     let scratch = tempfile::tempdir().expect("there is room");
     let rows =
         quantization_errors(&folders, scratch.path(), 3, 1).unwrap_or_else(|e| panic!("{e}"));
-    assert_eq!(rows.len(), 2 * folders.len());
-    for (pair, folder) in rows.chunks_exact(2).zip(&folders) {
-        let [eight, four] = pair else { panic!("two rows for each") };
-        assert_eq!((&eight.checkpoint, &four.checkpoint), (folder, folder));
-        assert_eq!((&*eight.quantization, &*four.quantization), ("Q8_0", "Q4_0"));
-        assert!(eight.mean > 0.0 && eight.mean < four.mean, "{eight:?} {four:?}");
-        for row in pair {
-            assert!(row.mean <= row.p99 && row.p99 <= row.max, "{row:?}");
-            assert!(row.mean_relative > 0.0 && row.smaller > 0.0, "{row:?}");
+    assert_eq!(rows.len(), 4 * folders.len());
+    for (group, folder) in rows.chunks_exact(4).zip(&folders) {
+        let [eight, eight_rounded, four, four_rounded] = group else { panic!("four rows each") };
+        for (pair, kind) in [([eight, eight_rounded], "Q8_0"), ([four, four_rounded], "Q4_0")] {
+            let [exact, rounded] = pair;
+            assert_eq!((exact.compute, rounded.compute), (Compute::Exact, Compute::Int8));
+            assert_ne!(exact.mean, rounded.mean, "activations were rounded: {rounded:?}");
+            for row in pair {
+                assert_eq!((&row.checkpoint, &*row.quantization), (folder, kind));
+                assert!(row.mean <= row.p99 && row.p99 <= row.max, "{row:?}");
+                assert!(row.mean_relative > 0.0 && row.smaller > 0.0, "{row:?}");
+            }
         }
+        assert!(eight.mean < four.mean && eight_rounded.mean < four_rounded.mean, "{group:?}");
     }
     let left = std::fs::read_dir(scratch.path()).expect("it is a folder").count();
     assert_eq!(left, 0, "the bundles are removed");

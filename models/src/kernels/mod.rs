@@ -2,7 +2,7 @@
 //!
 //! Networks are written with [`Linear`], [`attend`] and their kin on tensors. Below lie, from the top: [`gemm`] cuts a
 //! product into cache-sized pieces for the threads of [`pool`], [`packed`] holds weights in the order in which they are
-//! read, [`quantise`] rounds activations to 8 bits, and [`simd`] has the innermost loops of every instruction set that
+//! read, `quantise` rounds activations to 8 bits, and [`simd`] has the innermost loops of every instruction set that
 //! [`isa`] knows.
 
 mod attention;
