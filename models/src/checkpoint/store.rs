@@ -209,14 +209,18 @@ impl TensorStore {
         Self { entries: entries.collect(), ..self.clone() }
     }
 
-    /// Lets layers compute as `compute` says from now on, but for those that `keep` names.
+    /// Lets layers compute as `compute` says from now on, but for those that `keep` keeps in 32-bit floats.
     pub(crate) fn set_compute(&mut self, compute: Compute, keep: fn(&str) -> Keep) {
         (self.compute, self.keep) = (compute, keep);
     }
 
     /// How the layer `name` computes.
     pub(crate) fn compute(&self, name: &str) -> Compute {
-        if (self.keep)(&format!("{name}.weight")).is_some() { Compute::Exact } else { self.compute }
+        // Half precision is how a bundle stores what it cannot cut into blocks; that says nothing of errors.
+        match (self.keep)(&format!("{name}.weight")) {
+            Some((StoredType::F32, _)) => Compute::Exact,
+            _ => self.compute,
+        }
     }
 
     /// The weights file.

@@ -28,6 +28,9 @@ const UNITS: usize = 4;
 const UNIT: usize = 1 << 20;
 
 thread_local! {
+    /// Rows that this thread gathers for a tile.
+    pub(super) static GATHERED: RefCell<[Vec<f32>; TILE_ROWS]> =
+        const { RefCell::new([const { Vec::new() }; TILE_ROWS]) };
     /// Packed activations of the product that this thread asked for.
     static ACTIVATIONS: RefCell<Aligned<f32>> = const { RefCell::new(Aligned::new()) };
     /// The same, rounded.
@@ -172,12 +175,13 @@ fn pack(packed: &mut Aligned<f32>, x: &impl Rows, depth: usize, tiles: Tiles, is
     packed.grow(tiles.count * stride);
     pool().chunks(&mut packed[..tiles.count * stride], stride, |index, tile| {
         let (start, height) = (tiles.start(index), tiles.height(index));
-        let mut buffers: [Vec<f32>; TILE_ROWS] = Default::default();
-        let mut rows: [&[f32]; TILE_ROWS] = [&[]; TILE_ROWS];
-        for (r, (row, buffer)) in rows.iter_mut().zip(&mut buffers).enumerate().take(height) {
-            *row = x.row(start + r, buffer);
-        }
-        isa.run(Interleave { rows, height, tile });
+        GATHERED.with_borrow_mut(|buffers| {
+            let mut rows: [&[f32]; TILE_ROWS] = [&[]; TILE_ROWS];
+            for (r, (row, buffer)) in rows.iter_mut().zip(buffers).enumerate().take(height) {
+                *row = x.row(start + r, buffer);
+            }
+            isa.run(Interleave { rows, height, tile });
+        });
     });
 }
 

@@ -3,7 +3,7 @@
 //! Every block of 32 values of a row has its own scale, as the weights' blocks have. So an outlier costs its own block
 //! its precision and no other, and no range has to be known beforehand.
 
-use super::gemm::{Rows, Tiles};
+use super::gemm::{GATHERED, Rows, Tiles};
 use super::isa::Isa;
 use super::pool::pool;
 use super::simd::{BLOCK, Loop, Quants};
@@ -55,18 +55,20 @@ impl Words {
             let rows = tiles.height(index);
             let (words, sides) = tile.split_at_mut(blocks * groups * rows);
             let (starts, scales) = sides.split_at_mut(blocks * rows);
-            let mut buffer = Vec::new();
-            for r in 0..rows {
-                let x = x.row(tiles.start(index) + r, &mut buffer);
-                let (words, starts, scales) = (&mut words[r..], &mut starts[r..], &mut scales[r..]);
-                let offset = quants.offset();
-                let round = Round { x, words, starts, scales, step: rows, offset };
-                if groups == BLOCK / 4 {
-                    isa.run(Fours(round));
-                } else {
-                    isa.run(Twos(round));
+            GATHERED.with_borrow_mut(|[buffer, ..]| {
+                for r in 0..rows {
+                    let x = x.row(tiles.start(index) + r, buffer);
+                    let (words, starts, scales) =
+                        (&mut words[r..], &mut starts[r..], &mut scales[r..]);
+                    let offset = quants.offset();
+                    let round = Round { x, words, starts, scales, step: rows, offset };
+                    if groups == BLOCK / 4 {
+                        isa.run(Fours(round));
+                    } else {
+                        isa.run(Twos(round));
+                    }
                 }
-            }
+            });
         });
     }
 }

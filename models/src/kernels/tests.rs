@@ -142,7 +142,7 @@ fn deep_products_are_summed_in_parts() {
         let found = product(&x, &packed, &Epilogue::default());
         for (found, expected) in found.iter().zip(&expected) {
             let error = (f64::from(*found) - expected).abs();
-            assert!(error < 1e-6 * inputs as f64, "{}: {error:e}", isa.name());
+            assert!(error < 3e-6 * inputs as f64, "{}: {error:e}", isa.name());
         }
     });
 }
