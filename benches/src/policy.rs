@@ -93,13 +93,16 @@ pub fn profile(
     case: &PolicyCase,
     compute: Compute,
 ) -> Result<PolicyProfile, PolicyError> {
-    let observation = observation(policy, case);
     let mut chunks = Vec::with_capacity(case.iterations);
     let mut stages: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     let mut cpu = 0.0;
     let (mut layers, mut attention) = (Vec::new(), Vec::new());
     let mut peak = peak::floats(50);
+    let mut cameras = 0;
     for k in 0..case.warmup + case.iterations {
+        // Fresh frames for each chunk: frames that did not change would not be computed again.
+        let observation = observation(policy, case, k as u32);
+        cameras = observation.images.len();
         let request = ChunkRequest {
             id: k as u64,
             denoise_steps: case.denoise_steps,
@@ -126,7 +129,7 @@ pub fn profile(
     let none = PolicyError::OutOfTurn("no iteration was asked for: measure at least one");
     Ok(PolicyProfile {
         iterations: case.iterations,
-        cameras: observation.images.len(),
+        cameras,
         chunk_ms: Spread::of(chunks).ok_or(none)?,
         stages_ms: stages.into_iter().filter_map(|(n, s)| Some((n, Spread::of(s)?))).collect(),
         cpu_ms: cpu * 1e3 / case.iterations as f64,
@@ -141,13 +144,13 @@ pub fn profile(
     })
 }
 
-fn observation(policy: &dyn Policy, case: &PolicyCase) -> Observation {
+fn observation(policy: &dyn Policy, case: &PolicyCase, turn: u32) -> Observation {
     let [width, height] = case.image;
     let now = Clock::now();
     let names = policy.spec().cameras.iter().take(case.cameras);
     let images = names.enumerate().map(|(index, camera)| {
         // A small generator is enough: the values only have to differ.
-        let mut word = 0x9e37_79b9_u32.wrapping_mul(index as u32 + 1);
+        let mut word = 0x9e37_79b9_u32.wrapping_mul(index as u32 + 1 + 16 * turn);
         let pixels: Arc<[u8]> = (0..width * height * 3)
             .map(|_| {
                 word = word.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
