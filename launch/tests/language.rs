@@ -85,7 +85,7 @@ fn paths_belong_to_the_launch_file_or_to_where_the_command_runs() {
 fn the_demo_fits_on_a_screen_and_loads() {
     let folder = Folder::new();
     let config = load_shipped("demo.toml", &folder);
-    assert_eq!(config.arguments.len(), 5);
+    assert_eq!(config.arguments.len(), 6);
     let text = std::fs::read_to_string(shipped("demo.toml")).expect("it is shipped");
     assert!(text.lines().count() <= 50, "{} lines", text.lines().count());
     assert!(text.lines().all(|l| l.chars().count() <= 120));
