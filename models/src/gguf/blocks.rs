@@ -6,9 +6,9 @@
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
-use rayon::prelude::*;
 
 use crate::checkpoint::StoredType;
+use crate::kernels::pool::pool;
 
 /// Values in a block.
 pub const BLOCK: usize = 32;
@@ -72,9 +72,9 @@ fn scale(block: &[u8]) -> f32 {
 /// [`decode`] on all threads of the pool.
 pub fn decode_parallel(dtype: StoredType, bytes: &[u8], out: &mut [f32]) {
     let slice_bytes = SLICE / dtype.block_values() * dtype.block_bytes();
-    out.par_chunks_mut(SLICE)
-        .zip(bytes.par_chunks(slice_bytes))
-        .for_each(|(out, bytes)| decode(dtype, bytes, out));
+    pool().chunks(out, SLICE, |index, out| {
+        decode(dtype, bytes.get(index * slice_bytes..).unwrap_or_default(), out);
+    });
 }
 
 /// `values` stored as `dtype`; for block types their number must be a multiple of [`BLOCK`].

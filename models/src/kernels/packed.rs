@@ -343,25 +343,19 @@ fn pack_blocks(
     let mut bytes = Aligned::<u8>::zeros(panels.all_columns() * depth_blocks * quants.bytes());
     let mut scales = Aligned::<u16>::zeros(panels.all_columns() * depth_blocks);
     let panel_blocks = panels.width * depth_blocks;
-    // Row by row twice, once for the bytes and once for the scales: each is cut into parts of its own.
-    pool().chunks(&mut bytes, panel_blocks * quants.bytes(), |index, panel| {
+    let parts = bytes.chunks_mut((panel_blocks * quants.bytes()).max(1));
+    let mut parts: Vec<_> = parts.zip(scales.chunks_mut(panel_blocks.max(1))).collect();
+    pool().chunks(&mut parts, 1, |index, parts| {
         let columns = panels.columns(index);
         let mut row = vec![([0; BLOCK], 0); depth_blocks];
-        for (column, output) in panels.outputs(index).enumerate() {
-            read(output, &mut row);
-            for (block, (values, _)) in row.iter().enumerate() {
-                let block = &mut panel[block * quants.bytes() * columns..];
-                place(values, quants, group, columns, column, block);
-            }
-        }
-    });
-    pool().chunks(&mut scales, panel_blocks, |index, panel| {
-        let columns = panels.columns(index);
-        let mut row = vec![([0; BLOCK], 0); depth_blocks];
-        for (column, output) in panels.outputs(index).enumerate() {
-            read(output, &mut row);
-            for (block, (_, scale)) in row.iter().enumerate() {
-                panel[block * columns + column] = *scale;
+        for (bytes, scales) in parts {
+            for (column, output) in panels.outputs(index).enumerate() {
+                read(output, &mut row);
+                for (block, (values, scale)) in row.iter().enumerate() {
+                    let line = &mut bytes[block * quants.bytes() * columns..];
+                    place(values, quants, group, columns, column, line);
+                    scales[block * columns + column] = *scale;
+                }
             }
         }
     });

@@ -3,11 +3,11 @@
 //! candle convolves channels first, and a depthwise convolution one channel at a time.
 
 use candle_core::{CpuStorage, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
 
 use crate::ModelError;
 use crate::checkpoint::TensorStore;
 use crate::kernels::Linear;
+use crate::kernels::pool::pool;
 
 /// Height and width of a feature map.
 pub(super) type Grid = (usize, usize);
@@ -71,7 +71,7 @@ impl candle_core::CustomOp1 for Gather<'_> {
         let channels = x.len() / (height * width).max(1);
         let mut out = vec![0f32; rows * columns * channels * size * size];
         let patch = channels * size * size;
-        out.par_chunks_mut((columns * patch).max(1)).enumerate().for_each(|(row, line)| {
+        pool().chunks(&mut out, (columns * patch).max(1), |row, line| {
             for (column, patch) in line.chunks_exact_mut(patch).enumerate() {
                 for dy in 0..size {
                     let Some(y) = (row * stride + dy).checked_sub(padding).filter(|y| *y < height)
@@ -149,7 +149,7 @@ impl candle_core::CustomOp1 for AddDepthwise<'_> {
             bail!("{} values are no map of {height} x {width} x {channels}", x.len());
         }
         let mut out = x.to_vec();
-        out.par_chunks_mut(width * channels).enumerate().for_each(|(row, line)| {
+        pool().chunks(&mut out, width * channels, |row, line| {
             for (column, place) in line.chunks_exact_mut(channels).enumerate() {
                 place.iter_mut().zip(bias).for_each(|(o, b)| *o += b);
                 for (tap, weight) in weight.chunks_exact(channels).enumerate() {

@@ -4,10 +4,12 @@
 use super::tile::{self, Bytes, Dots, Floats, Products, Widening, by_size};
 use half::f16;
 
+/// Four floats. Not `FUSED`, their products are rounded before they are added where the target has no fused form:
+/// that one would be a call for each.
 #[derive(Clone, Copy)]
-struct Four([f32; 4]);
+struct Four<const FUSED: bool>([f32; 4]);
 
-impl Floats for Four {
+impl<const FUSED: bool> Floats for Four<FUSED> {
     const LANES: usize = 4;
 
     #[inline(always)]
@@ -48,63 +50,9 @@ impl Floats for Four {
     #[inline(always)]
     unsafe fn fma(mut self, by: Self, plus: Self) -> Self {
         for (x, (y, z)) in self.0.iter_mut().zip(by.0.into_iter().zip(plus.0)) {
-            *x = x.mul_add(y, z);
+            *x = if FUSED || cfg!(target_arch = "aarch64") { x.mul_add(y, z) } else { *x * y + z };
         }
         self
-    }
-}
-
-/// Floats whose products are rounded before they are added where the target has no fused form: that one would be a
-/// call for each.
-#[derive(Clone, Copy)]
-struct Plain(Four);
-
-impl Floats for Plain {
-    const LANES: usize = 4;
-
-    #[inline(always)]
-    unsafe fn zero() -> Self {
-        Self(Four([0.0; 4]))
-    }
-    #[inline(always)]
-    unsafe fn splat(x: f32) -> Self {
-        Self(Four([x; 4]))
-    }
-    #[inline(always)]
-    unsafe fn load(from: *const f32) -> Self {
-        // SAFETY: the caller's.
-        Self(unsafe { Four::load(from) })
-    }
-    #[inline(always)]
-    unsafe fn load_half(from: *const u16) -> Self {
-        // SAFETY: the caller's.
-        Self(unsafe { Four::load_half(from) })
-    }
-    #[inline(always)]
-    unsafe fn store(self, to: *mut f32) {
-        // SAFETY: the caller's.
-        unsafe { self.0.store(to) }
-    }
-    #[inline(always)]
-    unsafe fn mul(self, by: Self) -> Self {
-        // SAFETY: plain arithmetic.
-        Self(unsafe { self.0.mul(by.0) })
-    }
-    #[inline(always)]
-    unsafe fn sub(self, by: Self) -> Self {
-        // SAFETY: plain arithmetic.
-        Self(unsafe { self.0.sub(by.0) })
-    }
-    #[inline(always)]
-    unsafe fn fma(self, by: Self, plus: Self) -> Self {
-        if cfg!(target_arch = "aarch64") {
-            // SAFETY: plain arithmetic.
-            return Self(unsafe { self.0.fma(by.0, plus.0) });
-        }
-        let mut sum = plus;
-        let factors = self.0.0.into_iter().zip(by.0.0);
-        sum.0.0.iter_mut().zip(factors).for_each(|(s, (x, y))| *s += x * y);
-        sum
     }
 }
 
@@ -112,7 +60,7 @@ impl Floats for Plain {
 struct Pairs;
 
 impl Bytes for Pairs {
-    type Float = Four;
+    type Float = Four<true>;
     type Sums = [i32; 4];
     type Weights = [[i16; 2]; 4];
     const GROUP: usize = 2;
@@ -144,11 +92,11 @@ impl Bytes for Pairs {
         sums
     }
     #[inline(always)]
-    unsafe fn float(sums: [i32; 4]) -> Four {
+    unsafe fn float(sums: [i32; 4]) -> Four<true> {
         Four(sums.map(|s| s as f32))
     }
     #[inline(always)]
-    unsafe fn depth(weights: Self::Weights, k: usize) -> Four {
+    unsafe fn depth(weights: Self::Weights, k: usize) -> Four<true> {
         Four(weights.map(|pair| f32::from(pair[k])))
     }
 }
@@ -158,7 +106,7 @@ impl Bytes for Pairs {
 pub(super) unsafe fn multiply(p: Products<'_>) {
     use tile::multiply as tile;
     // SAFETY: the caller's.
-    unsafe { by_size!(p, tile::<Plain>, vectors: [1 2 3], rows: [1 2 3 4 5 6]) }
+    unsafe { by_size!(p, tile::<Four<false>>, vectors: [1 2 3], rows: [1 2 3 4 5 6]) }
 }
 
 /// # Safety
