@@ -2,13 +2,13 @@
 //!
 //! Source: transformers `models/siglip/modeling_siglip.py` (and `smolvlm`, whose tower is the same).
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 use serde::Deserialize;
 
 use crate::ModelError;
-use crate::caches::{LayerRows, pick};
+use crate::caches::LayerRows;
 use crate::checkpoint::TensorStore;
-use crate::kernels::{Activation, LayerNorm, Linear, Visible, add, attend_rows};
+use crate::kernels::{Activation, Columns, LayerNorm, Linear, Matrix, Visible, attend_rows};
 
 /// Sizes of the tower.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -75,23 +75,20 @@ enum Keep<'a> {
     Rows(&'a mut TowerRows, &'a [usize]),
 }
 
-/// All keys and values, `[patches, D]` each: those in `qkv` (`[L, 3·D]`), which are kept, and those kept of the patches that
-/// are not among its `rows`.
-fn kept_rows(
-    qkv: &Tensor,
-    width: usize,
-    kept: &mut LayerRows,
-    rows: Option<&[usize]>,
-) -> Result<(Tensor, Tensor)> {
+/// Keeps the keys and values in `qkv` (`[L, 3·D]`), of all patches or of `rows`.
+fn keep_rows(qkv: &Matrix, kept: &mut LayerRows, rows: Option<&[usize]>) -> Result<()> {
+    let width = qkv.width() / 3;
     // As of one head: a row is a row.
-    let part = |index: usize| qkv.narrow(1, index * width, width)?.contiguous()?.unsqueeze(0);
+    let part = |index: usize| {
+        let columns = qkv.columns(index * width..(index + 1) * width);
+        Matrix::of_rows(columns.iter(), width).to_tensor()?.unsqueeze(0)
+    };
     let (keys, values) = (part(1)?, part(2)?);
     match rows {
         None => *kept = LayerRows::whole(&keys, &values)?,
         Some(rows) => kept.put(rows, &keys, &values)?,
     }
-    let (keys, values) = kept.tensors()?;
-    Ok((keys.squeeze(0)?, values.squeeze(0)?))
+    Ok(())
 }
 
 /// The vision tower.
@@ -101,8 +98,8 @@ pub struct Siglip {
     /// Side of the grid that the position table was trained for (patches).
     side: usize,
     patches: Linear,
-    /// `[side², D]`, row by row.
-    positions: Tensor,
+    /// `[side², D]`.
+    positions: Matrix,
     layers: Vec<Layer>,
     post_norm: LayerNorm,
 }
@@ -166,8 +163,10 @@ impl Siglip {
                 &[width, 3, patch, patch],
                 true,
             )?,
-            positions: store
-                .tensor("vision.embeddings.position_embedding.weight", &[side * side, width])?,
+            positions: Matrix::of_tensor(
+                &store
+                    .tensor("vision.embeddings.position_embedding.weight", &[side * side, width])?,
+            )?,
             layers,
             post_norm: LayerNorm::load(store, "vision.post_layernorm", width, eps)?,
         })
@@ -219,41 +218,43 @@ impl Siglip {
         }
         let (rows, columns) = (height / self.patch, width / self.patch);
         let (count, hidden) = (rows * columns, self.width());
-        let mut patches = self.cut(pixels, rows, columns)?;
-        let mut positions = self.position_rows(rows, columns)?;
+        let mut chosen = None;
         match &mut keep {
             Keep::Nothing => {}
             Keep::All(kept) => kept.layers.resize_with(self.layers.len(), LayerRows::default),
-            Keep::Rows(kept, chosen) => {
+            Keep::Rows(kept, rows) => {
                 if kept.layers.len() != self.layers.len() || kept.hidden.len() != count * hidden {
                     candle_core::bail!("what is kept is of a picture of another size");
                 }
-                if chosen.is_empty() {
+                if rows.is_empty() {
                     return Tensor::from_slice(&kept.hidden, (count, hidden), pixels.device());
                 }
-                patches = pick(&patches, chosen, 0)?;
-                positions = pick(&positions, chosen, 0)?;
+                chosen = Some(*rows);
             }
         }
-        let mut h = add(self.patches.forward(&patches)?, &positions)?;
+        let words = words.map(Matrix::of_tensor).transpose()?;
+        let places = Places { count: chosen.map_or(count, <[usize]>::len), chosen };
+        let patches = self.cut(pixels, columns, &places)?;
+        let moved = self.position_rows((rows, columns), &places);
+        let positions = moved.as_ref().unwrap_or(&self.positions);
+        let mut h = self.patches.through(&patches, Activation::None, Some(positions))?;
         for (i, layer) in self.layers.iter().enumerate() {
             let kept = match &mut keep {
                 Keep::Nothing => None,
                 Keep::All(kept) => Some((&mut kept.layers[i], None)),
                 Keep::Rows(kept, rows) => Some((&mut kept.layers[i], Some(*rows))),
             };
-            h = self.layer(layer, h, words, kept)?;
+            h = self.layer(layer, h, words.as_ref(), kept)?;
         }
-        let h = self.post_norm.forward(&h)?;
+        let h = self.post_norm.through(&h)?;
         match keep {
-            Keep::Nothing => Ok(h),
+            Keep::Nothing => h.to_tensor(),
             Keep::All(kept) => {
-                kept.hidden = h.flatten_all()?.to_vec1()?;
-                Ok(h)
+                kept.hidden = h.values().to_vec();
+                h.to_tensor()
             }
             Keep::Rows(kept, rows) => {
-                let new = h.flatten_all()?.to_vec1::<f32>()?;
-                for (row, values) in rows.iter().zip(new.chunks_exact(hidden)) {
+                for (row, values) in rows.iter().zip(h.values().chunks_exact(hidden)) {
                     kept.hidden[row * hidden..(row + 1) * hidden].copy_from_slice(values);
                 }
                 Tensor::from_slice(&kept.hidden, (count, hidden), pixels.device())
@@ -266,55 +267,91 @@ impl Siglip {
         self.patches.outputs()
     }
 
-    /// Patches, row by row: `[rows·columns, 3·patch²]`, in the order of the convolution's weights.
-    fn cut(&self, pixels: &Tensor, rows: usize, columns: usize) -> Result<Tensor> {
-        let p = self.patch;
-        pixels
-            .reshape((3, rows, p, columns, p))?
-            .permute((1, 3, 0, 2, 4))?
-            .contiguous()?
-            .reshape((rows * columns, 3 * p * p))
+    /// The patches at `places`, each in the order of the convolution's weights: `[places, 3·patch²]`.
+    fn cut(&self, pixels: &Tensor, columns: usize, places: &Places<'_>) -> Result<Matrix> {
+        let (p, (channels, height, width)) = (self.patch, pixels.dims3()?);
+        let image = Matrix::of_tensor(&pixels.reshape((channels * height, width))?)?;
+        let mut patches = Matrix::unwritten(places.count, channels * p * p);
+        for (i, patch) in patches.values_mut().chunks_exact_mut(channels * p * p).enumerate() {
+            let (row, column) = (places.get(i) / columns, places.get(i) % columns);
+            for (line, to) in patch.chunks_exact_mut(p).enumerate() {
+                let from = image.row(line / p * height + row * p + line % p);
+                to.copy_from_slice(&from[column * p..(column + 1) * p]);
+            }
+        }
+        Ok(patches)
     }
 
-    /// Rows of the position table. A grid of another size takes the trained position at the same
-    /// fraction of the side.
-    fn position_rows(&self, rows: usize, columns: usize) -> Result<Tensor> {
-        if rows == self.side && columns == self.side {
-            return Ok(self.positions.clone());
-        }
+    /// Rows of the position table for a grid of `rows` by `columns`, unless it is the whole table as it lies. A grid of
+    /// another size takes the trained position at the same fraction of the side.
+    fn position_rows(
+        &self,
+        (rows, columns): (usize, usize),
+        places: &Places<'_>,
+    ) -> Option<Matrix> {
         let side = self.side;
-        let index: Vec<u32> = (0..rows)
-            .flat_map(|r| {
-                (0..columns).map(move |c| (r * side / rows * side + c * side / columns) as u32)
-            })
-            .collect();
-        self.positions.index_select(&Tensor::from_vec(index, rows * columns, &Device::Cpu)?, 0)
+        if (rows, columns) == (side, side) && places.chosen.is_none() {
+            return None;
+        }
+        let trained = (0..places.count).map(|i| {
+            let (r, c) = (places.get(i) / columns, places.get(i) % columns);
+            self.positions.row(r * side / rows * side + c * side / columns)
+        });
+        Some(Matrix::of_rows(trained, self.width()))
     }
 
     /// `kept`: where the layer's keys and values are kept, and which rows `h` has of them when it has not all.
     fn layer(
         &self,
         layer: &Layer,
-        h: Tensor,
-        words: Option<&Tensor>,
+        h: Matrix,
+        words: Option<&Matrix>,
         kept: Option<(&mut LayerRows, Option<&[usize]>)>,
-    ) -> Result<Tensor> {
-        let x = layer.norm1.forward(&h)?;
-        let (qkv, width) = (layer.qkv.forward(&x)?, h.dim(1)?);
-        let sizes = (self.heads, self.heads, width / self.heads);
-        let kept = kept.map(|(kept, rows)| kept_rows(&qkv, width, kept, rows)).transpose()?;
-        let (k, v) = match &kept {
-            Some((keys, values)) => ((keys, 0), (values, 0)),
-            None => ((&qkv, width), (&qkv, 2 * width)),
+    ) -> Result<Matrix> {
+        let x = layer.norm1.through(&h)?;
+        let (qkv, width) = (layer.qkv.through(&x, Activation::None, None)?, h.width());
+        drop(x);
+        let (q, heads) = (qkv.columns(0..width), (self.heads, self.heads));
+        let attended = match kept {
+            Some((kept, rows)) => {
+                keep_rows(&qkv, kept, rows)?;
+                let (keys, values) = kept.values();
+                let all = |side| Columns::all(side, keys.len() / width);
+                attend_rows(&q, &all(keys)?, &all(values)?, heads, Visible::All)?
+            }
+            None => {
+                let (k, v) = (qkv.columns(width..2 * width), qkv.columns(2 * width..3 * width));
+                attend_rows(&q, &k, &v, heads, Visible::All)?
+            }
         };
-        let attended = attend_rows((&qkv, 0), k, v, sizes, Visible::All)?;
-        let mut h = layer.out.forward_add(&attended, &h)?;
+        drop(qkv);
+        let mut h = layer.out.through(&attended, Activation::None, Some(&h))?;
+        drop(attended);
         if let (Some((scale, shift)), Some(words)) = (&layer.film, words) {
-            let scale = (scale.forward(words)? + 1.0)?;
-            h = h.broadcast_mul(&scale)?.broadcast_add(&shift.forward(words)?)?;
+            let scale = scale.through(words, Activation::None, None)?;
+            let shift = shift.through(words, Activation::None, None)?;
+            for row in h.values_mut().chunks_exact_mut(width) {
+                let by = scale.row(0).iter().zip(shift.row(0));
+                row.iter_mut()
+                    .zip(by)
+                    .for_each(|(x, (scale, shift))| *x = *x * (scale + 1.0) + shift);
+            }
         }
-        let x = layer.norm2.forward(&h)?;
-        let x = layer.fc1.forward_with(&x, Activation::Gelu)?;
-        layer.fc2.forward_add(&x, &h)
+        let x = layer.norm2.through(&h)?;
+        let x = layer.fc1.through(&x, Activation::Gelu, None)?;
+        layer.fc2.through(&x, Activation::None, Some(&h))
+    }
+}
+
+/// Patches of a picture.
+struct Places<'a> {
+    count: usize,
+    /// Which, rising; all where there is none.
+    chosen: Option<&'a [usize]>,
+}
+
+impl Places<'_> {
+    fn get(&self, index: usize) -> usize {
+        self.chosen.map_or(index, |chosen| chosen[index])
     }
 }

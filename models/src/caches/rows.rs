@@ -29,6 +29,11 @@ impl LayerRows {
         put(&mut self.values, self.shape, rows, values)
     }
 
+    /// All keys and values, head after head and row after row.
+    pub fn values(&self) -> (&[f32], &[f32]) {
+        (&self.keys, &self.values)
+    }
+
     /// All keys and values.
     ///
     /// # Errors

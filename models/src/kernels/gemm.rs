@@ -14,7 +14,7 @@ use super::packed::{Compute, Form, Packed, Panels};
 use super::pool::{Cell, Grid, pool};
 use super::quantise::Words;
 use super::simd::{
-    Aligned, BLOCK, Dots, Loop, Products, Quants, TILE_COLUMNS, TILE_ROWS, prefetch,
+    Aligned, BLOCK, Dots, Interleave, Products, Quants, TILE_COLUMNS, TILE_ROWS, prefetch,
 };
 use super::tally;
 
@@ -104,6 +104,10 @@ pub fn multiply(x: &impl Rows, weights: &Packed, epilogue: &Epilogue<'_>, out: &
     if rows == 0 || outputs == 0 {
         return;
     }
+    if weights.inputs() == 0 {
+        // No tile is multiplied then, and `out` may hold anything.
+        out.fill(0.0);
+    }
     tally::counted(
         |t| &mut t.layers,
         rows * outputs * weights.inputs(),
@@ -180,59 +184,9 @@ fn pack(packed: &mut Aligned<f32>, x: &impl Rows, depth: usize, tiles: Tiles, is
             for (r, (row, buffer)) in rows.iter_mut().zip(buffers).enumerate().take(height) {
                 *row = x.row(start + r, buffer);
             }
-            isa.run(Interleave { rows, height, tile });
+            isa.interleave(Interleave { rows, height, step: height, tile });
         });
     });
-}
-
-/// Rows of one length, side by side: `[k][row]`.
-pub(super) struct Interleave<'a> {
-    pub rows: [&'a [f32]; TILE_ROWS],
-    pub height: usize,
-    pub tile: &'a mut [f32],
-}
-
-impl Loop for Interleave<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
-        match self.height {
-            8 => interleave::<8>(self.rows, self.tile),
-            7 => interleave::<7>(self.rows, self.tile),
-            6 => interleave::<6>(self.rows, self.tile),
-            5 => interleave::<5>(self.rows, self.tile),
-            4 => interleave::<4>(self.rows, self.tile),
-            3 => interleave::<3>(self.rows, self.tile),
-            2 => interleave::<2>(self.rows, self.tile),
-            1 => interleave::<1>(self.rows, self.tile),
-            _ => {}
-        }
-    }
-}
-
-#[inline(always)]
-fn interleave<const R: usize>(rows: [&[f32]; TILE_ROWS], tile: &mut [f32]) {
-    /// Depths that are moved at a time.
-    const STRIP: usize = 16;
-    let depth = rows[0].len();
-    let rows: [&[f32]; R] = std::array::from_fn(|r| &rows[r][..depth]);
-    let mut strips = tile.chunks_exact_mut(STRIP * R);
-    let mut k = 0;
-    while k + STRIP <= depth {
-        let Some(to) = strips.next() else { return };
-        for (i, to) in to.chunks_exact_mut(R).enumerate() {
-            for (to, row) in to.iter_mut().zip(&rows) {
-                *to = row[k + i];
-            }
-        }
-        k += STRIP;
-    }
-    for (k, to) in (k..depth).zip(tile[k * R..].chunks_exact_mut(R)) {
-        for (to, row) in to.iter_mut().zip(&rows) {
-            *to = row[k];
-        }
-    }
 }
 
 /// A unit of work.

@@ -5,6 +5,7 @@ use candle_core::{Result, Tensor};
 use super::epilogue::Epilogue;
 use super::functions::Activation;
 use super::gemm::{Dense, multiply};
+use super::matrix::Matrix;
 use super::packed::{Compute, Packed};
 use super::tensors;
 use crate::ModelError;
@@ -164,11 +165,7 @@ impl Linear {
     /// # Errors
     /// When a shape does not fit.
     pub fn forward_then(&self, x: &Tensor, after: After<'_>) -> Result<Tensor> {
-        let (rows, width) = x.dims2()?;
-        let (inputs, outputs) = (self.weight.inputs(), self.weight.outputs());
-        if width != inputs {
-            candle_core::bail!("a layer of {inputs} inputs met shape {:?}", x.dims());
-        }
+        let (rows, outputs) = (x.dim(0)?, self.weight.outputs());
         for other in [after.gate, after.residual].into_iter().flatten() {
             if other.dims() != [rows, outputs] {
                 candle_core::bail!(
@@ -178,18 +175,61 @@ impl Linear {
             }
         }
         // Rows of a wider tensor, or turned ones, are gathered first.
+        let width = x.dims2()?.1;
         let x = x.contiguous()?;
         let x = tensors::read(&x)?;
         let gate = after.gate.map(tensors::read).transpose()?;
         let residual = after.residual.map(tensors::read).transpose()?;
-        let epilogue = Epilogue {
-            bias: self.bias.as_deref(),
-            activation: after.activation,
-            gate: gate.as_ref().map(|values| values.get()),
-            residual: residual.as_ref().map(|values| values.get()),
-        };
         let mut out = vec![0.0; rows * outputs];
-        multiply(&Dense { values: x.get(), width }, &self.weight, &epilogue, &mut out);
+        let x = Dense { values: x.get(), width };
+        let (gate, residual) = (gate.as_ref().map(|g| g.get()), residual.as_ref().map(|r| r.get()));
+        self.multiply(x, after.activation, gate, residual, &mut out)?;
         tensors::matrix(out, rows, outputs)
+    }
+
+    /// `x` through the layer, followed by `activation`; then `residual` is added.
+    ///
+    /// # Errors
+    /// When a shape does not fit.
+    pub fn through(
+        &self,
+        x: &Matrix,
+        activation: Activation,
+        residual: Option<&Matrix>,
+    ) -> Result<Matrix> {
+        let mut out = Matrix::unwritten(x.rows(), self.outputs());
+        if let Some(other) = residual.filter(|r| (r.rows(), r.width()) != (out.rows(), out.width()))
+        {
+            candle_core::bail!(
+                "{} x {} does not fit a result of {} x {}",
+                other.rows(),
+                other.width(),
+                out.rows(),
+                out.width()
+            );
+        }
+        let rows = Dense { values: x.values(), width: x.width() };
+        self.multiply(rows, activation, None, residual.map(Matrix::values), out.values_mut())?;
+        Ok(out)
+    }
+
+    fn multiply(
+        &self,
+        x: Dense<'_>,
+        activation: Activation,
+        gate: Option<&[f32]>,
+        residual: Option<&[f32]>,
+        out: &mut [f32],
+    ) -> Result<()> {
+        if x.width != self.weight.inputs() {
+            candle_core::bail!(
+                "a layer of {} inputs met rows of {}",
+                self.weight.inputs(),
+                x.width
+            );
+        }
+        let epilogue = Epilogue { bias: self.bias.as_deref(), activation, gate, residual };
+        multiply(&x, &self.weight, &epilogue, out);
+        Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! The loops where the time goes: products, attention, norms, activations.
 //!
-//! Networks are written with [`Linear`], [`attend`] and their kin on tensors. Below lie, from the top: [`gemm`] cuts a
+//! Networks are written with [`Linear`], [`attend`] and their kin on tensors, or on a [`Matrix`] where results are large. Below lie, from the top: [`gemm`] cuts a
 //! product into cache-sized pieces for the threads of [`pool`], [`packed`] holds weights in the order in which they are
 //! read, `quantise` rounds activations to 8 bits, and [`simd`] has the innermost loops of every instruction set that
 //! [`isa`] knows.
@@ -13,6 +13,7 @@ pub mod gemm;
 mod inplace;
 pub mod isa;
 mod linear;
+mod matrix;
 mod norm;
 pub mod packed;
 pub mod peak;
@@ -32,6 +33,7 @@ pub use functions::Activation;
 pub use inplace::{add, mish, relu, silu};
 pub use isa::Isa;
 pub use linear::{After, Linear};
+pub use matrix::{Columns, Matrix, buffers_taken};
 pub use norm::{LayerNorm, RmsNorm, Rope};
 pub use packed::{Compute, Packed};
 pub use window::Window;

@@ -3,6 +3,7 @@
 use candle_core::{Device, Result, Tensor, bail};
 
 use super::isa::Isa;
+use super::matrix::Matrix;
 use super::pool::pool;
 use super::simd::Loop;
 use super::tensors;
@@ -41,6 +42,19 @@ impl LayerNorm {
     /// When the width of `x` is another one.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         by_row(x, &self.gain, Some(&self.bias), self.eps)
+    }
+
+    /// The rows of `x` normalised.
+    ///
+    /// # Errors
+    /// When the width of `x` is another one.
+    pub fn through(&self, x: &Matrix) -> Result<Matrix> {
+        if x.width() != self.gain.len() {
+            bail!("a norm of width {} met rows of {}", self.gain.len(), x.width());
+        }
+        let mut out = Matrix::unwritten(x.rows(), x.width());
+        normalise(x.values(), &self.gain, Some(&self.bias), self.eps, out.values_mut());
+        Ok(out)
     }
 }
 
@@ -85,14 +99,17 @@ fn by_row(x: &Tensor, gain: &[f32], bias: Option<&[f32]>, eps: f32) -> Result<Te
         bail!("a norm of width {width} met shape {:?}", x.dims());
     }
     let values = tensors::read(x)?;
-    let values = values.get();
-    let mut out = vec![0.0; values.len()];
-    let (isa, step) = (Isa::current(), (SLICE / width).max(1) * width);
-    pool().chunks(&mut out, step, |index, out| {
-        let x = &values[index * step..index * step + out.len()];
+    let mut out = vec![0.0; values.get().len()];
+    normalise(values.get(), gain, bias, eps, &mut out);
+    Tensor::from_vec(out, x.shape(), &Device::Cpu)
+}
+
+fn normalise(x: &[f32], gain: &[f32], bias: Option<&[f32]>, eps: f32, out: &mut [f32]) {
+    let (isa, step) = (Isa::current(), (SLICE / gain.len()).max(1) * gain.len());
+    pool().chunks(out, step, |index, out| {
+        let x = &x[index * step..index * step + out.len()];
         isa.run(Normalise { x, gain, bias, eps, out });
     });
-    Tensor::from_vec(out, x.shape(), &Device::Cpu)
 }
 
 struct Normalise<'a> {

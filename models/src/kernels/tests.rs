@@ -8,8 +8,7 @@ use super::functions::{Activation, activate};
 use super::gemm::{Dense, Tiles, multiply};
 use super::isa::Isa;
 use super::packed::{Compute, Form, Packed};
-use super::quantise::round;
-use super::simd::BLOCK;
+use super::simd::{BLOCK, round};
 
 fn numbers(count: usize, seed: usize) -> Vec<f32> {
     (0..count).map(|i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 504.0 - 1.0).collect()

@@ -2,17 +2,24 @@
 //!
 //! A *tile* is a few rows of the result by a few vectors of columns, held in registers while the products of a whole
 //! depth are added to it. Everything above (blocking, threads, epilogues) is safe code that calls
-//! [`Isa::multiply_tile`], [`Isa::dot_tile`], [`Isa::widen_panel`] and [`Isa::run`], which check their slices once.
+//! [`Isa::multiply_tile`], [`Isa::dot_tile`], [`Isa::widen_panel`], [`Isa::softmax_step`] and [`Isa::run`], which check
+//! their slices once.
 
 #![allow(unsafe_code)]
 
 mod aligned;
+mod interleave;
 mod portable;
+mod round;
+mod softmax;
 mod tile;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 pub use aligned::{Aligned, Plain};
+pub use interleave::Interleave;
+pub use round::{Rounding, round};
+pub use softmax::Softmax;
 pub use tile::{Dots, Products, Quants, Widening};
 
 use super::isa::Isa;
@@ -82,8 +89,11 @@ impl Isa {
     ///
     /// # Panics
     /// When a slice is too short for the sizes, which only a bug above can cause.
-    pub fn multiply_tile(self, p: Products<'_>) {
+    #[inline]
+    pub fn multiply_tile(self, mut p: Products<'_>) {
         p.check(self.float_shape());
+        // By reference: to move the operands costs as much as some of the smaller tiles.
+        let p = &mut p;
         // SAFETY: the slices hold what the sizes say (checked above), and `self` is available: weights are packed
         // for sets that `Isa::available` confirmed only.
         unsafe {
@@ -115,6 +125,56 @@ impl Isa {
                 #[cfg(target_arch = "x86_64")]
                 Self::Avx2 => x86::dot_avx2(d),
                 _ => portable::dot(d),
+            }
+        }
+    }
+
+    /// Rows side by side; see [`Interleave`].
+    ///
+    /// # Panics
+    /// As [`Self::multiply_tile`].
+    pub fn interleave<T: Plain>(self, i: Interleave<'_, T>) {
+        i.check();
+        match self {
+            // SAFETY: as in `multiply_tile`.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 | Self::AvxVnni | Self::Avx512 | Self::Avx512Vnni => unsafe {
+                interleave::eights(i);
+            },
+            _ => interleave::Twin(i).run(),
+        }
+    }
+
+    /// Rounds a row to 8 bits; see [`Rounding`].
+    ///
+    /// # Panics
+    /// As [`Self::multiply_tile`].
+    pub fn round(self, r: Rounding<'_>) {
+        r.check();
+        match self {
+            // SAFETY: as in `multiply_tile`.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 | Self::AvxVnni | Self::Avx512 | Self::Avx512Vnni => unsafe {
+                round::eights(r);
+            },
+            _ => round::twin(r),
+        }
+    }
+
+    /// Takes some more keys into a softmax; see [`Softmax`].
+    ///
+    /// # Panics
+    /// As [`Self::multiply_tile`].
+    pub fn softmax_step(self, s: Softmax<'_>) {
+        s.check(self.float_shape());
+        // SAFETY: as in `multiply_tile`.
+        unsafe {
+            match self {
+                #[cfg(target_arch = "x86_64")]
+                Self::Avx512 | Self::Avx512Vnni => x86::softmax_avx512(s),
+                #[cfg(target_arch = "x86_64")]
+                Self::Avx2 | Self::AvxVnni => x86::softmax_avx2(s),
+                _ => portable::softmax(s),
             }
         }
     }

@@ -1,7 +1,8 @@
 //! Tiles in plain Rust, in vectors of four values: what runs where no better set is known, and what tests compare
 //! the others with.
 
-use super::tile::{self, Bytes, Dots, Floats, Products, Widening, by_size};
+use super::softmax::{self, Softmax};
+use super::tile::{self, Bytes, Dots, Floats, Products, Widening, by_size, by_vectors};
 use half::f16;
 
 /// Four floats. Not `FUSED`, their products are rounded before they are added where the target has no fused form:
@@ -41,6 +42,20 @@ impl<const FUSED: bool> Floats for Four<FUSED> {
     unsafe fn mul(mut self, by: Self) -> Self {
         self.0.iter_mut().zip(by.0).for_each(|(x, y)| *x *= y);
         self
+    }
+    #[inline(always)]
+    unsafe fn add(mut self, to: Self) -> Self {
+        self.0.iter_mut().zip(to.0).for_each(|(x, y)| *x += y);
+        self
+    }
+    #[inline(always)]
+    unsafe fn max(mut self, other: Self) -> Self {
+        self.0.iter_mut().zip(other.0).for_each(|(x, y)| *x = if *x > y { *x } else { y });
+        self
+    }
+    #[inline(always)]
+    unsafe fn power_of_two(self) -> Self {
+        Self(self.0.map(|x| f32::from_bits((x.to_bits() << 23).wrapping_add(1f32.to_bits()))))
     }
     #[inline(always)]
     unsafe fn sub(mut self, by: Self) -> Self {
@@ -103,10 +118,17 @@ impl Bytes for Pairs {
 
 /// # Safety
 /// `p` was checked.
-pub(super) unsafe fn multiply(p: Products<'_>) {
+pub(super) unsafe fn multiply(p: &mut Products<'_>) {
     use tile::multiply as tile;
     // SAFETY: the caller's.
     unsafe { by_size!(p, tile::<Four<false>>, vectors: [1 2 3], rows: [1 2 3 4 5 6]) }
+}
+
+/// # Safety
+/// `s` was checked.
+pub(super) unsafe fn softmax(s: Softmax<'_>) {
+    // SAFETY: the caller's.
+    unsafe { by_vectors!(s, softmax::softmax::<Four<false>>, [1 2 3]) }
 }
 
 /// # Safety

@@ -15,7 +15,12 @@ pub(super) trait Floats: Copy {
     unsafe fn load_half(from: *const u16) -> Self;
     unsafe fn store(self, to: *mut f32);
     unsafe fn mul(self, by: Self) -> Self;
+    unsafe fn add(self, to: Self) -> Self;
     unsafe fn sub(self, by: Self) -> Self;
+    /// The larger one; `other` where one of them is no number.
+    unsafe fn max(self, other: Self) -> Self;
+    /// 2 to the power of the integer in the low bits.
+    unsafe fn power_of_two(self) -> Self;
     /// `self·by + plus`, rounded once.
     unsafe fn fma(self, by: Self, plus: Self) -> Self;
 }
@@ -195,7 +200,7 @@ impl Widening<'_> {
 /// # Safety
 /// `p` was checked, has these sizes, and the processor has the instruction set of `F`.
 #[inline(always)]
-pub(super) unsafe fn multiply<F: Floats, const R: usize, const C: usize>(p: Products<'_>) {
+pub(super) unsafe fn multiply<F: Floats, const R: usize, const C: usize>(p: &mut Products<'_>) {
     // SAFETY: every address below lies in the slices, by `Products::check`.
     unsafe {
         let out = p.out.as_mut_ptr();
@@ -380,3 +385,14 @@ macro_rules! by_size {
     };
 }
 pub(super) use by_size;
+
+/// Calls `$kernel::<$v, C>` for the vectors in `$p`.
+macro_rules! by_vectors {
+    ($p:expr, $module:ident::$kernel:ident::<$v:ty>, [$($c:literal)*]) => {
+        match $p.vectors {
+            $($c => $module::$kernel::<$v, $c>($p),)*
+            _ => {}
+        }
+    };
+}
+pub(super) use by_vectors;

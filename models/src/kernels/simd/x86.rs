@@ -3,11 +3,12 @@
 use std::arch::x86_64::*;
 
 use super::Loop;
-use super::tile::{self, Bytes, Dots, Floats, Products, Widening, by_size};
+use super::softmax::{self, Softmax};
+use super::tile::{self, Bytes, Dots, Floats, Products, Widening, by_size, by_vectors};
 
 macro_rules! floats {
     ($name:ident, $vector:ty, $lanes:literal, $half:ty, $load_half:expr, $zero:ident $splat:ident $load:ident
-     $store:ident $mul:ident $sub:ident $fma:ident) => {
+     $store:ident $mul:ident $add:ident $sub:ident $max:ident $fma:ident, $power:expr) => {
         #[derive(Clone, Copy)]
         struct $name($vector);
 
@@ -39,8 +40,21 @@ macro_rules! floats {
                 Self(unsafe { $mul(self.0, by.0) })
             }
             #[inline(always)]
+            unsafe fn add(self, to: Self) -> Self {
+                Self(unsafe { $add(self.0, to.0) })
+            }
+            #[inline(always)]
             unsafe fn sub(self, by: Self) -> Self {
                 Self(unsafe { $sub(self.0, by.0) })
+            }
+            #[inline(always)]
+            unsafe fn max(self, other: Self) -> Self {
+                // The second operand is what comes out where one is no number.
+                Self(unsafe { $max(self.0, other.0) })
+            }
+            #[inline(always)]
+            unsafe fn power_of_two(self) -> Self {
+                Self(unsafe { $power(self.0) })
             }
             #[inline(always)]
             unsafe fn fma(self, by: Self, plus: Self) -> Self {
@@ -51,9 +65,19 @@ macro_rules! floats {
 }
 
 floats!(Eight, __m256, 8, __m128i, |p| _mm256_cvtph_ps(_mm_loadu_si128(p)), _mm256_setzero_ps
-    _mm256_set1_ps _mm256_loadu_ps _mm256_storeu_ps _mm256_mul_ps _mm256_sub_ps _mm256_fmadd_ps);
+_mm256_set1_ps _mm256_loadu_ps _mm256_storeu_ps _mm256_mul_ps _mm256_add_ps _mm256_sub_ps _mm256_max_ps
+_mm256_fmadd_ps,
+|x| _mm256_castsi256_ps(_mm256_add_epi32(
+    _mm256_slli_epi32::<23>(_mm256_castps_si256(x)),
+    _mm256_set1_epi32(127 << 23),
+)));
 floats!(Sixteen, __m512, 16, __m256i, |p| _mm512_cvtph_ps(_mm256_loadu_si256(p)), _mm512_setzero_ps
-    _mm512_set1_ps _mm512_loadu_ps _mm512_storeu_ps _mm512_mul_ps _mm512_sub_ps _mm512_fmadd_ps);
+_mm512_set1_ps _mm512_loadu_ps _mm512_storeu_ps _mm512_mul_ps _mm512_add_ps _mm512_sub_ps _mm512_max_ps
+_mm512_fmadd_ps,
+|x| _mm512_castsi512_ps(_mm512_add_epi32(
+    _mm512_slli_epi32::<23>(_mm512_castps_si512(x)),
+    _mm512_set1_epi32(127 << 23),
+)));
 
 /// Groups of four bytes: the processor multiplies unsigned weights with signed activations and adds the four.
 macro_rules! quads {
@@ -165,17 +189,29 @@ pairs!(Pairs512, Sixteen, __m512i, _mm512_set1_epi32 _mm256_loadu_si256 _mm512_c
     _mm256_and_si256 _mm256_srli_epi32 _mm256_set1_epi32);
 
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn multiply_avx2(p: Products<'_>) {
+pub(super) unsafe fn multiply_avx2(p: &mut Products<'_>) {
     use tile::multiply as tile;
     // SAFETY: the caller's.
     unsafe { by_size!(p, tile::<Eight>, vectors: [1 2], rows: [1 2 3 4 5 6]) }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-pub(super) unsafe fn multiply_avx512(p: Products<'_>) {
+pub(super) unsafe fn multiply_avx512(p: &mut Products<'_>) {
     use tile::multiply as tile;
     // SAFETY: the caller's.
     unsafe { by_size!(p, tile::<Sixteen>, vectors: [1 2 3], rows: [1 2 3 4 5 6 7 8]) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn softmax_avx2(s: Softmax<'_>) {
+    // SAFETY: the caller's.
+    unsafe { by_vectors!(s, softmax::softmax::<Eight>, [1 2]) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+pub(super) unsafe fn softmax_avx512(s: Softmax<'_>) {
+    // SAFETY: the caller's.
+    unsafe { by_vectors!(s, softmax::softmax::<Sixteen>, [1 2 3]) }
 }
 
 macro_rules! quantised {
