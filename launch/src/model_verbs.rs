@@ -1,7 +1,7 @@
 //! `sinew model …`: makes, converts and compares policies.
 
 use sinew_models::onnx::OnnxOptions;
-use sinew_models::{QuantType, QuantizationError, RandomSize, Supported};
+use sinew_models::{LayerSensitivity, QuantType, QuantizationError, RandomSize, Supported};
 
 use crate::cli::{Failure, Kind, ModelVerb, Size, print_json, say};
 
@@ -39,14 +39,24 @@ pub fn run(verb: ModelVerb) -> Result<(), Failure> {
             let rows = sinew_models::quantization_errors(&folders, &scratch, cases, seed)?;
             if json { print_json(&rows) } else { error_table(&rows) }
         }
-        ModelVerb::Quantize { folder, kind, output } => {
-            let kind = match kind {
-                Kind::Q8_0 => QuantType::Q8_0,
-                Kind::Q4_0 => QuantType::Q4_0,
-                Kind::F16 => QuantType::F16,
+        ModelVerb::Sensitivity { folder, kind, compute, cases, seed, scratch, json } => {
+            let scratch = scratch.unwrap_or_else(std::env::temp_dir);
+            let mut progress = |layers: &str, index: usize, count: usize| {
+                eprintln!("{index} of {count}: {layers}");
             };
+            let rows = sinew_models::sensitivity(
+                &folder,
+                stored(kind),
+                compute,
+                &scratch,
+                (cases, seed),
+                &mut progress,
+            )?;
+            if json { print_json(&rows) } else { sensitivity_table(&rows) }
+        }
+        ModelVerb::Quantize { folder, kind, output } => {
             eprintln!("reading {} …", folder.display());
-            sinew_models::quantize(&folder, kind, &output)?;
+            sinew_models::quantize(&folder, stored(kind), &output)?;
             show(&sinew_models::inspect(&output)?, false)
         }
         ModelVerb::Random { architecture, size, seed, output } => {
@@ -106,6 +116,30 @@ fn error_table(rows: &[QuantizationError]) -> Result<(), Failure> {
             row.p99,
             row.max,
             row.mean_relative
+        );
+    }
+    Ok(())
+}
+
+fn stored(kind: Kind) -> QuantType {
+    match kind {
+        Kind::Q8_0 => QuantType::Q8_0,
+        Kind::Q4_0 => QuantType::Q4_0,
+        Kind::F16 => QuantType::F16,
+    }
+}
+
+fn sensitivity_table(rows: &[LayerSensitivity]) -> Result<(), Failure> {
+    say!("| layers | weights | mean of range | p99 | max |");
+    say!("| --- | --- | --- | --- | --- |");
+    for row in rows {
+        say!(
+            "| {} | {:.1} % | {:.3} % | {:.3} % | {:.3} % |",
+            row.layers,
+            row.weights * 100.0,
+            row.mean_relative * 100.0,
+            row.p99_relative * 100.0,
+            row.max_relative * 100.0
         );
     }
     Ok(())

@@ -47,8 +47,8 @@ use sinew_runtime::Policy;
 use sinew_runtime::action_space::SpaceKeys;
 pub use synthetic::{RANDOM_ARCHITECTURES, RandomSize, random, random_smolvla};
 pub use verify::{
-    DimensionError, QuantizationError, STAGE_THRESHOLD, StageError, VerifyReport,
-    quantization_errors, verify,
+    DimensionError, LayerSensitivity, QuantizationError, STAGE_THRESHOLD, StageError, VerifyReport,
+    quantization_errors, sensitivity, verify,
 };
 
 /// What the user may set when loading a policy.

@@ -10,7 +10,7 @@ use sinew_models::kernels::Compute;
 use sinew_models::smolvla::SmolVlaPolicy;
 use sinew_models::{
     Checkpoint, LoadOptions, ModelError, QuantType, RandomSize, inspect, load_policy,
-    quantization_errors, quantize, random_smolvla, verify,
+    quantization_errors, quantize, random_smolvla, sensitivity, verify,
 };
 use sinew_runtime::{ActionChunk, ChunkRequest, Policy, PolicyError, Progress, inference};
 
@@ -137,6 +137,32 @@ fn eight_bits_give_nearly_the_same_actions() {
     // Measured with these weights: see the printed line; q8_0 alone costs 1.5e-3.
     assert!(report.mean_relative > 0.0, "nothing was rounded");
     assert!(report.mean_relative < 1e-2, "{}", report.mean_relative);
+}
+
+#[test]
+fn layers_are_ranked_by_what_their_rounding_costs() {
+    let folder = fixtures().join("smolvla_tiny");
+    let scratch = tempfile::tempdir().expect("a temporary folder");
+    let mut told = Vec::new();
+    let mut progress = |layers: &str, index: usize, count: usize| {
+        told.push((layers.to_owned(), index, count));
+    };
+    let (kind, compute) = (QuantType::Q8_0, Compute::Int8);
+    let rows = sensitivity(&folder, kind, compute, scratch.path(), (2, 1), &mut progress);
+    let rows = rows.expect("the fixture is whole");
+    assert_eq!((rows[0].layers.as_str(), rows[0].weights), ("all", 1.0));
+    assert!(rows[1..].is_sorted_by(|a, b| a.mean_relative >= b.mean_relative));
+    for layers in ["vision.layers.0", "text.layers.0", "expert.layers.1"] {
+        let row = rows.iter().find(|row| row.layers == layers).expect("it is rounded");
+        assert!(row.weights > 0.0 && row.weights < 1.0, "{layers}: {}", row.weights);
+        assert!(row.mean_relative > 0.0 && row.mean_relative < 1e-2, "{layers}");
+        assert!(row.mean_relative <= row.max_relative);
+    }
+    // Together they cost more than any group by itself, and every group was told of.
+    assert!(rows[0].mean_relative > rows[1].mean_relative);
+    let count = told[0].2;
+    assert!(told.len() == count + 1 && count + 1 >= rows.len(), "{told:?}");
+    assert_eq!(std::fs::read_dir(scratch.path()).expect("it is there").count(), 0, "all removed");
 }
 
 #[test]

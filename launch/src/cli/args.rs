@@ -191,6 +191,29 @@ pub enum ModelVerb {
         #[arg(long)]
         json: bool,
     },
+    /// Say which layers quantising hurts: the action error when one group of layers alone is quantised.
+    Sensitivity {
+        /// LeRobot checkpoint folder.
+        folder: PathBuf,
+        /// Type of the group's matrices.
+        #[arg(long = "type", value_enum, default_value = "q8_0")]
+        kind: Kind,
+        /// How the group computes: `exact`, or `w8a8` (8-bit weights and activations).
+        #[arg(long, default_value = "w8a8")]
+        compute: Compute,
+        /// Inputs to compare on.
+        #[arg(long, default_value_t = 4)]
+        cases: usize,
+        /// Seed of the inputs.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Folder for the bundle, which is removed again; without it the system's temporary folder.
+        #[arg(long, value_name = "FOLDER")]
+        scratch: Option<PathBuf>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Write a self-contained GGUF bundle of a checkpoint folder.
     Quantize {
         /// LeRobot checkpoint folder.

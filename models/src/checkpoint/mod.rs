@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 pub use features::{Feature, Features, check_size};
 pub(crate) use folder::open_without_weights;
+pub(crate) use store::layer_group;
 pub use store::{StoredTensor, StoredType, TensorStore};
 pub use weights::open_safetensors;
 

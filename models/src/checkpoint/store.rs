@@ -190,13 +190,28 @@ pub struct TensorStore {
     compute: Compute,
     /// Layers that stay exact whatever `compute` says.
     keep: fn(&str) -> Keep,
+    /// The only group of layers that `compute` is for; none: all.
+    only: Option<String>,
+}
+
+/// The group of layers that tensor `name` belongs to: a numbered layer of a stack, or what stands alone.
+pub(crate) fn layer_group(name: &str) -> &str {
+    let mut end = 0;
+    for part in name.split('.') {
+        end += part.len();
+        if part.bytes().all(|b| b.is_ascii_digit()) {
+            return &name[..end];
+        }
+        end += 1;
+    }
+    name.rsplit_once('.').map_or(name, |(layer, _)| layer)
 }
 
 impl TensorStore {
     /// An empty store of a checkpoint's file, which has the names of `family`, or of a bundle.
     pub(crate) fn new(path: &Path, family: Option<&'static Family>) -> Self {
         let (path, entries) = (path.to_owned(), BTreeMap::new());
-        Self { path, entries, family, compute: Compute::Exact, keep: |_| None }
+        Self { path, entries, family, compute: Compute::Exact, keep: |_| None, only: None }
     }
 
     pub(crate) fn insert(&mut self, name: String, tensor: StoredTensor) -> Option<StoredTensor> {
@@ -214,8 +229,21 @@ impl TensorStore {
         (self.compute, self.keep) = (compute, keep);
     }
 
+    /// As they are, but the layers of `group` as those of `other`, and only these computing as `compute` says.
+    pub(crate) fn with_group(&self, group: &str, other: &Self, compute: Compute) -> Self {
+        let mut mixed = self.clone();
+        for (name, tensor) in other.entries.iter().filter(|(name, _)| layer_group(name) == group) {
+            mixed.entries.insert(name.clone(), tensor.clone());
+        }
+        (mixed.compute, mixed.keep, mixed.only) = (compute, other.keep, Some(group.to_owned()));
+        mixed
+    }
+
     /// How the layer `name` computes.
     pub(crate) fn compute(&self, name: &str) -> Compute {
+        if self.only.as_ref().is_some_and(|group| layer_group(&format!("{name}.weight")) != group) {
+            return Compute::Exact;
+        }
         // Half precision is how a bundle stores what it cannot cut into blocks; that says nothing of errors.
         match (self.keep)(&format!("{name}.weight")) {
             Some((StoredType::F32, _)) => Compute::Exact,
@@ -301,6 +329,20 @@ impl TensorStore {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tensors_belong_to_numbered_layers_or_stand_alone() {
+        let groups = [
+            ("vision.layers.3.mlp.fc1.weight", "vision.layers.3"),
+            ("unet.down_modules.0.1.conv1.block.0.weight", "unet.down_modules.0"),
+            ("connector.weight", "connector"),
+            ("text.embed", "text"),
+            ("alone", "alone"),
+        ];
+        for (name, group) in groups {
+            assert_eq!(layer_group(name), group);
+        }
+    }
 
     #[test]
     fn sizes_that_overflow_have_no_bytes() {

@@ -56,6 +56,10 @@ fn keep(name: &str) -> Keep {
     if name.contains("pos_emb") {
         return Some((StoredType::F32, "position table: added to every token, not multiplied"));
     }
+    if name.starts_with("unet.final_conv.") || name.starts_with("unet.diffusion_step_encoder.") {
+        let reason = "few weights at the ends of the denoiser: their error enters every step whole";
+        return Some((StoredType::F32, reason));
+    }
     let layers = ["unet.diffusion_step_encoder.", "transformer.encoder.", "transformer.decoder."];
     let matrix = name.contains(".cond_encoder.") || layers.iter().any(|l| name.starts_with(l));
     let reason =

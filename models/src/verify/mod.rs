@@ -5,6 +5,7 @@
 
 mod errors;
 mod inputs;
+mod sensitivity;
 mod trace;
 
 use std::path::Path;
@@ -14,6 +15,7 @@ use serde::Serialize;
 
 pub use errors::{QuantizationError, quantization_errors};
 use inputs::observation;
+pub use sensitivity::{LayerSensitivity, sensitivity};
 use trace::Subject;
 
 use crate::ModelError;
