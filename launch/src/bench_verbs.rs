@@ -93,6 +93,7 @@ pub fn run(verb: BenchVerb) -> Result<(), Failure> {
         BenchVerb::Cache(args) => return bench_cache::run(&args),
         BenchVerb::Seams {
             path,
+            compute,
             strategies,
             latencies,
             episodes,
@@ -102,7 +103,8 @@ pub fn run(verb: BenchVerb) -> Result<(), Failure> {
             guidance_weight,
             json,
         } => {
-            let load = || sinew_models::load_policy(&path, &LoadOptions::default());
+            let options = LoadOptions { compute, ..LoadOptions::default() };
+            let load = || sinew_models::load_policy(&path, &options);
             let spec = load()?.spec().clone();
             let mut strategies: Vec<StrategyConfig> = match strategies.is_empty() {
                 true => StrategyConfig::ALL.into_iter().filter(|s| spec.supports(*s)).collect(),

@@ -340,6 +340,9 @@ pub enum BenchVerb {
         /// The policy: a bundle or checkpoint folder trained for the demo's arm.
         #[arg(default_value = "models/demo/demo.q8_0.gguf")]
         path: PathBuf,
+        /// How layers compute: `exact`, or `w8a8` (8-bit weights and activations).
+        #[arg(long, default_value = "exact")]
+        compute: Compute,
         /// Strategies, separated by commas; all that the policy supports without it.
         #[arg(long, value_delimiter = ',', value_parser = strategy)]
         strategies: Vec<StrategyConfig>,
