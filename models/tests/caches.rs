@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use common::{Case, copy_folder, fixtures, reference};
 use sinew_models::caches::{
-    CacheOptions, Calibration, CalibrationError, CalibrationPlan, DENOISER, DenoiserCache,
+    CacheOptions, Calibration, CalibrationError, CalibrationPlan, DENOISER, DenoiserCache, Form,
     MonitorConfig, Schedule, TunedMode, Tuning, calibrate,
 };
 use sinew_models::{LoadOptions, RandomSize, load_policy, random};
@@ -81,6 +81,7 @@ fn observations(seen: &Observation) -> Vec<Observation> {
 
 fn plan() -> CalibrationPlan {
     CalibrationPlan {
+        forms: vec![Form::Held],
         budgets: BUDGETS.to_vec(),
         bubbled: 2,
         seeds: 1,
@@ -111,8 +112,8 @@ fn every_denoiser_can_be_calibrated_and_a_full_budget_is_exact() {
     let scratch = tempfile::tempdir().expect("a temporary folder");
     let all = policies(scratch.path());
     assert!(all.len() >= 5);
-    for (path, seen) in all {
-        let found = calibrated(&path, &seen, &plan());
+    for ((path, seen), form) in all.iter().flat_map(|p| Form::ALL.map(|form| (p, form))) {
+        let found = calibrated(path, seen, &CalibrationPlan { forms: vec![form], ..plan() });
         let [few, full] = &found.tried[..] else { panic!("two budgets") };
         assert_eq!((full.measured.computed, full.measured.max), (1.0, 0.0), "{}", path.display());
         assert!(few.measured.computed < 1.0 && few.measured.max > 0.0, "{few:?}");

@@ -91,14 +91,41 @@ pub(super) fn resolve(
         at.get_ref() == "short-of-time"
     });
     let warm_start = policy.cache_warm_start;
+    let prefix = policy.cache_prefix.as_ref().filter(|at| *at.get_ref());
+    // A key that changes nothing is a mistake.
+    if denoiser.is_none() {
+        idle(check, "cache_check", &policy.cache_check, "cache_denoiser");
+        idle(check, "cache_tolerance", &policy.cache_tolerance, "cache_denoiser");
+    }
+    if vision.is_none() {
+        idle(check, "cache_vision_refresh", &policy.cache_vision_refresh, "cache_vision");
+        idle(check, "cache_prefix", &prefix, "cache_vision");
+        if when_short && denoiser.is_none() && !warm_start {
+            idle(check, "cache_when", &policy.cache_when, "cache that it is about");
+        }
+    }
     CacheSettings {
         denoiser,
         warm_start,
         vision,
         vision_refresh,
-        prefix: policy.cache_prefix,
+        prefix: prefix.is_some(),
         when_short,
         check: share,
         tolerance,
+    }
+}
+
+/// Reports `key`, if it is there, as one that needs `needed`.
+fn idle<T, A: std::borrow::Borrow<Spanned<T>>>(
+    check: &mut Checker<'_>,
+    key: &str,
+    at: &Option<A>,
+    needed: &str,
+) {
+    if let Some(at) = at {
+        let problem = format!("changes nothing: there is no {needed}");
+        let remedy = "set that, or leave this out";
+        check.report(&format!("policy.{key}"), at.borrow(), problem, remedy);
     }
 }

@@ -191,8 +191,7 @@ pub(super) struct Policy {
     pub cache_warm_start: bool,
     pub cache_vision: Option<Spanned<f64>>,
     pub cache_vision_refresh: Option<Spanned<usize>>,
-    #[serde(default)]
-    pub cache_prefix: bool,
+    pub cache_prefix: Option<Spanned<bool>>,
     pub cache_when: Option<Text>,
     pub cache_check: Option<Spanned<f64>>,
     pub cache_tolerance: Option<Spanned<f64>>,

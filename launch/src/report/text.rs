@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use sinew_runtime::Reach;
 use sinew_runtime::telemetry::Quantiles;
+use sinew_runtime::{Opening, Reach};
 
 use super::{CacheFigures, Machine, RunReport, Tally};
 use crate::run::{EpisodeResult, Outcome, RecordingReport};
@@ -211,7 +211,11 @@ impl RunReport {
             if let Some(bound) = used.bound {
                 write!(out, ", bound {bound:.3}")?;
             }
-            writeln!(out, "; not used for {unused}, not wholly open for {not_open}")?;
+            write!(out, "; not used for {unused}, not wholly open for {not_open}")?;
+            match used.opening {
+                Opening::Open => writeln!(out)?,
+                now => writeln!(out, ", {} now: its errors were above the limit", now.name())?,
+            }
         }
         if let Some(Reach { poses, missed, position_error, rotation_error, path_error }) =
             self.reach
