@@ -8,7 +8,7 @@ use serde_json::json;
 use sinew_benches::cache::{self, CachePlan, CacheRow, Choice};
 use sinew_benches::observed;
 use sinew_drivers::sim::ArmDescription;
-use sinew_models::caches::{CacheOptions, DenoiserCache, VisionConfig};
+use sinew_models::caches::{CacheOptions, CompareConfig, DenoiserCache, VisionConfig};
 use sinew_models::kernels::Compute;
 use sinew_models::{LoadOptions, ModelError, load_policy};
 use sinew_runtime::Policy;
@@ -69,6 +69,9 @@ pub struct BenchCacheArgs {
     /// Every so many chunks the error is taken to be known; it states the bound for the others.
     #[arg(long, value_name = "CHUNKS", default_value_t = 4)]
     compared: usize,
+    /// Also all caches with one chunk in so many made a second time without them, as `cache_compare` does.
+    #[arg(long, value_name = "CHUNKS")]
+    compare: Option<u32>,
     /// Write cache.csv, cache.json and cache.svg there.
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
@@ -178,6 +181,11 @@ fn choices(args: &BenchCacheArgs) -> Vec<(String, String, Compute, CacheOptions)
     if let (Some(denoiser), Some(similarity)) = (denoiser, args.vision.get(args.vision.len() / 2)) {
         let both = CacheOptions { denoiser, ..vision(*similarity) };
         add(&format!("denoiser, vision {similarity}"), "combined", both.clone());
+        if let Some(every) = args.compare {
+            let compare = Some(CompareConfig { every: every.max(1), limit: f64::MAX });
+            let name = format!("denoiser, vision {similarity}, compared 1 in {every}");
+            add(&name, "compared", CacheOptions { compare, ..both.clone() });
+        }
         let all = CacheOptions { warm_start, ..both };
         add(&format!("denoiser, vision {similarity}, warm start"), "combined", all);
     }

@@ -91,11 +91,10 @@ pub fn run(verb: &CalibrateVerb) -> Result<(), Failure> {
     let tuning = Tuning::default();
     let denoiser = DenoiserCache::Tuned(tuning.clone());
     let caches = CacheOptions { denoiser, ..CacheOptions::default() };
-    let mut policy = load_policy(&args.model, &LoadOptions {
-        caches,
-        compute: args.compute,
-        ..LoadOptions::default()
-    })?;
+    let mut policy = load_policy(
+        &args.model,
+        &LoadOptions { caches, compute: args.compute, ..LoadOptions::default() },
+    )?;
     let (seen, mut policy) = match args.demo {
         Some(count) => {
             let count = count.max(2 * LEAST_OBSERVATIONS);

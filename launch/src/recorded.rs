@@ -8,12 +8,15 @@ use crate::cli::Failure;
 use crate::replay;
 use crate::run::Renamed;
 
+/// Cameras: policy's name, robot's name.
+type Views = Vec<(String, String)>;
+
 /// Observations run by run, and how a policy sees them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Recorded {
     /// Run by run, in the order in which they were made, under the robot's names.
     pub streams: Vec<Vec<Observation>>,
-    views: Vec<(String, String)>,
+    views: Views,
     prompt: Option<String>,
 }
 
@@ -25,7 +28,7 @@ impl Recorded {
     /// before it.
     pub fn read(files: &[PathBuf], cameras: &[(String, String)]) -> Result<Self, Failure> {
         let mut streams = Vec::with_capacity(files.len());
-        let mut view: Option<(Vec<(String, String)>, Option<String>)> = None;
+        let mut view: Option<(Views, Option<String>)> = None;
         for file in files {
             let (header, seen) = replay::observations(file)?;
             if header.actions.is_some() {

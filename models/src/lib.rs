@@ -117,8 +117,14 @@ pub fn load_policy(path: &Path, options: &LoadOptions) -> Result<Box<dyn Policy>
     }
     options.caches.check(path, checkpoint.family.head, checkpoint.family.caches)?;
     let policy = checkpoint.policy(options)?;
-    match &options.caches.warm_start {
-        Some(kinds) => wrappers::iterate(policy, &checkpoint, kinds.clone()),
-        None => Ok(policy),
-    }
+    let policy = match &options.caches.warm_start {
+        Some(kinds) => wrappers::iterate(policy, &checkpoint, kinds.clone())?,
+        None => policy,
+    };
+    let Some(config) = options.caches.compare else { return Ok(policy) };
+    let units = wrappers::units(&checkpoint)?;
+    let made = wrappers::Compared::new(policy, units, config);
+    Ok(Box::new(made.map_err(|e| {
+        ModelError::config(&checkpoint.config_path(), "output_features", format!("gives {e}"))
+    })?))
 }

@@ -233,7 +233,7 @@ pub fn plot(rows: &[CacheRow], title: &str) -> Plot {
 
 #[cfg(test)]
 mod tests {
-    use sinew_runtime::{Stamp, StageTime};
+    use sinew_runtime::{StageTime, Stamp};
 
     use super::*;
 

@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use sinew_drivers::peer::StreamFigures;
-use sinew_runtime::{Opening, Reach};
 use sinew_runtime::ingest::Intake;
 use sinew_runtime::scheduler::starvation::{Holds, StepLatency};
 use sinew_runtime::telemetry::Quantiles;
+use sinew_runtime::{Opening, Reach};
 
 use crate::run::{EpisodeResult, Outcome, Presence, RecordingReport};
 use crate::supervise::ChildFigures;

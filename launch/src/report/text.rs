@@ -197,6 +197,20 @@ impl RunReport {
                 )?;
                 continue;
             }
+            if cache == "comparison" {
+                let CacheFigures { chunks, hits, largest_error, not_open, .. } = used;
+                write!(out, "  comparison: {hits} of {chunks} chunks made without caches, too, ")?;
+                write!(out, "off by up to {largest_error:.4}")?;
+                if let Some(bound) = used.bound {
+                    write!(out, "; 99 % of the values within {bound:.3} (network's units)")?;
+                }
+                writeln!(
+                    out,
+                    "; caches {} now, not wholly open for {not_open}",
+                    used.opening.name()
+                )?;
+                continue;
+            }
             let what = match cache.as_str() {
                 "frozen_prefix" => "actions",
                 "warm_start" => "steps",

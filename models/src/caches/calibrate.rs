@@ -137,7 +137,8 @@ pub fn calibrate(
             Tried { form: schedule.form, budget: schedule.budget, measured, unstable }
         })
         .collect();
-    let good = tried.iter().zip(&schedules).filter(|(t, _)| t.measured.mean_relative <= plan.max_error);
+    let good =
+        tried.iter().zip(&schedules).filter(|(t, _)| t.measured.mean_relative <= plan.max_error);
     let least = good.min_by(|(a, _), (b, _)| {
         let (a, b) = (a.measured, b.measured);
         a.computed.total_cmp(&b.computed).then(a.mean_relative.total_cmp(&b.mean_relative))
@@ -201,7 +202,8 @@ fn schedules_of(
     let most = plan.budgets.iter().copied().max().unwrap_or(1);
     let extrapolated = |kept: &[&Likeness]| {
         let loss = |at, t| {
-            let loss = |s: &&Likeness| slope::loss(&|i, j| s.product(i, j), &tuned.positions, at, t);
+            let loss =
+                |s: &&Likeness| slope::loss(&|i, j| s.product(i, j), &tuned.positions, at, t);
             kept.iter().map(loss).sum()
         };
         slope::schedules(loss, count, most)
@@ -255,18 +257,30 @@ fn schedule_of(
             _ => Vec::new(),
         };
         let name = name.to_owned();
-        BlockPlan { name, updates, slopes, similarity: s.near(), spread: s.spread(), volatility: s.volatility() }
+        BlockPlan {
+            name,
+            updates,
+            slopes,
+            similarity: s.near(),
+            spread: s.spread(),
+            volatility: s.volatility(),
+        }
     };
     let mut own: Vec<Option<Updates>> = match form {
         Form::Whole => vec![None; seen.len()],
-        _ => updates.iter().zip(seen).map(|(u, s)| (s.spread() <= plan.max_spread).then(|| u.clone())).collect(),
+        _ => updates
+            .iter()
+            .zip(seen)
+            .map(|(u, s)| (s.spread() <= plan.max_spread).then(|| u.clone()))
+            .collect(),
     };
     let mut bubbled = Vec::new();
     if matches!(form, Form::Held | Form::Each) {
         let volatility: Vec<f64> = seen.iter().map(Likeness::volatility).collect();
         bubbled = bubble(&tuned.blocks, &volatility, &mut own, plan.bubbled);
     }
-    let whole = (form == Form::Whole).then(|| block_plan("whole", whole, updates.into_iter().next()));
+    let whole =
+        (form == Form::Whole).then(|| block_plan("whole", whole, updates.into_iter().next()));
     let blocks = tuned.blocks.iter().zip(seen).zip(own);
     let blocks = blocks.map(|((block, s), updates)| block_plan(&block.name, s, updates)).collect();
     let (weights, positions) = (tuned.weights_sha256.clone(), tuned.positions.clone());

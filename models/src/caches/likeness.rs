@@ -22,7 +22,14 @@ impl Likeness {
     /// Nothing seen yet of denoisings of so many evaluations.
     pub fn new(evaluations: usize) -> Self {
         let cells = vec![0.0; evaluations * evaluations];
-        Self { evaluations, samples: 0, mean: cells.clone(), square: cells.clone(), products: cells, moved: 0.0 }
+        Self {
+            evaluations,
+            samples: 0,
+            mean: cells.clone(),
+            square: cells.clone(),
+            products: cells,
+            moved: 0.0,
+        }
     }
 
     /// Takes in one denoising: the block's output at each evaluation, all of one length. False, and nothing changed,

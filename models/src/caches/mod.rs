@@ -41,6 +41,18 @@ pub const DENOISER: &str = "denoiser";
 /// Name of the kept prefix in reports.
 pub const PREFIX: &str = "prefix_kv";
 
+/// Name of the comparison of chunks in reports.
+pub const COMPARISON: &str = "comparison";
+
+/// How chunks are compared with what they would be without caches ([`crate::wrappers::Compared`]).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CompareConfig {
+    /// Chunks from one comparison to the next.
+    pub every: u32,
+    /// Error of a chunk (the 99th percentile of its values', in the network's units) above which the caches close.
+    pub limit: f64,
+}
+
 /// What of a policy family can be kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reusable {
@@ -63,6 +75,8 @@ pub struct CacheOptions {
     pub check: Option<f64>,
     /// Errors above so many times what calibration measured close a cache.
     pub tolerance: Option<f64>,
+    /// How chunks are compared with what they would be without caches; `None`: they are not.
+    pub compare: Option<CompareConfig>,
 }
 
 /// Where a denoiser's cache schedule comes from.

@@ -81,7 +81,8 @@ pub fn schedules(
                         if value < done[count].0 {
                             done[count] = (value, here);
                         }
-                    } else if count + 1 < most && value < best[count + 1][state(Some(newest), next)] {
+                    } else if count + 1 < most && value < best[count + 1][state(Some(newest), next)]
+                    {
                         let there = state(Some(newest), next);
                         (best[count + 1][there], from[count + 1][there]) = (value, here);
                     }
@@ -169,8 +170,8 @@ mod tests {
             for (n, updates) in schedules(loss, outputs.len(), end).iter().enumerate() {
                 prop_assert!(updates.len() == n + 1 && updates.contains(&0));
                 let found = total(&outputs, updates);
-                let least = subsets(end, n + 1).iter().map(|u| total(&outputs, u));
-                let least = least.fold(f64::INFINITY, f64::min);
+                let all = subsets(end, n + 1);
+                let least = all.iter().map(|u| total(&outputs, u)).fold(f64::INFINITY, f64::min);
                 prop_assert!(found <= least + 1e-9, "{found} {least} {updates:?}");
             }
         }

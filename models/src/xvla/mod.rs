@@ -31,8 +31,8 @@ pub use space::ActionSpace;
 use sinew_runtime::PrefixSupport;
 
 use crate::ModelError;
-use crate::caches::Reusable;
 use crate::backbones::florence2;
+use crate::caches::Reusable;
 use crate::checkpoint::{Checkpoint, StoredType};
 use crate::families::{Extra, Family, Keep};
 

@@ -291,13 +291,15 @@ mod tests {
     #[test]
     fn a_perfect_network_takes_any_warm_start_to_the_same_actions() {
         // The fixed point of real-time iteration (arXiv 2508.05396), also with noise that is added on the way.
-        for (kind, time, steps) in
-            [(Kind::Ddpm, 0.04, 3), (Kind::Ddpm, 0.25, 25), (Kind::Ddim, 0.04, 3), (Kind::Ddim, 0.3, 5)]
-        {
+        for (kind, time, steps) in [
+            (Kind::Ddpm, 0.04, 3),
+            (Kind::Ddpm, 0.25, 25),
+            (Kind::Ddim, 0.04, 3),
+            (Kind::Ddim, 0.3, 5),
+        ] {
             for guess in [[0.25, 0.25], [1.0, -1.0], [-0.9, 0.4]] {
                 let schedule = schedule(kind, Prediction::Epsilon).clipped(1.0);
-                let sampler =
-                    Sampler::warm(schedule, &guess, vec![0.7, -1.3], (1, 2), steps, time);
+                let sampler = Sampler::warm(schedule, &guess, vec![0.7, -1.3], (1, 2), steps, time);
                 let mut sampler = sampler.expect("it fits");
                 assert_eq!(sampler.steps(), steps);
                 while !sampler.is_done() {
@@ -329,7 +331,10 @@ mod tests {
         }
         assert!(warm.is_done());
         let (a, b) = (vector(plain.sample()), vector(warm.sample()));
-        assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-3 * a.abs().max(1.0)), "{a:?} {b:?}");
+        assert!(
+            a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-3 * a.abs().max(1.0)),
+            "{a:?} {b:?}"
+        );
     }
 
     #[test]

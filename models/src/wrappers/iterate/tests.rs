@@ -6,9 +6,7 @@ use sinew_runtime::{PrefixSupport, inference};
 
 use super::*;
 use crate::anytime::compute;
-use crate::heads::flow::{
-    FlowTime, NoiseAtOne, Planned, Sampler, Solver, Start, gaussian_noise,
-};
+use crate::heads::flow::{FlowTime, NoiseAtOne, Planned, Sampler, Solver, Start, gaussian_noise};
 
 const DT: Duration = Duration::from_millis(100);
 const HORIZON: usize = 10;
@@ -196,14 +194,19 @@ impl Policy for Knowing {
         let (.., planned, sampler) = self.run.as_mut().ok_or(PolicyError::OutOfTurn("begin"))?;
         let actions = Tensor::from_slice(&self.actions, (HORIZON, 2), &Device::Cpu);
         let actions = actions.map_err(compute)?;
-        let velocity = |x: &Tensor, times: &[FlowTime<NoiseAtOne>]| (x - &actions)? / times[0].level();
+        let velocity =
+            |x: &Tensor, times: &[FlowTime<NoiseAtOne>]| (x - &actions)? / times[0].level();
         planned.step(sampler, velocity).map_err(compute)?;
         let (done, total) = (sampler.done(), sampler.steps());
         Ok(match sampler.is_done() {
             true => Progress::Done,
-            false => {
-                Progress::Step { stage: "denoise", done, total, denoised: true, next_denoises: true }
-            }
+            false => Progress::Step {
+                stage: "denoise",
+                done,
+                total,
+                denoised: true,
+                next_denoises: true,
+            },
         })
     }
 
@@ -228,9 +231,14 @@ fn what_a_knowing_head_makes_is_the_same_from_every_start_and_takes_fewer_steps(
     let config = IterateConfig { learn: 2, renew: 6, ..IterateConfig::default() };
     for target in [0.2, -0.7] {
         let head = Knowing { actions: actions(target), run: None, spec: spec.clone() };
-        let mut policy =
-            Iterate::new(Box::new(head), units.clone(), kinds.clone(), NoiseLaw::Flow, config.clone())
-                .expect("it can start from a guess");
+        let mut policy = Iterate::new(
+            Box::new(head),
+            units.clone(),
+            kinds.clone(),
+            NoiseLaw::Flow,
+            config.clone(),
+        )
+        .expect("it can start from a guess");
         let mut fewest = STEPS;
         for k in 0..20 {
             let mut seen = seen(100 * k, "go");
