@@ -66,7 +66,7 @@ pub struct BenchCacheArgs {
     /// Seed of the first scene.
     #[arg(long, default_value_t = 6_000_001)]
     seed: u64,
-    /// Every so many chunks the error is taken to be known; it states the bound for the others.
+    /// Every so many chunks the error is taken to be known; it states the bound for the others, once there are five.
     #[arg(long, value_name = "CHUNKS", default_value_t = 4)]
     compared: usize,
     /// Also all caches with one chunk in so many made a second time without them, as `cache_compare` does.

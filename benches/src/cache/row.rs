@@ -42,8 +42,8 @@ pub struct CacheRow {
     pub mean_relative: f64,
     /// 99th percentile as a share of the range.
     pub p99_relative: f64,
-    /// What the error would be said to be below in 99 of 100 values, as a share of the range, after one chunk in so many
-    /// has been compared: the largest 99th percentile of those.
+    /// What the error would be said to be below in 99 of 100 values, as a share of the range, by the chunks compared: the
+    /// largest 99th percentile of those. None before five were compared.
     pub bound: Option<f64>,
     /// Share of the other chunks' values that were above the bound as it was when they were made.
     pub above_bound: Option<f64>,
@@ -148,20 +148,24 @@ impl Sum {
     }
 }
 
+/// Comparisons before a bound is stated.
+const KNOWN: usize = 5;
+
 /// The bound that chunk after chunk of `shares` gives when one in `compared` is compared, and the share of the values of
 /// the others that were above what it was then.
 fn bounded(shares: &[Vec<f64>], compared: usize) -> (Option<f64>, Option<f64>) {
-    let (mut bound, mut above, mut others) = (None::<f64>, 0usize, 0usize);
+    let (mut bound, mut known, mut above, mut others) = (0.0f64, 0, 0usize, 0usize);
     for (k, chunk) in shares.iter().enumerate() {
         if k.is_multiple_of(compared.max(1)) {
-            let own = quantile(chunk.clone(), 0.99);
-            bound = Some(bound.map_or(own, |b| b.max(own)));
-        } else if let Some(bound) = bound {
+            bound = bound.max(quantile(chunk.clone(), 0.99));
+            known += 1;
+        } else if known >= KNOWN {
             others += chunk.len();
             above += chunk.iter().filter(|share| **share > bound).count();
         }
     }
-    (bound, (others > 0).then(|| above as f64 / others as f64))
+    let stated = (known >= KNOWN).then_some(bound);
+    (stated, (others > 0).then(|| above as f64 / others as f64))
 }
 
 /// The value that the share `q` of `values` is not above; 0 of none.
@@ -266,14 +270,13 @@ mod tests {
         );
         let load: Box<super::super::Load<'_, ()>> = Box::new(|| Err(()));
         let choice = Choice { name: "a \"b\"".to_owned(), series: String::new(), load };
-        let row = ours.beside(&exact, &choice, 2, 2);
+        let row = ours.beside(&exact, &choice, 2, 1);
         assert_eq!((row.chunks, row.time, row.time_p50), (4, 0.25, 0.25));
         assert_eq!((row.stages["vision"], row.reused["vision"]), (0.25, 0.75));
         // The first dimension has a range of 10, the second none.
         assert!((row.mean_relative - 0.17 / 16.0).abs() < 1e-12, "{}", row.mean_relative);
         assert!((row.mean - 3.7 / 16.0).abs() < 1e-12 && row.max == 2.0);
-        // Chunks 0 and 2 are compared: 0.05 and 0.09 are said; 0.01 and 0.02 are below.
-        assert_eq!((row.bound, row.above_bound), (Some(0.09), Some(0.0)));
+        assert_eq!((row.bound, row.above_bound), (None, None), "four comparisons are too few");
         let text = csv(&[row]);
         let mut lines = text.lines().map(|line| line.split(',').count());
         assert_eq!((lines.next(), lines.next(), lines.next()), (Some(22), Some(22), None));
@@ -282,9 +285,13 @@ mod tests {
 
     #[test]
     fn values_above_the_bound_are_counted() {
-        let shares = [vec![0.1, 0.2], vec![0.3, 0.1], vec![0.4, 0.0], vec![0.3, 0.5]];
+        let below = || vec![0.1, 0.2];
+        let mut shares = vec![below(), vec![9.0, 9.0]].repeat(5);
+        assert_eq!(bounded(&shares[..8], 2), (None, None), "too little is known");
+        // The tenth is the first that a bound is there for.
+        assert_eq!(bounded(&shares, 2), (Some(0.2), Some(1.0)));
+        shares.extend([vec![0.4, 0.0], vec![0.3, 0.5], below(), below()]);
         assert_eq!(bounded(&shares, 2), (Some(0.4), Some(0.5)));
-        assert_eq!(bounded(&shares[..1], 2), (Some(0.2), None));
         assert_eq!(bounded(&[], 2), (None, None));
     }
 }

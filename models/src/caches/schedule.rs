@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::ops::Bound;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -86,7 +87,9 @@ impl BlockPlan {
             (None, _) | (_, None) => true,
             // Another denoising has begun.
             (_, Some(before)) if step < before => true,
-            (Some(plan), Some(before)) => plan.range(before + 1..=step).next().is_some(),
+            (Some(plan), Some(before)) => {
+                plan.range((Bound::Excluded(before), Bound::Included(step))).next().is_some()
+            }
         }
     }
 
