@@ -286,7 +286,7 @@ mod tests {
     #[test]
     fn values_above_the_bound_are_counted() {
         let below = || vec![0.1, 0.2];
-        let mut shares = vec![below(), vec![9.0, 9.0]].repeat(5);
+        let mut shares: Vec<_> = (0..5).flat_map(|_| [below(), vec![9.0, 9.0]]).collect();
         assert_eq!(bounded(&shares[..8], 2), (None, None), "too little is known");
         // The tenth is the first that a bound is there for.
         assert_eq!(bounded(&shares, 2), (Some(0.2), Some(1.0)));

@@ -162,7 +162,7 @@ impl Branches {
             self.used.lookups += blocks;
             self.used.hits += blocks;
             self.used.saved += self.whole.cost();
-            return Ok(guess.clone());
+            return guess.copy();
         }
         let start = Instant::now();
         let output = compute(self)?;
@@ -172,7 +172,8 @@ impl Branches {
             reuse.monitor.checked(error);
             self.used.errors.push(error);
         }
-        self.whole.keep(output.clone(), now.evaluation, position, took);
+        // A copy: whoever gets the output may change it in place.
+        self.whole.keep(output.copy()?, now.evaluation, position, took);
         Ok(output)
     }
 
