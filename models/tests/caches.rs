@@ -122,10 +122,10 @@ fn every_denoiser_can_be_calibrated_and_a_full_budget_is_exact() {
         let file = scratch.path().join("cache.json");
         schedule.write(&file).expect("it can be written");
 
-        let plain = chunk(load(&path, DenoiserCache::Off).as_mut(), &seen, None);
+        let plain = chunk(load(path, DenoiserCache::Off).as_mut(), seen, None);
         assert_eq!(denoiser(&plain), None);
-        let mut policy = load(&path, DenoiserCache::File(file.clone()));
-        let cached = chunk(policy.as_mut(), &seen, None);
+        let mut policy = load(path, DenoiserCache::File(file.clone()));
+        let cached = chunk(policy.as_mut(), seen, None);
         let used = denoiser(&cached).expect("it has a cache");
         let asked = schedule.blocks.len() * schedule.evaluations();
         let reused = asked - (schedule.share() * asked as f64).round() as usize;
@@ -135,9 +135,9 @@ fn every_denoiser_can_be_calibrated_and_a_full_budget_is_exact() {
         assert!(used.saved.as_nanos() > 0 && used.bound.is_none());
         assert_ne!(cached.values(), plain.values());
 
-        let short = chunk(policy.as_mut(), &seen, Some(2));
+        let short = chunk(policy.as_mut(), seen, Some(2));
         assert_eq!(denoiser(&short).map(|u| (u.hits, u.unused)), Some((0, Some(Unused::FewSteps))));
-        let exact = chunk(load(&path, DenoiserCache::Off).as_mut(), &seen, Some(2));
+        let exact = chunk(load(path, DenoiserCache::Off).as_mut(), seen, Some(2));
         assert_eq!(short.values(), exact.values(), "the first and the last step compute all");
     }
 }
