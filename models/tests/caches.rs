@@ -113,12 +113,14 @@ fn every_denoiser_can_be_calibrated_and_a_full_budget_is_exact() {
     let all = policies(scratch.path());
     assert!(all.len() >= 5);
     for ((path, seen), form) in all.iter().flat_map(|p| Form::ALL.map(|form| (p, form))) {
-        let found = calibrated(path, seen, &CalibrationPlan { forms: vec![form], ..plan() });
+        // One update: the shortest of these denoisings has three evaluations, of which the last computes, too.
+        let plan = CalibrationPlan { forms: vec![form], budgets: vec![1, 99], ..plan() };
+        let found = calibrated(path, seen, &plan);
         let [few, full] = &found.tried[..] else { panic!("two budgets") };
         assert_eq!((full.measured.computed, full.measured.max), (1.0, 0.0), "{}", path.display());
         assert!(few.measured.computed < 1.0 && few.measured.max > 0.0, "{few:?}");
         let schedule = found.schedule.expect("every error is allowed");
-        assert_eq!((schedule.budget, schedule.samples), (2, 8));
+        assert_eq!((schedule.budget, schedule.samples), (1, 8));
         let file = scratch.path().join("cache.json");
         schedule.write(&file).expect("it can be written");
 
