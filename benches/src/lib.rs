@@ -9,6 +9,7 @@ pub mod closed_loop;
 pub mod control;
 pub mod kernels;
 pub mod observed;
+pub mod plot;
 pub mod policy;
 pub mod seams;
 pub mod stream;

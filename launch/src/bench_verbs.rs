@@ -177,7 +177,7 @@ pub fn run(verb: BenchVerb) -> Result<(), Failure> {
     Ok(())
 }
 
-fn choose(args: &KernelArgs) -> Result<(), Failure> {
+pub(crate) fn choose(args: &KernelArgs) -> Result<(), Failure> {
     if let Some(name) = &args.isa {
         let isa = Isa::from_name(name).filter(|isa| isa.choose());
         if isa.is_none() {

@@ -5,15 +5,15 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use sinew_benches::observed;
 use sinew_models::caches::{
-    CacheOptions, Calibration, CalibrationPlan, DenoiserCache, LEAST_OBSERVATIONS, Tuning,
+    CacheOptions, Calibration, CalibrationPlan, DenoiserCache, Form, LEAST_OBSERVATIONS, Tuning,
     calibrate,
 };
+use sinew_models::kernels::Compute;
 use sinew_models::{LoadOptions, load_policy};
-use sinew_runtime::{Observation, Policy};
 
 use crate::cli::{Failure, print_json, say};
-use crate::replay;
-use crate::run::{Renamed, RunError};
+use crate::recorded::{self, Recorded};
+use crate::run::RunError;
 
 /// Observations taken from one episode of the demo.
 const EACH: usize = 6;
@@ -36,6 +36,10 @@ pub struct CacheArgs {
     /// Take the observations from these recordings of this policy.
     #[arg(long, value_name = "FILE.mcap", num_args = 1.., required_unless_present = "demo", conflicts_with = "demo")]
     recordings: Vec<PathBuf>,
+    /// Cameras, separated by commas, as the policy's name = that of the recorded robot; without it as recorded.
+    #[arg(long, value_name = "POLICY=ROBOT", value_delimiter = ',', value_parser = recorded::camera,
+          conflicts_with = "demo")]
+    cameras: Vec<(String, String)>,
     /// Take so many observations from the simulated desk arm, played by the policy.
     #[arg(long, value_name = "COUNT")]
     demo: Option<usize>,
@@ -54,10 +58,17 @@ pub struct CacheArgs {
     /// Updates of each block that are tried, separated by commas; without it from a fifth of the steps up.
     #[arg(long, value_delimiter = ',')]
     updates: Vec<usize>,
+    /// Forms that are tried, separated by commas: every block by its own plan, held or going on between updates (held,
+    /// each), all blocks by one plan (together), the network as a whole (whole); all of them without it.
+    #[arg(long, value_delimiter = ',')]
+    forms: Vec<Form>,
+    /// How its layers compute: `exact`, or `w8a8` (8-bit weights and activations).
+    #[arg(long, default_value = "exact")]
+    compute: Compute,
     /// Most volatile blocks that update whenever a later feed-forward block does.
     #[arg(long, default_value_t = 5)]
     bubbled: usize,
-    /// Take the fewest updates whose mean action error is at most this share of the action range.
+    /// Take what computes least of all whose mean action error is at most this share of the action range.
     #[arg(long, value_name = "SHARE", default_value_t = 0.01)]
     max_error: f64,
     /// Blocks whose similarities vary more between observations and seeds (standard deviation) are never reused.
@@ -80,17 +91,24 @@ pub fn run(verb: &CalibrateVerb) -> Result<(), Failure> {
     let tuning = Tuning::default();
     let denoiser = DenoiserCache::Tuned(tuning.clone());
     let caches = CacheOptions { denoiser, ..CacheOptions::default() };
-    let mut policy = load_policy(&args.model, &LoadOptions { caches, ..LoadOptions::default() })?;
+    let mut policy = load_policy(
+        &args.model,
+        &LoadOptions { caches, compute: args.compute, ..LoadOptions::default() },
+    )?;
     let (seen, mut policy) = match args.demo {
         Some(count) => {
             let count = count.max(2 * LEAST_OBSERVATIONS);
             let seen = observed::observations(policy.as_mut(), count, EACH, args.seed);
             (seen.map_err(RunError::Policy)?, policy)
         }
-        None => recorded(&args.recordings, args.observations, policy)?,
+        None => {
+            let recorded = Recorded::read(&args.recordings, &args.cameras)?;
+            (recorded.spread(args.observations), recorded.seen_by(policy))
+        }
     };
     let steps = args.denoise_steps.unwrap_or(policy.spec().denoise_steps);
     let plan = CalibrationPlan {
+        forms: if args.forms.is_empty() { Form::ALL.into() } else { args.forms.clone() },
         budgets: budgets(&args.updates, steps),
         bubbled: args.bubbled,
         seeds: args.seeds,
@@ -116,7 +134,13 @@ pub fn run(verb: &CalibrateVerb) -> Result<(), Failure> {
     let path = args.output.clone().unwrap_or_else(|| beside(&args.model));
     schedule.write(&path)?;
     if !args.json {
-        say!("{}: {} updates of each block", path.display(), schedule.budget);
+        say!(
+            "{}: {}, {} updates; 95 % of the reuses are off by at most {:.4}",
+            path.display(),
+            schedule.form.name(),
+            schedule.budget,
+            schedule.reuse_error
+        );
     }
     Ok(())
 }
@@ -140,50 +164,16 @@ fn beside(model: &Path) -> PathBuf {
     }
 }
 
-/// Cameras (policy's name, robot's name), and the prompt that instructions stood in.
-type View = (Vec<(String, String)>, Option<String>);
-
-/// At most `most` observations of the recordings `files`, and `policy` as it saw them.
-fn recorded(
-    files: &[PathBuf],
-    most: usize,
-    policy: Box<dyn Policy>,
-) -> Result<(Vec<Observation>, Box<dyn Policy>), Failure> {
-    let mut all = Vec::new();
-    let mut view: Option<View> = None;
-    for file in files {
-        let (header, seen) = replay::observations(file)?;
-        if header.actions.is_some() {
-            return Err(Failure::Result(format!(
-                "{}: its policy speaks of poses; calibrate on recordings in joint positions",
-                file.display()
-            )));
-        }
-        let own = (header.views.clone(), replay::prompt(&header));
-        if view.get_or_insert_with(|| own.clone()) != &own {
-            return Err(Failure::Result(format!(
-                "{}: it was made with other cameras or another prompt than the recordings before it",
-                file.display()
-            )));
-        }
-        all.extend(seen);
-    }
-    let step = all.len().div_ceil(most.max(1)).max(1);
-    let seen = all.into_iter().step_by(step).collect();
-    let (views, prompt) = view.unwrap_or_default();
-    Ok((seen, Box::new(Renamed::new(policy, views).with_prompt(prompt))))
-}
-
 fn table(found: &Calibration) {
     say!(
-        "| updates | computed | time of denoising | mean error | p99 | max | mean of range | block error p95 | \
-         never reused |"
+        "| form | updates | computed | time of denoising | mean error | p99 | max | mean of range | never reused |"
     );
     say!("| --- | --- | --- | --- | --- | --- | --- | --- | --- |");
     for row in &found.tried {
         let m = &row.measured;
         say!(
-            "| {} | {:.0} % | {:.2} | {:.5} | {:.5} | {:.5} | {:.2} % | {:.4} | {} |",
+            "| {} | {} | {:.0} % | {:.2} | {:.5} | {:.5} | {:.5} | {:.2} % | {} |",
+            row.form.name(),
             row.budget,
             100.0 * m.computed,
             m.time,
@@ -191,7 +181,6 @@ fn table(found: &Calibration) {
             m.p99,
             m.max,
             100.0 * m.mean_relative,
-            m.block_error,
             row.unstable
         );
     }

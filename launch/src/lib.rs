@@ -12,6 +12,7 @@ pub mod launch_verbs;
 pub mod model_verbs;
 pub mod operator_verbs;
 pub mod prepare;
+mod recorded;
 pub mod replay;
 pub mod report;
 pub mod run;

@@ -29,6 +29,18 @@ pub enum ModelError {
         /// Its head.
         head: String,
     },
+    /// A cache was chosen for a policy that has nothing to keep in it.
+    #[error("{}: this policy ({head}) {why}; leave `{cache}` out", path.display())]
+    NoCache {
+        /// The policy.
+        path: PathBuf,
+        /// Its head.
+        head: String,
+        /// The launch key of the cache.
+        cache: &'static str,
+        /// What is missing.
+        why: &'static str,
+    },
     /// The checkpoint is of a kind that this runtime does not have.
     #[error(
         "{}: architecture `{found}` is not supported; this build runs: {}",

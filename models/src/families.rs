@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use sinew_runtime::{Policy, PrefixSupport};
 
+use crate::caches::Reusable;
 use crate::checkpoint::{ActionInfo, Checkpoint, StoredType};
 use crate::{LoadOptions, ModelError, act, diffusion, masked, oft, pi, smolvla, xvla};
 
@@ -65,6 +66,8 @@ pub struct Family {
     pub planned: fn(&ActionInfo) -> PrefixSupport,
     /// Whether a denoise step follows a velocity, which [`LoadOptions::solver`] says how.
     pub follows_velocity: bool,
+    /// What of it can be kept in caches.
+    pub caches: Reusable,
     /// Sizes of the network, for people.
     pub sizes: fn(&Checkpoint) -> Result<Value, ModelError>,
     /// Builds the policy.

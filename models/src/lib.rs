@@ -102,15 +102,29 @@ pub fn load_policy(path: &Path, options: &LoadOptions) -> Result<Box<dyn Policy>
     };
     if let Some(manifest) = onnx::manifest_of(path) {
         no_solver("an ONNX graph")?;
+        let none = caches::Reusable { blocks: false, patches: false };
+        options.caches.check(path, "an ONNX graph", none)?;
+        if options.caches.warm_start.is_some() {
+            let (path, head) = (path.to_owned(), "an ONNX graph".to_owned());
+            let why = "cannot start from a chunk";
+            return Err(ModelError::NoCache { path, head, cache: "cache_warm_start", why });
+        }
         return Ok(Box::new(onnx::OnnxPolicy::load(&manifest, options)?));
     }
     let checkpoint = Checkpoint::open(path, !options.skip_hash)?;
     if !checkpoint.family.follows_velocity {
         no_solver(checkpoint.family.head)?;
     }
+    options.caches.check(path, checkpoint.family.head, checkpoint.family.caches)?;
     let policy = checkpoint.policy(options)?;
-    match &options.caches.warm_start {
-        Some(kinds) => wrappers::iterate(policy, &checkpoint, kinds.clone()),
-        None => Ok(policy),
-    }
+    let policy = match &options.caches.warm_start {
+        Some(kinds) => wrappers::iterate(policy, &checkpoint, kinds.clone())?,
+        None => policy,
+    };
+    let Some(config) = options.caches.compare else { return Ok(policy) };
+    let units = wrappers::units(&checkpoint)?;
+    let made = wrappers::Compared::new(policy, units, config);
+    Ok(Box::new(made.map_err(|e| {
+        ModelError::config(&checkpoint.config_path(), "output_features", format!("gives {e}"))
+    })?))
 }

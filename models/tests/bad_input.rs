@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 
 use common::{copy_folder, fixtures};
 use proptest::prelude::*;
+use sinew_models::caches::{CacheOptions, DenoiserCache, VisionConfig};
 use sinew_models::heads::flow::Solver;
 use sinew_models::{Checkpoint, LoadOptions, ModelError, QuantType, load_policy, quantize};
+use sinew_runtime::ActionKind;
 use tempfile::TempDir;
 
 /// A copy of the tiny checkpoint that may be damaged.
@@ -210,6 +212,30 @@ fn a_solver_is_refused_where_no_velocity_is_followed() {
         assert!(matches!(error, ModelError::NoSolver { .. }), "{error}");
         says(&error, &[name, head, "leave `solver` out"]);
     }
+    assert!(load_policy(&fixtures().join("smolvla_tiny"), &options).is_ok());
+}
+
+#[test]
+fn caches_are_refused_where_there_is_nothing_to_keep() {
+    let denoiser = DenoiserCache::File("policy.cache.json".into());
+    let denoiser = CacheOptions { denoiser, ..CacheOptions::default() };
+    let vision = CacheOptions { vision: Some(VisionConfig::default()), ..CacheOptions::default() };
+    let warm_start = Some(vec![ActionKind::Position; 6]);
+    let warm_start = CacheOptions { warm_start, ..CacheOptions::default() };
+    for (name, caches, words) in [
+        ("reference/masked", &denoiser, ["masked diffusion", "no denoiser", "`cache_denoiser`"]),
+        ("reference/oft", &denoiser, ["parallel decoding", "no denoiser", "`cache_denoiser`"]),
+        ("onnx/flow", &denoiser, ["ONNX", "no denoiser", "`cache_denoiser`"]),
+        ("reference/xvla", &vision, ["flow", "no vision tower", "`cache_vision`"]),
+        ("onnx/flow", &vision, ["ONNX", "no vision tower", "`cache_vision`"]),
+        ("onnx/flow", &warm_start, ["ONNX", "cannot start from a chunk", "`cache_warm_start`"]),
+    ] {
+        let options = LoadOptions { caches: caches.clone(), ..LoadOptions::default() };
+        let error = load_policy(&fixtures().join(name), &options).err().expect("it is refused");
+        assert!(matches!(error, ModelError::NoCache { .. }), "{error}");
+        says(&error, &words);
+    }
+    let options = LoadOptions { caches: vision, ..LoadOptions::default() };
     assert!(load_policy(&fixtures().join("smolvla_tiny"), &options).is_ok());
 }
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use sinew_models::caches::{CacheOptions, DenoiserCache, VisionConfig};
+use sinew_models::caches::{CacheOptions, CompareConfig, DenoiserCache, VisionConfig};
 use sinew_runtime::ActionKind;
 use toml::Spanned;
 
@@ -34,7 +34,16 @@ pub struct CacheSettings {
     pub check: Option<f64>,
     /// Errors above so many times what calibration measured close a cache; `None` for the default.
     pub tolerance: Option<f64>,
+    /// Every so many chunks one is made without caches, too, and compared; `None`: none is.
+    #[serde(default)]
+    pub compare: Option<u32>,
+    /// Error of a chunk above which all caches close; `None` for the default.
+    #[serde(default)]
+    pub compare_limit: Option<f64>,
 }
+
+/// Error of a compared chunk (in the network's units, of which actions are about one) above which caches close.
+const COMPARE_LIMIT: f64 = 0.25;
 
 impl CacheSettings {
     /// For loading a policy whose actions are of `kinds`.
@@ -47,7 +56,9 @@ impl CacheSettings {
         let vision = self.vision.map(config);
         let warm_start = self.warm_start.then(|| kinds.to_vec());
         let Self { check, tolerance, .. } = *self;
-        CacheOptions { denoiser, warm_start, vision, check, tolerance }
+        let limit = self.compare_limit.unwrap_or(COMPARE_LIMIT);
+        let compare = self.compare.map(|every| CompareConfig { every, limit });
+        CacheOptions { denoiser, warm_start, vision, check, tolerance, compare }
     }
 }
 
@@ -78,6 +89,17 @@ pub(super) fn resolve(
     let tolerance = within("policy.cache_tolerance", &policy.cache_tolerance, 0.1, 100.0, remedy);
     let remedy = "0.996 is what is published; nearer to 1 keeps less";
     let vision = within("policy.cache_vision", &policy.cache_vision, 0.5, 1.0, remedy);
+    let remedy = "0.25 is a quarter of what actions vary by";
+    let limit = &policy.cache_compare_limit;
+    let compare_limit = within("policy.cache_compare_limit", limit, 1e-4, 10.0, remedy);
+    let compare = policy.cache_compare.as_ref().map(|at| {
+        let count = u32::try_from(*at.get_ref()).unwrap_or(u32::MAX);
+        if !(1..=100_000).contains(&count) {
+            let remedy = "50 compares one chunk in fifty";
+            check.report("policy.cache_compare", at, "must be 1 to 100000", remedy);
+        }
+        count
+    });
     let vision_refresh = policy.cache_vision_refresh.as_ref().map(|at| {
         let count = u32::try_from(*at.get_ref()).unwrap_or(u32::MAX);
         if !(1..=1000).contains(&count) {
@@ -91,14 +113,49 @@ pub(super) fn resolve(
         at.get_ref() == "short-of-time"
     });
     let warm_start = policy.cache_warm_start;
+    let prefix = policy.cache_prefix.as_ref().filter(|at| *at.get_ref());
+    // A key that changes nothing is a mistake.
+    if denoiser.is_none() {
+        idle(check, "cache_check", &policy.cache_check, "cache_denoiser");
+        idle(check, "cache_tolerance", &policy.cache_tolerance, "cache_denoiser");
+    }
+    if vision.is_none() {
+        idle(check, "cache_vision_refresh", &policy.cache_vision_refresh, "cache_vision");
+        idle(check, "cache_prefix", &prefix, "cache_vision");
+    }
+    if compare.is_none() {
+        idle(check, "cache_compare_limit", limit, "cache_compare");
+    }
+    if denoiser.is_none() && vision.is_none() && !warm_start {
+        let what = "cache that it is about";
+        idle(check, "cache_compare", &policy.cache_compare, what);
+        let when = policy.cache_when.as_ref().filter(|_| when_short);
+        idle(check, "cache_when", &when, what);
+    }
     CacheSettings {
         denoiser,
         warm_start,
         vision,
         vision_refresh,
-        prefix: policy.cache_prefix,
+        prefix: prefix.is_some(),
         when_short,
         check: share,
         tolerance,
+        compare,
+        compare_limit,
+    }
+}
+
+/// Reports `key`, if it is there, as one that needs `needed`.
+fn idle<T, A: std::borrow::Borrow<Spanned<T>>>(
+    check: &mut Checker<'_>,
+    key: &str,
+    at: &Option<A>,
+    needed: &str,
+) {
+    if let Some(at) = at {
+        let problem = format!("changes nothing: there is no {needed}");
+        let remedy = "set that, or leave this out";
+        check.report(&format!("policy.{key}"), at.borrow(), problem, remedy);
     }
 }

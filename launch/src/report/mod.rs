@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use sinew_drivers::peer::StreamFigures;
-use sinew_runtime::Reach;
 use sinew_runtime::ingest::Intake;
 use sinew_runtime::scheduler::starvation::{Holds, StepLatency};
 use sinew_runtime::telemetry::Quantiles;
+use sinew_runtime::{Opening, Reach};
 
 use crate::run::{EpisodeResult, Outcome, Presence, RecordingReport};
 use crate::supervise::ChildFigures;
@@ -139,6 +139,8 @@ pub struct CacheFigures {
     pub saved_ms: f64,
     /// Newest bound of a reuse's relative error.
     pub bound: Option<f64>,
+    /// How far it was open last.
+    pub opening: Opening,
     /// Chunks for which it was not wholly open.
     pub not_open: u64,
     /// Chunks for which it was open and nothing was reused.

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use sinew_runtime::Reach;
 use sinew_runtime::telemetry::Quantiles;
+use sinew_runtime::{Opening, Reach};
 
 use super::{CacheFigures, Machine, RunReport, Tally};
 use crate::run::{EpisodeResult, Outcome, RecordingReport};
@@ -197,6 +197,20 @@ impl RunReport {
                 )?;
                 continue;
             }
+            if cache == "comparison" {
+                let CacheFigures { chunks, hits, largest_error, not_open, .. } = used;
+                write!(out, "  comparison: {hits} of {chunks} chunks made without caches, too, ")?;
+                write!(out, "off by up to {largest_error:.4}")?;
+                if let Some(bound) = used.bound {
+                    write!(out, "; 99 % of the values within {bound:.3} (network's units)")?;
+                }
+                writeln!(
+                    out,
+                    "; caches {} now, not wholly open for {not_open}",
+                    used.opening.name()
+                )?;
+                continue;
+            }
             let what = match cache.as_str() {
                 "frozen_prefix" => "actions",
                 "warm_start" => "steps",
@@ -211,7 +225,11 @@ impl RunReport {
             if let Some(bound) = used.bound {
                 write!(out, ", bound {bound:.3}")?;
             }
-            writeln!(out, "; not used for {unused}, not wholly open for {not_open}")?;
+            write!(out, "; not used for {unused}, not wholly open for {not_open}")?;
+            match used.opening {
+                Opening::Open => writeln!(out)?,
+                now => writeln!(out, ", {} now: its errors were above the limit", now.name())?,
+            }
         }
         if let Some(Reach { poses, missed, position_error, rotation_error, path_error }) =
             self.reach

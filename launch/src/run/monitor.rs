@@ -147,6 +147,7 @@ impl Monitor {
                     sum.largest_error = sum.largest_error.max(used.error.unwrap_or(0.0));
                     sum.saved_ms += used.saved.as_secs_f64() * 1e3;
                     sum.bound = used.bound.or(sum.bound);
+                    sum.opening = used.opening;
                     sum.not_open += u64::from(used.opening != Opening::Open);
                     sum.unused += u64::from(used.unused.is_some());
                 }

@@ -8,8 +8,10 @@ use sinew_runtime::{ActionChunk, ChunkRequest, Observation, Policy, PolicyError,
 
 use super::branches::{TunedMode, Tuning};
 use super::monitor::MonitorConfig;
-use super::plan::{bubble, schedule};
-use super::schedule::{BlockPlan, Measured, Schedule};
+use super::plan::{Updates, bubble, schedule};
+use super::schedule::{BlockPlan, Form, Measured, Schedule};
+use super::slope;
+use super::{Likeness, Tuned};
 
 /// Observations that the similarities are the mean of, at least; as many more are measured on.
 pub const LEAST_OBSERVATIONS: usize = 8;
@@ -19,7 +21,9 @@ const COMPARED: f64 = 0.2;
 /// How a schedule is made.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CalibrationPlan {
-    /// Updates of each block that are tried; the first whose error is small enough is taken.
+    /// Forms that are tried.
+    pub forms: Vec<Form>,
+    /// Updates of each block that are tried. What computes least, of all with an error that is small enough, is taken.
     pub budgets: Vec<usize>,
     /// Most volatile blocks that update whenever a later feed-forward block does.
     pub bubbled: usize,
@@ -33,9 +37,11 @@ pub struct CalibrationPlan {
     pub denoise_steps: Option<usize>,
 }
 
-/// One budget that was tried.
+/// One schedule that was tried.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Tried {
+    /// Its form.
+    pub form: Form,
     /// Updates of each block.
     pub budget: usize,
     /// What that costs.
@@ -47,9 +53,9 @@ pub struct Tried {
 /// What a calibration found.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Calibration {
-    /// The schedule of the smallest budget whose error is small enough.
+    /// The schedule that computes least, of those whose error is small enough.
     pub schedule: Option<Schedule>,
-    /// All budgets, in the order in which they were given.
+    /// All that were tried: form by form, in the order of the budgets.
     pub tried: Vec<Tried>,
 }
 
@@ -103,10 +109,7 @@ pub fn calibrate(
             make(policy, seen, &request(plan, i, seed), seed == 0)?;
         }
     }
-    let mut schedules = Vec::with_capacity(plan.budgets.len());
-    for budget in &plan.budgets {
-        schedules.push(Arc::new(schedule_of(tuning, *budget, plan)?));
-    }
+    let schedules = schedules_of(&tuning.lock(), plan)?;
     let mut sums: Vec<Sum> = schedules.iter().map(|_| Sum::default()).collect();
     let mut exact = Sum::default();
     let measured: Vec<&Observation> = observations.iter().skip(1).step_by(2).collect();
@@ -118,33 +121,51 @@ pub fn calibrate(
             tuning.lock().mode = TunedMode::Off;
             exact.add(&make(policy, seen, &request, seed == 0)?);
             for (schedule, sum) in schedules.iter().zip(&mut sums) {
-                let reuse = |share| {
-                    let config = MonitorConfig { share, limit: f64::MAX, ..Default::default() };
-                    TunedMode::Reuse(schedule.clone(), config)
-                };
-                tuning.lock().mode = reuse(0.0);
+                tuning.lock().mode = reuse(schedule, 0.0);
                 sum.add(&make(policy, seen, &request, false)?);
-                tuning.lock().mode = reuse(COMPARED);
-                tuning.lock().errors.clear();
-                make(policy, seen, &request, false)?;
-                sum.errors.append(&mut tuning.lock().errors);
             }
         }
     }
-    tuning.lock().mode = TunedMode::Off;
     let dim = policy.spec().action_dim;
-    let mut calibration = Calibration { schedule: None, tried: Vec::new() };
-    for (schedule, mut sum) in schedules.into_iter().zip(sums) {
-        let measured = Measured { computed: schedule.share(), ..sum.against(&exact, dim) };
-        let unstable = schedule.blocks.iter().filter(|b| b.updates.is_none()).count();
-        calibration.tried.push(Tried { budget: schedule.budget, measured, unstable });
-        if calibration.schedule.is_none() && measured.mean_relative <= plan.max_error {
-            let mut chosen = schedule.as_ref().clone();
-            chosen.measured = measured;
-            calibration.schedule = Some(chosen);
+    let tried: Vec<Tried> = schedules
+        .iter()
+        .zip(sums)
+        .map(|(schedule, sum)| {
+            let measured = Measured { computed: schedule.share(), ..sum.against(&exact, dim) };
+            let unstable = schedule.blocks.iter().filter(|b| b.updates.is_none()).count();
+            let unstable = if schedule.whole.is_some() { 0 } else { unstable };
+            Tried { form: schedule.form, budget: schedule.budget, measured, unstable }
+        })
+        .collect();
+    let good =
+        tried.iter().zip(&schedules).filter(|(t, _)| t.measured.mean_relative <= plan.max_error);
+    let least = good.min_by(|(a, _), (b, _)| {
+        let (a, b) = (a.measured, b.measured);
+        a.computed.total_cmp(&b.computed).then(a.mean_relative.total_cmp(&b.mean_relative))
+    });
+    let mut chosen = None;
+    if let Some((tried, schedule)) = least {
+        let mut found = schedule.as_ref().clone();
+        found.measured = tried.measured;
+        said("comparing what it reuses");
+        tuning.lock().errors.clear();
+        tuning.lock().mode = reuse(schedule, COMPARED);
+        for (i, seen) in measured.iter().enumerate() {
+            for seed in 0..plan.seeds.max(1) {
+                make(policy, seen, &request(plan, i, plan.seeds + 1 + seed), seed == 0)?;
+            }
         }
+        found.reuse_error = quantile(&mut std::mem::take(&mut tuning.lock().errors), 0.95);
+        chosen = Some(found);
     }
-    Ok(calibration)
+    tuning.lock().mode = TunedMode::Off;
+    Ok(Calibration { schedule: chosen, tried })
+}
+
+/// Following `schedule` whatever it costs, with so large a `share` of the reuses compared.
+fn reuse(schedule: &Arc<Schedule>, share: f64) -> TunedMode {
+    let config = MonitorConfig { share, limit: f64::MAX, ..MonitorConfig::default() };
+    TunedMode::Reuse(schedule.clone(), config)
 }
 
 fn request(plan: &CalibrationPlan, observation: usize, seed: u64) -> ChunkRequest {
@@ -167,45 +188,106 @@ fn make(
     policy.take_chunk()
 }
 
-/// The schedule of what `tuning` recorded, with `budget` updates of each block.
-fn schedule_of(
-    tuning: &Tuning,
-    budget: usize,
+/// The schedules of what was recorded: form by form, with every budget.
+fn schedules_of(
+    tuned: &Tuned,
     plan: &CalibrationPlan,
-) -> Result<Schedule, CalibrationError> {
-    let tuned = tuning.lock();
-    let count = tuned.positions.len();
-    let seen = &tuned.likeness;
-    if count == 0 || seen.len() != tuned.blocks.len() || seen.iter().any(|s| s.samples() == 0) {
+) -> Result<Vec<Arc<Schedule>>, CalibrationError> {
+    let (count, seen) = (tuned.positions.len(), &tuned.likeness);
+    let Some(whole) = &tuned.whole else { return Err(CalibrationError::Unusable) };
+    let empty = seen.iter().chain([whole]).any(|s| s.samples() == 0);
+    if count == 0 || seen.len() != tuned.blocks.len() || empty {
         return Err(CalibrationError::Unusable);
     }
-    let mut updates: Vec<_> = seen
-        .iter()
-        .map(|s| {
-            let stable = s.spread() <= plan.max_spread;
-            stable.then(|| schedule(|i, j| s.similarity(i, j), count, budget).0)
-        })
-        .collect();
-    let volatility: Vec<f64> = seen.iter().map(|s| s.volatility()).collect();
-    let bubbled = bubble(&tuned.blocks, &volatility, &mut updates, plan.bubbled);
-    let near = |s: &super::Likeness| {
-        let sum: f64 = (1..count).map(|k| s.similarity(k - 1, k)).sum();
-        if count > 1 { sum / (count - 1) as f64 } else { 1.0 }
+    let most = plan.budgets.iter().copied().max().unwrap_or(1);
+    let extrapolated = |kept: &[&Likeness]| {
+        let loss = |at, t| {
+            let loss =
+                |s: &&Likeness| slope::loss(&|i, j| s.product(i, j), &tuned.positions, at, t);
+            kept.iter().map(loss).sum()
+        };
+        slope::schedules(loss, count, most)
     };
-    let blocks =
-        tuned.blocks.iter().zip(seen).zip(updates).map(|((block, s), updates)| BlockPlan {
-            name: block.name.clone(),
+    let stable: Vec<&Likeness> = seen.iter().filter(|s| s.spread() <= plan.max_spread).collect();
+    let mut all = Vec::new();
+    for form in &plan.forms {
+        if *form != Form::Held && count > slope::MOST {
+            continue;
+        }
+        // Entry n - 1 of each: the plan with n updates.
+        let plans: Vec<Vec<Updates>> = match form {
+            Form::Held => Vec::new(),
+            Form::Each => seen.iter().map(|s| extrapolated(&[s])).collect(),
+            Form::Together => vec![extrapolated(&stable); seen.len()],
+            Form::Whole => vec![extrapolated(&[whole])],
+        };
+        for budget in &plan.budgets {
+            let at = |plans: &Vec<Updates>| {
+                plans.get((*budget).clamp(1, plans.len().max(1)) - 1).cloned().unwrap_or_default()
+            };
+            let held = |s: &Likeness| schedule(|i, j| s.similarity(i, j), count, *budget).0;
+            let updates: Vec<Updates> = match form {
+                Form::Held => seen.iter().map(held).collect(),
+                _ => plans.iter().map(at).collect(),
+            };
+            all.push(Arc::new(schedule_of(tuned, whole, plan, (*form, *budget), updates)));
+        }
+    }
+    Ok(all)
+}
+
+/// The schedule of `form` with `updates`: of each block, or of the `whole`.
+fn schedule_of(
+    tuned: &Tuned,
+    whole: &Likeness,
+    plan: &CalibrationPlan,
+    (form, budget): (Form, usize),
+    updates: Vec<Updates>,
+) -> Schedule {
+    let (seen, last) = (&tuned.likeness, tuned.positions.len() - 1);
+    let block_plan = |name: &str, s: &Likeness, updates: Option<Updates>| {
+        let updates = updates.map(|mut updates| {
+            updates.extend([0, last]);
+            updates
+        });
+        let slopes = match &updates {
+            Some(u) if form != Form::Held => {
+                slope::slopes(&|i, j| s.product(i, j), &tuned.positions, u)
+            }
+            _ => Vec::new(),
+        };
+        let name = name.to_owned();
+        BlockPlan {
+            name,
             updates,
-            similarity: near(s),
+            slopes,
+            similarity: s.near(),
             spread: s.spread(),
             volatility: s.volatility(),
-        });
-    let blocks = blocks.collect();
+        }
+    };
+    let mut own: Vec<Option<Updates>> = match form {
+        Form::Whole => vec![None; seen.len()],
+        _ => updates
+            .iter()
+            .zip(seen)
+            .map(|(u, s)| (s.spread() <= plan.max_spread).then(|| u.clone()))
+            .collect(),
+    };
+    let mut bubbled = Vec::new();
+    if matches!(form, Form::Held | Form::Each) {
+        let volatility: Vec<f64> = seen.iter().map(Likeness::volatility).collect();
+        bubbled = bubble(&tuned.blocks, &volatility, &mut own, plan.bubbled);
+    }
+    let whole =
+        (form == Form::Whole).then(|| block_plan("whole", whole, updates.into_iter().next()));
+    let blocks = tuned.blocks.iter().zip(seen).zip(own);
+    let blocks = blocks.map(|((block, s), updates)| block_plan(&block.name, s, updates)).collect();
     let (weights, positions) = (tuned.weights_sha256.clone(), tuned.positions.clone());
-    let mut made = Schedule::new(weights, positions, budget, blocks);
+    let mut made = Schedule::new(weights, positions, (form, budget), whole, blocks);
     made.bubbled = bubbled.into_iter().map(|b| tuned.blocks[b].name.clone()).collect();
-    made.samples = seen.iter().map(|s| s.samples()).min().unwrap_or(0);
-    Ok(made)
+    made.samples = seen.iter().map(Likeness::samples).min().unwrap_or(0);
+    made
 }
 
 /// Actions and times of some chunks.
@@ -214,7 +296,6 @@ struct Sum {
     actions: Vec<f64>,
     chunks: usize,
     denoising: Duration,
-    errors: Vec<f64>,
 }
 
 impl Sum {
@@ -226,7 +307,7 @@ impl Sum {
     }
 
     /// What it costs against the `exact` chunks, of `dim` values an action.
-    fn against(&mut self, exact: &Self, dim: usize) -> Measured {
+    fn against(self, exact: &Self, dim: usize) -> Measured {
         let mut errors: Vec<f64> =
             self.actions.iter().zip(&exact.actions).map(|(a, b)| (a - b).abs()).collect();
         let count = errors.len().max(1) as f64;
@@ -249,7 +330,6 @@ impl Sum {
             p99: quantile(&mut errors, 0.99),
             max: errors.iter().copied().fold(0.0, f64::max),
             mean_relative,
-            block_error: quantile(&mut self.errors, 0.95),
         }
     }
 }

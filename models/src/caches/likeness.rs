@@ -1,7 +1,7 @@
 //! How alike a block's outputs are across the steps of one denoising: what a cache schedule is made of.
 
-/// Running statistics of one block: the mean `K × K` cosine similarity of its outputs at the `K` evaluations of a
-/// denoising, how far samples differ in it, and how much the outputs move.
+/// Running statistics of one block: the mean `K × K` cosine similarity and inner product of its outputs at the `K`
+/// evaluations of a denoising, how far samples differ in it, and how much the outputs move.
 ///
 /// Source: block-wise adaptive caching (arXiv 2506.13456); it takes one sample, here they are averaged, since a block
 /// whose similarities differ between observations or noise seeds cannot be trusted to a fixed schedule.
@@ -13,6 +13,8 @@ pub struct Likeness {
     mean: Vec<f64>,
     /// Sum of squared differences from the mean (Welford 1962).
     square: Vec<f64>,
+    /// Mean inner products, `[K, K]`.
+    products: Vec<f64>,
     moved: f64,
 }
 
@@ -20,7 +22,14 @@ impl Likeness {
     /// Nothing seen yet of denoisings of so many evaluations.
     pub fn new(evaluations: usize) -> Self {
         let cells = vec![0.0; evaluations * evaluations];
-        Self { evaluations, samples: 0, mean: cells.clone(), square: cells, moved: 0.0 }
+        Self {
+            evaluations,
+            samples: 0,
+            mean: cells.clone(),
+            square: cells.clone(),
+            products: cells,
+            moved: 0.0,
+        }
     }
 
     /// Takes in one denoising: the block's output at each evaluation, all of one length. False, and nothing changed,
@@ -33,14 +42,16 @@ impl Likeness {
             return false;
         }
         self.samples += 1;
-        let lengths: Vec<f64> = outputs.iter().map(|x| dot(x, x).sqrt()).collect();
+        let squares: Vec<f64> = outputs.iter().map(|x| dot(x, x)).collect();
+        let lengths: Vec<f64> = squares.iter().map(|s| s.sqrt()).collect();
         let mut moved = 0.0;
         for i in 0..count {
             for j in i..count {
                 let size = lengths[i] * lengths[j];
+                let product = if i == j { squares[i] } else { dot(&outputs[i], &outputs[j]) };
                 let alike = match size > 0.0 {
                     _ if i == j => 1.0,
-                    true => dot(&outputs[i], &outputs[j]) / size,
+                    true => product / size,
                     // Two outputs of nothing are the same.
                     false => f64::from(u8::from(lengths[i] == lengths[j])),
                 };
@@ -51,6 +62,8 @@ impl Likeness {
                     let before = alike - self.mean[cell];
                     self.mean[cell] += before / f64::from(self.samples);
                     self.square[cell] += before * (alike - self.mean[cell]);
+                    let products = &mut self.products[cell];
+                    *products += (product - *products) / f64::from(self.samples);
                     if i == j {
                         break;
                     }
@@ -76,6 +89,18 @@ impl Likeness {
         self.mean[i * self.evaluations + j]
     }
 
+    /// Mean similarity of two evaluations next to each other; 1 of a single one.
+    pub fn near(&self) -> f64 {
+        let pairs = self.evaluations.saturating_sub(1);
+        let sum: f64 = (0..pairs).map(|k| self.similarity(k, k + 1)).sum();
+        if pairs > 0 { sum / pairs as f64 } else { 1.0 }
+    }
+
+    /// Mean inner product of evaluations `i` and `j`.
+    pub fn product(&self, i: usize, j: usize) -> f64 {
+        self.products[i * self.evaluations + j]
+    }
+
     /// Standard deviation of the similarity between samples, root mean square over all pairs of evaluations.
     pub fn spread(&self) -> f64 {
         let count = self.evaluations;
@@ -96,19 +121,16 @@ fn pairs(count: usize) -> f64 {
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f64 {
-    // Eight sums, so that the loop vectorises; double precision between rows of a chunk only.
-    let mut total = 0.0;
-    for (a, b) in a.chunks(1024).zip(b.chunks(1024)) {
-        let mut sums = [0f32; 8];
-        let (whole_a, whole_b) = (a.chunks_exact(8), b.chunks_exact(8));
-        let rest = whole_a.remainder().iter().zip(whole_b.remainder());
-        total += rest.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
-        for (a, b) in whole_a.zip(whole_b) {
-            sums.iter_mut().zip(a.iter().zip(b)).for_each(|(s, (a, b))| *s += a * b);
-        }
-        total += sums.iter().map(|s| f64::from(*s)).sum::<f64>();
+    // Eight sums, so that the loop vectorises; in double precision, because differences of products are taken.
+    let mut sums = [0f64; 8];
+    let (whole_a, whole_b) = (a.chunks_exact(8), b.chunks_exact(8));
+    let rest = whole_a.remainder().iter().zip(whole_b.remainder());
+    let rest: f64 = rest.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+    for (a, b) in whole_a.zip(whole_b) {
+        let pairs = a.iter().zip(b);
+        sums.iter_mut().zip(pairs).for_each(|(s, (a, b))| *s += f64::from(*a) * f64::from(*b));
     }
-    total
+    rest + sums.iter().sum::<f64>()
 }
 
 fn distance(a: &[f32], b: &[f32]) -> f64 {
@@ -128,6 +150,7 @@ mod tests {
         assert_eq!((seen.samples(), seen.similarity(0, 0)), (2, 1.0));
         assert!((seen.similarity(0, 1) - 0.5).abs() < 1e-12);
         assert_eq!(seen.similarity(0, 1), seen.similarity(1, 0));
+        assert_eq!([seen.product(0, 1), seen.product(1, 1)], [1.5, 6.5], "0 and 3; 4 and 9");
         assert!((seen.spread() - 0.5).abs() < 1e-12, "cosines 0 and 1");
         // Means of |1 - 0|, |0 - 2| and of |1 - 3|, |0 - 0|.
         assert!((seen.volatility() - 1.25).abs() < 1e-12);
@@ -153,6 +176,6 @@ mod tests {
     fn long_products_are_exact_enough() {
         let a: Vec<f32> = (0..5003).map(|i| (i as f32 * 0.37).sin()).collect();
         let exact: f64 = a.iter().map(|v| f64::from(*v).powi(2)).sum();
-        assert!((dot(&a, &a) - exact).abs() < 1e-4 * exact);
+        assert!((dot(&a, &a) - exact).abs() < 1e-12 * exact);
     }
 }

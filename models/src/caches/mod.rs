@@ -11,9 +11,12 @@ mod monitor;
 mod plan;
 mod rows;
 mod schedule;
+mod slope;
+#[cfg(test)]
+mod surge;
 mod vision;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use sinew_runtime::ActionKind;
 
@@ -27,7 +30,7 @@ pub use likeness::Likeness;
 pub use monitor::{Monitor, MonitorConfig, Verdict};
 pub use plan::{Block, BlockKind, Updates, bubble, schedule};
 pub use rows::{LayerRows, pick, spread};
-pub use schedule::{BlockPlan, Measured, Schedule};
+pub use schedule::{BlockPlan, Form, Measured, Schedule};
 pub use vision::{Patches, Recompute, VISION, VisionConfig};
 
 use crate::ModelError;
@@ -37,6 +40,27 @@ use crate::checkpoint::Checkpoint;
 pub const DENOISER: &str = "denoiser";
 /// Name of the kept prefix in reports.
 pub const PREFIX: &str = "prefix_kv";
+
+/// Name of the comparison of chunks in reports.
+pub const COMPARISON: &str = "comparison";
+
+/// How chunks are compared with what they would be without caches ([`crate::wrappers::Compared`]).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CompareConfig {
+    /// Chunks from one comparison to the next.
+    pub every: u32,
+    /// Error of a chunk (the 99th percentile of its values', in the network's units) above which the caches close.
+    pub limit: f64,
+}
+
+/// What of a policy family can be kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reusable {
+    /// The residual branches of a denoiser.
+    pub blocks: bool,
+    /// Patches in the vision tower.
+    pub patches: bool,
+}
 
 /// Which caches a policy uses.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -51,6 +75,8 @@ pub struct CacheOptions {
     pub check: Option<f64>,
     /// Errors above so many times what calibration measured close a cache.
     pub tolerance: Option<f64>,
+    /// How chunks are compared with what they would be without caches; `None`: they are not.
+    pub compare: Option<CompareConfig>,
 }
 
 /// Where a denoiser's cache schedule comes from.
@@ -71,6 +97,28 @@ pub const TOLERANCE: f64 = 2.0;
 const LEAST_LIMIT: f64 = 1e-4;
 
 impl CacheOptions {
+    /// Whether the policy at `path`, whose `head` can keep what `reusable` says, has these caches.
+    ///
+    /// # Errors
+    /// [`ModelError`] naming the one that it has not.
+    pub(crate) fn check(
+        &self,
+        path: &Path,
+        head: &str,
+        reusable: Reusable,
+    ) -> Result<(), ModelError> {
+        let file = matches!(self.denoiser, DenoiserCache::File(_));
+        let (cache, why) = if file && !reusable.blocks {
+            ("cache_denoiser", "has no denoiser whose blocks could be kept")
+        } else if self.vision.is_some() && !reusable.patches {
+            ("cache_vision", "has no vision tower whose patches could be kept")
+        } else {
+            return Ok(());
+        };
+        let (path, head) = (path.to_owned(), head.to_owned());
+        Err(ModelError::NoCache { path, head, cache, why })
+    }
+
     /// The branches of the denoiser of `checkpoint`, which has `blocks`.
     ///
     /// # Errors
@@ -91,7 +139,7 @@ impl CacheOptions {
             }
             DenoiserCache::File(path) => {
                 let schedule = Schedule::read(path, &blocks, &checkpoint.weights_sha256())?;
-                let config = self.monitor(schedule.measured.block_error);
+                let config = self.monitor(schedule.reuse_error);
                 Ok(Branches::scheduled(schedule, config))
             }
         }

@@ -2,15 +2,17 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::ops::Bound;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::plan::{Block, Updates};
+use super::slope::STEEPEST;
 use crate::ModelError;
 
 /// What stands first in the file.
-const FORMAT: &str = "sinew denoiser cache 1";
+const FORMAT: &str = "sinew denoiser cache 2";
 /// The largest file that is read (bytes), and the most blocks and evaluations in it.
 const LARGEST: u64 = 16 << 20;
 const MOST_BLOCKS: usize = 1 << 12;
@@ -18,7 +20,46 @@ const MOST_EVALUATIONS: usize = 1000;
 /// Two positions this near are the same.
 const SAME: f64 = 1e-4;
 
-/// One block's part.
+/// How a schedule saves evaluations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Form {
+    /// Every block by its own plan holds its output (block-wise adaptive caching as it is published).
+    Held,
+    /// Every block by its own plan; between updates its output goes on.
+    Each,
+    /// All blocks by one plan; between updates their outputs go on.
+    Together,
+    /// The network's output by one plan, so that nothing of it is computed between updates; it goes on.
+    Whole,
+}
+
+impl Form {
+    /// All there are.
+    pub const ALL: [Self; 4] = [Self::Held, Self::Each, Self::Together, Self::Whole];
+
+    /// Name in files and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Held => "held",
+            Self::Each => "each",
+            Self::Together => "together",
+            Self::Whole => "whole",
+        }
+    }
+}
+
+impl std::str::FromStr for Form {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|form| form.name() == name);
+        let known = Self::ALL.map(Self::name).join(", ");
+        found.ok_or_else(|| format!("`{name}` is none of {known}"))
+    }
+}
+
+/// One block's part, or that of the network as a whole.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BlockPlan {
@@ -26,12 +67,36 @@ pub struct BlockPlan {
     pub name: String,
     /// Evaluations that compute it; none: every one does.
     pub updates: Option<Updates>,
+    /// How far its output goes on at each evaluation, as a share of how far it went between the two updates before, in
+    /// proportion to the positions; none: it is held.
+    pub slopes: Vec<f64>,
     /// Mean cosine similarity of two evaluations next to each other.
     pub similarity: f64,
     /// Standard deviation of the similarities between observations and seeds.
     pub spread: f64,
     /// Mean absolute difference of its outputs.
     pub volatility: f64,
+}
+
+impl BlockPlan {
+    /// Whether it is to be computed by an evaluation in the place of `step`, `before` being that of the evaluation before
+    /// it: when an update lies between them. With the calibrated steps this is the plan; with others it is the nearest one
+    /// that never uses an output longer than was calibrated.
+    pub fn due(&self, before: Option<usize>, step: usize) -> bool {
+        match (&self.updates, before) {
+            (None, _) | (_, None) => true,
+            // Another denoising has begun.
+            (_, Some(before)) if step < before => true,
+            (Some(plan), Some(before)) => {
+                plan.range((Bound::Excluded(before), Bound::Included(step))).next().is_some()
+            }
+        }
+    }
+
+    /// How far its output goes on in an evaluation in the place of `step`.
+    pub fn slope(&self, step: usize) -> f64 {
+        self.slopes.get(step).copied().unwrap_or(0.0)
+    }
 }
 
 /// What the schedule costs and saves, measured when it was made.
@@ -52,8 +117,6 @@ pub struct Measured {
     pub max: f64,
     /// Mean error of each action dimension as a share of its range, averaged.
     pub mean_relative: f64,
-    /// 95th percentile of a reuse's error relative to the stream that the block is added to.
-    pub block_error: f64,
 }
 
 /// A cache schedule.
@@ -65,6 +128,8 @@ pub struct Schedule {
     pub weights_sha256: String,
     /// How much of the denoising lies behind at each of the calibrated evaluations: 0 is noise, 1 actions.
     pub positions: Vec<f64>,
+    /// How it saves them.
+    pub form: Form,
     /// Updates that each block was given, before the union and the last evaluation.
     pub budget: usize,
     /// Blocks that update whenever a later feed-forward block does.
@@ -73,30 +138,41 @@ pub struct Schedule {
     pub samples: u32,
     /// What it costs.
     pub measured: Measured,
+    /// 95th percentile of a reuse's error, relative to the stream that the block is added to or to the whole output.
+    pub reuse_error: f64,
+    /// The network's output, when it is reused as a whole.
+    pub whole: Option<BlockPlan>,
     /// The blocks, in the order in which they run.
     pub blocks: Vec<BlockPlan>,
 }
 
 impl Schedule {
-    /// A schedule of `blocks` for evaluations at `positions`; the last evaluation computes all.
+    /// A schedule of `blocks`, or of the network as a `whole`, for evaluations at `positions`; the last evaluation computes
+    /// all.
     pub fn new(
         weights_sha256: String,
         positions: Vec<f64>,
-        budget: usize,
+        (form, budget): (Form, usize),
+        mut whole: Option<BlockPlan>,
         mut blocks: Vec<BlockPlan>,
     ) -> Self {
         let last = positions.len().saturating_sub(1);
-        for plan in blocks.iter_mut().filter_map(|block| block.updates.as_mut()) {
-            plan.extend([0, last]);
+        for plan in blocks.iter_mut().chain(&mut whole) {
+            if let Some(updates) = &mut plan.updates {
+                updates.extend([0, last]);
+            }
         }
         Self {
             format: FORMAT.to_owned(),
             weights_sha256,
             positions,
+            form,
             budget,
             bubbled: Vec::new(),
             samples: 0,
             measured: Measured::default(),
+            reuse_error: 0.0,
+            whole,
             blocks,
         }
     }
@@ -111,25 +187,13 @@ impl Schedule {
         self.positions.partition_point(|p| *p <= position + SAME).saturating_sub(1)
     }
 
-    /// Whether block `block` is to be computed by an evaluation in the place of `step`, `before` being that of the
-    /// evaluation before it: when an update lies between them. With the calibrated steps this is the schedule; with
-    /// others it is the nearest one that never uses an output longer than was calibrated.
-    pub fn due(&self, block: usize, before: Option<usize>, step: usize) -> bool {
-        let Some(plan) = self.blocks.get(block).and_then(|b| b.updates.as_ref()) else {
-            return true;
-        };
-        match before {
-            // Another denoising has begun.
-            None => true,
-            Some(before) if step < before => true,
-            Some(before) => plan.iter().any(|update| before < *update && *update <= step),
-        }
-    }
-
     /// Share of the blocks' evaluations that the schedule computes.
     pub fn share(&self) -> f64 {
         let all = self.evaluations();
         let of = |b: &BlockPlan| b.updates.as_ref().map_or(all, Updates::len);
+        if let Some(whole) = &self.whole {
+            return of(whole) as f64 / all.max(1) as f64;
+        }
         let computed: usize = self.blocks.iter().map(of).sum();
         computed as f64 / (all * self.blocks.len()).max(1) as f64
     }
@@ -182,7 +246,13 @@ impl Schedule {
             let found = format!("{} entries", self.blocks.len());
             return wrong("`blocks`".into(), found, "at most 4096");
         }
-        for block in &self.blocks {
+        for block in self.blocks.iter().chain(&self.whole) {
+            let steep = |s: &f64| !(-STEEPEST..=STEEPEST).contains(s);
+            if ![0, count].contains(&block.slopes.len()) || block.slopes.iter().any(steep) {
+                let what = format!("`slopes` of block `{}`", block.name);
+                let expected = "one number from -2 to 2 for each evaluation, or none";
+                return wrong(what, format!("{:?}", block.slopes), expected);
+            }
             let Some(updates) = &block.updates else { continue };
             let ends = updates.contains(&0) && updates.contains(&(count - 1));
             if !ends || updates.iter().any(|u| *u >= count) {
@@ -215,6 +285,7 @@ mod tests {
         let plan = |block: &Block, updates: Option<&[usize]>| BlockPlan {
             name: block.name.clone(),
             updates: updates.map(|u| u.iter().copied().collect()),
+            slopes: Vec::new(),
             similarity: 0.9,
             spread: 0.01,
             volatility: 0.5,
@@ -222,7 +293,7 @@ mod tests {
         let [a, b] = blocks();
         let positions = (0..10).map(|k| f64::from(k) / 10.0).collect();
         let plans = vec![plan(&a, Some(&[0, 3, 4])), plan(&b, None)];
-        Schedule::new("ab".into(), positions, 3, plans)
+        Schedule::new("ab".into(), positions, (Form::Held, 3), None, plans)
     }
 
     fn due(steps: &[f64]) -> Vec<usize> {
@@ -231,8 +302,9 @@ mod tests {
         let mut out = Vec::new();
         for (k, position) in steps.iter().enumerate() {
             let step = schedule.step(*position);
-            assert!(schedule.due(1, before, step), "a block without a plan is always computed");
-            if schedule.due(0, before, step) {
+            let [planned, free] = &schedule.blocks[..] else { panic!("two blocks") };
+            assert!(free.due(before, step), "a block without a plan is always computed");
+            if planned.due(before, step) {
                 out.push(k);
             }
             before = Some(step);
@@ -273,6 +345,8 @@ mod tests {
             ("0.9\n", "7.5\n", "positions"),
             ("      9\n", "      10\n", "layers.0.attention"),
             ("\"budget\"", "\"budgets\"", "budgets"),
+            ("\"slopes\": []", "\"slopes\": [1.0]", "slopes"),
+            ("\"held\"", "\"hold\"", "hold"),
         ] {
             let damaged = text.replacen(from, to, 1);
             assert_ne!(damaged, text, "{from}");

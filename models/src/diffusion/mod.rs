@@ -29,6 +29,7 @@ use serde_json::{Value, json};
 use sinew_runtime::PrefixSupport;
 
 use crate::ModelError;
+use crate::caches::Reusable;
 use crate::checkpoint::{Checkpoint, StoredType};
 use crate::families::{Family, Keep};
 
@@ -48,6 +49,7 @@ pub(crate) static FAMILY: Family = Family {
     extras: &[],
     keep,
     follows_velocity: false,
+    caches: Reusable { blocks: true, patches: false },
     sizes,
     load: |checkpoint, options| Ok(Box::new(DiffusionPolicy::load(checkpoint, options)?)),
 };

@@ -162,8 +162,10 @@ impl DiffusionPolicy {
         let (x, t) = (run.sampler.sample(), run.sampler.timestep());
         let last = run.sampler.done() + 1 == run.sampler.steps();
         let behind = 1.0 - (t + 1) as f64 / self.schedule.training_steps() as f64;
-        self.branches.evaluate(behind, last);
-        let output = self.model.predict_with(x, t, &condition, &mut self.branches)?;
+        let model = &self.model;
+        let output = self
+            .branches
+            .evaluate(behind, last, |branches| model.predict_with(x, t, &condition, branches))?;
         run.condition = Some(condition);
         let shape = self.model.sample_shape();
         let (random, noise) = (&mut run.random, &mut self.noise);

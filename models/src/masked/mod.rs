@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use sinew_runtime::PrefixSupport;
 
 use crate::ModelError;
+use crate::caches::Reusable;
 use crate::checkpoint::Checkpoint;
 use crate::families::Family;
 use crate::smolvla;
@@ -39,6 +40,7 @@ pub(crate) static FAMILY: Family = Family {
     extras: smolvla::EXTRAS,
     keep: smolvla::keep,
     follows_velocity: false,
+    caches: Reusable { blocks: false, patches: false },
     sizes,
     load: |checkpoint, options| Ok(Box::new(MaskedPolicy::load(checkpoint, options)?)),
 };

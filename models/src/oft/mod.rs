@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use sinew_runtime::PrefixSupport;
 
 use crate::ModelError;
+use crate::caches::Reusable;
 use crate::checkpoint::Checkpoint;
 use crate::families::Family;
 use crate::smolvla;
@@ -35,6 +36,7 @@ pub(crate) static FAMILY: Family = Family {
     extras: smolvla::EXTRAS,
     keep: smolvla::keep,
     follows_velocity: false,
+    caches: Reusable { blocks: false, patches: false },
     sizes,
     load: |checkpoint, options| Ok(Box::new(OftPolicy::load(checkpoint, options)?)),
 };

@@ -28,6 +28,7 @@ pub use preparer::{Inputs, Preparer};
 use sinew_runtime::PrefixSupport;
 
 use crate::ModelError;
+use crate::caches::Reusable;
 use crate::checkpoint::{Checkpoint, StoredType};
 use crate::families::{Extra, Family, Keep};
 
@@ -99,6 +100,7 @@ pub(crate) static PI0: Family = Family {
     extras: &[TOKENIZER_FILE, DIMS_FILE],
     keep,
     follows_velocity: true,
+    caches: Reusable { blocks: true, patches: false },
     sizes: |checkpoint| sizes(checkpoint, true),
     load: |checkpoint, options| Ok(Box::new(PiPolicy::load(checkpoint, options)?)),
 };
@@ -131,6 +133,7 @@ pub(crate) static PI05: Family = Family {
     extras: &[TOKENIZER_FILE, DIMS_FILE],
     keep,
     follows_velocity: true,
+    caches: Reusable { blocks: true, patches: false },
     sizes: |checkpoint| sizes(checkpoint, true),
     load: |checkpoint, options| Ok(Box::new(PiPolicy::load(checkpoint, options)?)),
 };
@@ -163,6 +166,7 @@ pub(crate) static PI0_FAST: Family = Family {
     ],
     keep,
     follows_velocity: false,
+    caches: Reusable { blocks: false, patches: false },
     sizes: |checkpoint| sizes(checkpoint, false),
     load: |checkpoint, options| Ok(Box::new(PiFastPolicy::load(checkpoint, options)?)),
 };

@@ -33,6 +33,7 @@ use serde_json::{Value, json};
 use sinew_runtime::PrefixSupport;
 
 use crate::ModelError;
+use crate::caches::Reusable;
 use crate::checkpoint::{Checkpoint, StoredType};
 use crate::families::{Extra, Family, Keep};
 
@@ -82,6 +83,7 @@ pub(crate) static FAMILY: Family = Family {
     extras: EXTRAS,
     keep,
     follows_velocity: true,
+    caches: Reusable { blocks: true, patches: true },
     sizes,
     load: |checkpoint, options| Ok(Box::new(SmolVlaPolicy::load(checkpoint, options)?)),
 };

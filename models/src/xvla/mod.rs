@@ -32,6 +32,7 @@ use sinew_runtime::PrefixSupport;
 
 use crate::ModelError;
 use crate::backbones::florence2;
+use crate::caches::Reusable;
 use crate::checkpoint::{Checkpoint, StoredType};
 use crate::families::{Extra, Family, Keep};
 
@@ -66,6 +67,7 @@ pub(crate) static FAMILY: Family = Family {
     }],
     keep,
     follows_velocity: false,
+    caches: Reusable { blocks: true, patches: false },
     sizes,
     load: |checkpoint, options| Ok(Box::new(XvlaPolicy::load(checkpoint, options)?)),
 };

@@ -179,9 +179,10 @@ impl Policy for XvlaPolicy {
             VISION
         } else if let Some(cache) = &run.cache {
             let (x, time) = (run.sampler.sample().map_err(compute)?, run.sampler.time());
-            let branches = &mut self.branches;
-            branches.evaluate(1.0 - time, run.sampler.done() + 1 == run.sampler.steps());
-            let clean = self.model.predict_with(cache, &x, &run.state, time, branches);
+            let (model, last) = (&self.model, run.sampler.done() + 1 == run.sampler.steps());
+            let clean = self.branches.evaluate(1.0 - time, last, |branches| {
+                model.predict_with(cache, &x, &run.state, time, branches)
+            });
             run.sampler.step(clean.map_err(compute)?);
             DENOISE
         } else {

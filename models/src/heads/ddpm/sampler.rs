@@ -289,6 +289,55 @@ mod tests {
     }
 
     #[test]
+    fn a_perfect_network_takes_any_warm_start_to_the_same_actions() {
+        // The fixed point of real-time iteration (arXiv 2508.05396), also with noise that is added on the way.
+        for (kind, time, steps) in [
+            (Kind::Ddpm, 0.04, 3),
+            (Kind::Ddpm, 0.25, 25),
+            (Kind::Ddim, 0.04, 3),
+            (Kind::Ddim, 0.3, 5),
+        ] {
+            for guess in [[0.25, 0.25], [1.0, -1.0], [-0.9, 0.4]] {
+                let schedule = schedule(kind, Prediction::Epsilon).clipped(1.0);
+                let sampler = Sampler::warm(schedule, &guess, vec![0.7, -1.3], (1, 2), steps, time);
+                let mut sampler = sampler.expect("it fits");
+                assert_eq!(sampler.steps(), steps);
+                while !sampler.is_done() {
+                    let output = perfect(&sampler, Prediction::Epsilon);
+                    let noise = || Tensor::new(&[[0.8f32, -0.6]], &Device::Cpu);
+                    sampler.step(&output, noise).expect("the shapes are equal");
+                }
+                let x = vector(sampler.sample());
+                let off = x.iter().map(|v| (v - 0.25).abs()).fold(0.0, f32::max);
+                assert!(off < 2e-3, "{kind:?} {time} {guess:?}: {x:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_warm_start_at_all_of_the_noise_is_an_ordinary_start() {
+        let schedule = schedule(Kind::Ddim, Prediction::Epsilon);
+        let noise = vec![1.5, -0.5];
+        let mut plain = Sampler::new(schedule.clone(), noise.clone(), (1, 2), T).expect("it fits");
+        let warm = Sampler::warm(schedule, &[0.3, 0.9], noise, (1, 2), T, 1.0);
+        let mut warm = warm.expect("it fits");
+        while !plain.is_done() {
+            assert_eq!(plain.timestep(), warm.timestep());
+            for sampler in [&mut plain, &mut warm] {
+                // Some network that is not perfect.
+                let output = (sampler.sample() * 0.4).expect("f32");
+                sampler.step(&output, || unreachable!("DDIM adds none")).expect("it fits");
+            }
+        }
+        assert!(warm.is_done());
+        let (a, b) = (vector(plain.sample()), vector(warm.sample()));
+        assert!(
+            a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-3 * a.abs().max(1.0)),
+            "{a:?} {b:?}"
+        );
+    }
+
+    #[test]
     fn a_warm_start_is_noised_to_its_first_step() {
         let schedule = schedule(Kind::Ddim, Prediction::Sample);
         let sampler =

@@ -300,8 +300,9 @@ impl<M: FlowModel> Policy for FlowPolicy<M> {
             let last = run.sampler.done() + 1 == run.sampler.steps();
             let velocity = |x: &Tensor, times: &[FlowTime<M::Time>]| {
                 let level = times.iter().map(|t| t.level()).fold(0.0, f64::max);
-                branches.evaluate(1.0 - level, last);
-                model.velocity(cache, x, times, branches)
+                branches.evaluate(1.0 - level, last, |branches| {
+                    model.velocity(cache, x, times, branches)
+                })
             };
             run.planned.step(&mut run.sampler, velocity).map_err(compute)?;
             DENOISE

@@ -294,6 +294,26 @@ impl Policy for Iterate {
     }
 }
 
+/// The units of the actions of `checkpoint`.
+///
+/// # Errors
+/// [`ModelError`] when they cannot be read.
+pub(crate) fn units(checkpoint: &Checkpoint) -> Result<Vec<Unit>, ModelError> {
+    let boundary = Boundary::new(checkpoint, 0)?;
+    let physical = |value: f32| {
+        let row = vec![value; boundary.action_dim()];
+        boundary.actions([row.as_slice()]).map_err(|e| {
+            let reason = format!("gives actions of no known size: {e}");
+            ModelError::config(&checkpoint.config_path(), "output_features", reason)
+        })
+    };
+    let (zero, one) = (physical(0.0)?, physical(1.0)?);
+    let pairs = zero.iter().zip(&one);
+    Ok(pairs
+        .map(|(zero, one)| Unit { middle: *zero, size: (one - zero).abs().max(f64::MIN_POSITIVE) })
+        .collect())
+}
+
 /// `policy` of `checkpoint` starting from its last chunk; its actions are of `kinds`.
 ///
 /// # Errors
@@ -303,20 +323,7 @@ pub(crate) fn iterate(
     checkpoint: &Checkpoint,
     kinds: Vec<ActionKind>,
 ) -> Result<Box<dyn Policy>, ModelError> {
-    let path = checkpoint.config_path();
-    let wrong = |e: PolicyError| {
-        ModelError::config(&path, "type", format!("names a policy without this cache: {e}"))
-    };
-    let boundary = Boundary::new(checkpoint, 0)?;
-    let physical = |value: f32| {
-        let row = vec![value; boundary.action_dim()];
-        boundary.actions([row.as_slice()]).map_err(wrong)
-    };
-    let (zero, one) = (physical(0.0)?, physical(1.0)?);
-    let units = zero
-        .iter()
-        .zip(&one)
-        .map(|(zero, one)| Unit { middle: *zero, size: (one - zero).abs().max(f64::MIN_POSITIVE) });
+    let units = units(checkpoint)?;
     let law = match checkpoint.family.name {
         "diffusion" => {
             let schedule = DiffusionConfig::of(checkpoint)?.schedule();
@@ -325,8 +332,11 @@ pub(crate) fn iterate(
         }
         _ => NoiseLaw::Flow,
     };
-    let made = Iterate::new(policy, units.collect(), kinds, law, IterateConfig::default());
-    Ok(Box::new(made.map_err(wrong)?))
+    let made = Iterate::new(policy, units, kinds, law, IterateConfig::default());
+    Ok(Box::new(made.map_err(|e| {
+        let reason = format!("names a policy without this cache: {e}");
+        ModelError::config(&checkpoint.config_path(), "type", reason)
+    })?))
 }
 
 /// The steps from flow time `time` on, of `steps` for the whole way.

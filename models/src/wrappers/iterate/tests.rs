@@ -1,9 +1,12 @@
 use std::sync::{Arc, Mutex};
 
+use candle_core::{Device, Tensor};
 use proptest::prelude::*;
 use sinew_runtime::{PrefixSupport, inference};
 
 use super::*;
+use crate::anytime::compute;
+use crate::heads::flow::{FlowTime, NoiseAtOne, Planned, Sampler, Solver, Start, gaussian_noise};
 
 const DT: Duration = Duration::from_millis(100);
 const HORIZON: usize = 10;
@@ -163,6 +166,92 @@ fn a_wrong_guess_asks_for_more_noise_and_a_hopeless_one_for_all() {
     assert_eq!(trust.start(), Err(Unused::Changed));
     trust.measured(f64::NAN);
     assert!(trust.error().is_some_and(f64::is_finite));
+}
+
+/// A flow-matching head that knows its actions: every velocity points from where the sample is to them.
+struct Knowing {
+    spec: PolicySpec,
+    actions: Vec<f32>,
+    run: Option<(ChunkRequest, Stamp, Planned, Sampler<NoiseAtOne>)>,
+}
+
+impl Policy for Knowing {
+    fn spec(&self) -> &PolicySpec {
+        &self.spec
+    }
+
+    fn begin(&mut self, seen: &Observation, asked: &ChunkRequest) -> Result<(), PolicyError> {
+        let noise = gaussian_noise(seen.instant.0 as u64, 2 * HORIZON);
+        let steps = asked.denoise_steps.unwrap_or(STEPS);
+        let start = Start { noise, shape: (HORIZON, 2), steps, solver: Solver::Euler };
+        let to_model = |rows: &[f64], _| Ok(rows.iter().map(|v| *v as f32).collect());
+        let (planned, sampler) = Planned::start(asked.prefix.as_ref(), to_model, start)?;
+        self.run = Some((asked.clone(), seen.instant, planned, sampler));
+        Ok(())
+    }
+
+    fn advance(&mut self) -> Result<Progress, PolicyError> {
+        let (.., planned, sampler) = self.run.as_mut().ok_or(PolicyError::OutOfTurn("begin"))?;
+        let actions = Tensor::from_slice(&self.actions, (HORIZON, 2), &Device::Cpu);
+        let actions = actions.map_err(compute)?;
+        let velocity =
+            |x: &Tensor, times: &[FlowTime<NoiseAtOne>]| (x - &actions)? / times[0].level();
+        planned.step(sampler, velocity).map_err(compute)?;
+        let (done, total) = (sampler.done(), sampler.steps());
+        Ok(match sampler.is_done() {
+            true => Progress::Done,
+            false => Progress::Step {
+                stage: "denoise",
+                done,
+                total,
+                denoised: true,
+                next_denoises: true,
+            },
+        })
+    }
+
+    fn take_chunk(&mut self) -> Result<ActionChunk, PolicyError> {
+        let (asked, instant, _, sampler) =
+            self.run.take().ok_or(PolicyError::OutOfTurn("begin"))?;
+        let values = sampler.sample().flatten_all().and_then(|x| x.to_vec1::<f32>());
+        let values = values.map_err(compute)?.into_iter().map(f64::from).collect();
+        let mut chunk = ActionChunk::new(asked.id, instant, DT, 2, values)
+            .map_err(|e| PolicyError::Compute(e.to_string()))?;
+        chunk.report.denoise_steps = sampler.done();
+        Ok(chunk)
+    }
+}
+
+#[test]
+fn what_a_knowing_head_makes_is_the_same_from_every_start_and_takes_fewer_steps() {
+    let spec = iterate(IterateConfig::default()).0.spec().clone();
+    // Two positions, so that nothing is shrunk.
+    let actions = |at: f32| (0..2 * HORIZON).map(|k| at + 0.01 * k as f32).collect::<Vec<_>>();
+    let (units, kinds) = (vec![Unit { middle: 0.0, size: 1.0 }; 2], vec![ActionKind::Position; 2]);
+    let config = IterateConfig { learn: 2, renew: 6, ..IterateConfig::default() };
+    for target in [0.2, -0.7] {
+        let head = Knowing { actions: actions(target), run: None, spec: spec.clone() };
+        let mut policy = Iterate::new(
+            Box::new(head),
+            units.clone(),
+            kinds.clone(),
+            NoiseLaw::Flow,
+            config.clone(),
+        )
+        .expect("it can start from a guess");
+        let mut fewest = STEPS;
+        for k in 0..20 {
+            let mut seen = seen(100 * k, "go");
+            seen.proprioception = vec![f64::from(target); 2];
+            let (chunk, used) = used(&mut policy, &seen);
+            let off = chunk.values().iter().zip(actions(target));
+            let off = off.map(|(a, b)| (a - f64::from(b)).abs()).fold(0.0, f64::max);
+            assert!(off < 1e-4, "chunk {k} is off by {off}");
+            assert_eq!(used.hits as usize, STEPS - chunk.report.denoise_steps);
+            fewest = fewest.min(chunk.report.denoise_steps);
+        }
+        assert_eq!(fewest, 2, "the least part of the way, of ten steps");
+    }
 }
 
 /// 100 steps of the squared-cosine schedule; `../shared` is not needed for its published ratios.
