@@ -153,7 +153,7 @@ def in_sinew(sinew, folder, arguments, compute, threads, chunks):
     times = []
     command = [sinew, "bench", "policy", folder, "--json", "--iterations", str(chunks), "--compute", compute,
                "--threads", str(threads), *arguments]
-    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["found"]
     spread = found["chunk_ms"]
     times += [spread["min"], spread["p50"]] if chunks > 1 else [spread["p50"]]
     return times, found

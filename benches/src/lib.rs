@@ -12,6 +12,7 @@ pub mod observed;
 pub mod policy;
 pub mod seams;
 pub mod stream;
+pub mod tail;
 
 /// Spread of a set of durations (ms).
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]

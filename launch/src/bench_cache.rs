@@ -9,7 +9,8 @@ use sinew_drivers::sim::ArmDescription;
 use sinew_models::caches::{CacheOptions, DenoiserCache, VisionConfig};
 use sinew_models::{LoadOptions, ModelError, load_policy};
 
-use crate::cli::{Failure, print_json, say};
+use crate::bench_verbs::print_found;
+use crate::cli::{Failure, say};
 use crate::run::RunError;
 
 /// `sinew bench cache`.
@@ -98,7 +99,7 @@ pub fn run(args: &BenchCacheArgs) -> Result<(), Failure> {
         cache::CacheError::Run(e) => Failure::Run(RunError::Policy(e)),
     })?;
     if args.json {
-        return print_json(&rows);
+        return print_found("cache", &rows);
     }
     table(&rows);
     Ok(())

@@ -1,5 +1,6 @@
 //! `sinew bench …`: measures and prints.
 
+use serde::Serialize;
 use sinew_benches::kernels::KernelProfile;
 use sinew_benches::policy::PolicyCase;
 use sinew_benches::seams::{self, SeamPlan, SeamRow};
@@ -12,7 +13,10 @@ use sinew_runtime::scheduler::strategy::StrategyConfig;
 use crate::cli::{BenchVerb, Failure, KernelArgs, print_json, say};
 use crate::report::Machine;
 use crate::run::RunError;
-use crate::{bench_authority, bench_cache, bench_stream};
+use crate::{bench_authority, bench_cache, bench_stream, bench_tail};
+
+/// What a policy is told while its time is measured.
+pub(crate) const INSTRUCTION: &str = "put the red cube in the left bin";
 
 /// Does what `verb` says.
 ///
@@ -42,12 +46,12 @@ pub fn run(verb: BenchVerb) -> Result<(), Failure> {
                 cameras,
                 image: [image[0], image[1]],
                 denoise_steps,
-                instruction: "put the red cube in the left bin".to_owned(),
+                instruction: INSTRUCTION.to_owned(),
             };
             let profile =
                 policy::profile(loaded.as_mut(), &case, compute).map_err(RunError::Policy)?;
             if json {
-                return print_json(&profile);
+                return print_found("policy", &profile);
             }
             print_machine();
             say!(
@@ -85,12 +89,14 @@ pub fn run(verb: BenchVerb) -> Result<(), Failure> {
             let profile = sinew_benches::kernels::profile(&filter, rounds.max(1))
                 .map_err(|e| Failure::Result(e.to_string()))?;
             if json {
-                return print_json(&profile);
+                return print_found("kernels", &profile);
             }
             print_machine();
             print_kernels(&profile);
         }
         BenchVerb::Cache(args) => return bench_cache::run(&args),
+        BenchVerb::Tail(args) => return bench_tail::run(&args),
+        BenchVerb::Busy => bench_tail::busy(),
         BenchVerb::Seams {
             path,
             strategies,
@@ -137,7 +143,7 @@ pub fn run(verb: BenchVerb) -> Result<(), Failure> {
                 seams::SeamError::Run(e) => Failure::Run(RunError::Policy(e)),
             })?;
             if json {
-                return print_json(&rows);
+                return print_found("seams", &rows);
             }
             print_machine();
             print_seams(&plan, &rows);
@@ -156,7 +162,7 @@ pub fn run(verb: BenchVerb) -> Result<(), Failure> {
         BenchVerb::Control { joints, cycles, json } => {
             let cases = control::profile(joints, cycles).map_err(RunError::Guard)?;
             if json {
-                return print_json(&cases);
+                return print_found("control", &cases);
             }
             print_machine();
             let head = format!("us, {joints} joints, {cycles} cycles of 1 ms");
@@ -175,7 +181,8 @@ pub fn run(verb: BenchVerb) -> Result<(), Failure> {
     Ok(())
 }
 
-fn choose(args: &KernelArgs) -> Result<(), Failure> {
+/// Chooses instruction set and threads of the kernels.
+pub(crate) fn choose(args: &KernelArgs) -> Result<(), Failure> {
     if let Some(name) = &args.isa {
         let isa = Isa::from_name(name).filter(|isa| isa.choose());
         if isa.is_none() {
@@ -258,9 +265,20 @@ fn print_seams(plan: &SeamPlan, rows: &[SeamRow]) {
     }
 }
 
+/// Prints the machine that figures were measured on.
 pub(crate) fn print_machine() {
-    let Machine { cpu, cores, kernel } = Machine::this();
-    say!("{cpu}, {cores} cores, Linux {kernel}");
+    say!("{}", Machine::this());
+}
+
+/// Prints what `bench` found as JSON, with the machine that it was found on.
+pub(crate) fn print_found<T: Serialize>(bench: &str, found: &T) -> Result<(), Failure> {
+    #[derive(Serialize)]
+    struct Found<'a, T> {
+        bench: &'a str,
+        machine: Machine,
+        found: &'a T,
+    }
+    print_json(&Found { bench, machine: Machine::this(), found })
 }
 
 fn print_row(name: &str, s: &Spread) {

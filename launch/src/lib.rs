@@ -3,6 +3,7 @@
 mod bench_authority;
 pub mod bench_cache;
 mod bench_stream;
+pub mod bench_tail;
 pub mod bench_verbs;
 pub mod calibrate_verbs;
 pub mod cli;

@@ -8,6 +8,7 @@ use sinew_runtime::arbiter::Source;
 use sinew_runtime::scheduler::strategy::StrategyConfig;
 
 use crate::bench_cache::BenchCacheArgs;
+use crate::bench_tail::BenchTailArgs;
 use crate::launch_file::Override;
 
 /// `sinew launch`.
@@ -333,6 +334,11 @@ pub enum BenchVerb {
         #[arg(long)]
         json: bool,
     },
+    /// Tail of a policy's latency beside bare products, while a control thread runs and others want the same cores.
+    Tail(BenchTailArgs),
+    /// A process that computes until its input is closed.
+    #[command(hide = true)]
+    Busy,
     /// What caches save and cost on the demo's camera streams, beside the policy without them.
     Cache(BenchCacheArgs),
     /// Smoothness and success of the demo's task under injected latency, for every strategy.
@@ -449,7 +455,8 @@ fn strategy(text: &str) -> Result<StrategyConfig, String> {
     })
 }
 
-fn frequency(text: &str) -> Result<f64, String> {
+/// Reads a frequency with its unit.
+pub(crate) fn frequency(text: &str) -> Result<f64, String> {
     sinew_runtime::units::parse_frequency(text).map_err(|e| e.to_string())
 }
 

@@ -61,6 +61,11 @@ pub fn pool() -> &'static Pool {
     })
 }
 
+/// Runs `work` on this thread alone: kernels inside it ask no worker for help.
+pub fn alone<T>(work: impl FnOnce() -> T) -> T {
+    workers::alone(work)
+}
+
 /// Worker threads.
 #[derive(Debug)]
 pub struct Pool {
@@ -144,6 +149,28 @@ mod tests {
             }
         });
         assert_eq!(total.into_inner(), 3 * 100 * 20);
+    }
+
+    #[test]
+    fn work_alone_stays_on_its_thread() {
+        let pool = Pool::with_threads(3);
+        let here = std::thread::current().id();
+        let elsewhere = AtomicUsize::new(0);
+        let run = || {
+            for _ in 0..200 {
+                pool.run(16, |_| {
+                    let away = std::thread::current().id() != here;
+                    elsewhere.fetch_add(usize::from(away), Ordering::Relaxed);
+                    std::thread::sleep(std::time::Duration::from_micros(20));
+                });
+            }
+        };
+        alone(run);
+        assert_eq!(elsewhere.load(Ordering::Relaxed), 0);
+        // A panic gives the thread back to the pool, and a job inside leaves it alone.
+        assert!(std::panic::catch_unwind(|| alone(|| panic!("inside"))).is_err());
+        run();
+        assert!(elsewhere.load(Ordering::Relaxed) > 0);
     }
 
     #[test]

@@ -48,6 +48,18 @@ thread_local! {
     static WORKING: Cell<bool> = const { Cell::new(false) };
 }
 
+/// Runs `work` as if this thread were inside a unit.
+pub(super) fn alone<T>(work: impl FnOnce() -> T) -> T {
+    struct Back(bool);
+    impl Drop for Back {
+        fn drop(&mut self) {
+            WORKING.set(self.0);
+        }
+    }
+    let _back = Back(WORKING.replace(true));
+    work()
+}
+
 /// Worker threads and the one job that they share.
 pub(super) struct Workers {
     shared: Arc<Shared>,
