@@ -10,10 +10,10 @@ use sinew_models::kernels::Isa;
 use sinew_models::kernels::pool::{Threads, choose_threads};
 use sinew_runtime::scheduler::strategy::StrategyConfig;
 
-use crate::cli::{BenchVerb, Failure, KernelArgs, print_json, say};
+use crate::cli::{BenchVerb, Failure, KernelArgs, say};
 use crate::report::Machine;
 use crate::run::RunError;
-use crate::{bench_authority, bench_cache, bench_stream, bench_tail};
+use crate::{bench_authority, bench_cache, bench_cost, bench_stream, bench_tail};
 
 /// What a policy is told while its time is measured.
 pub(crate) const INSTRUCTION: &str = "put the red cube in the left bin";
@@ -95,6 +95,7 @@ pub fn run(verb: BenchVerb) -> Result<(), Failure> {
             print_kernels(&profile);
         }
         BenchVerb::Cache(args) => return bench_cache::run(&args),
+        BenchVerb::Cost(args) => return bench_cost::run(&args),
         BenchVerb::Tail(args) => return bench_tail::run(&args),
         BenchVerb::Busy => bench_tail::busy(),
         BenchVerb::Seams {
@@ -272,13 +273,20 @@ pub(crate) fn print_machine() {
 
 /// Prints what `bench` found as JSON, with the machine that it was found on.
 pub(crate) fn print_found<T: Serialize>(bench: &str, found: &T) -> Result<(), Failure> {
+    say!("{}", found_json(bench, found)?);
+    Ok(())
+}
+
+/// What [`print_found`] prints.
+pub(crate) fn found_json<T: Serialize>(bench: &str, found: &T) -> Result<String, Failure> {
     #[derive(Serialize)]
     struct Found<'a, T> {
         bench: &'a str,
         machine: Machine,
         found: &'a T,
     }
-    print_json(&Found { bench, machine: Machine::this(), found })
+    let found = Found { bench, machine: Machine::this(), found };
+    serde_json::to_string_pretty(&found).map_err(|e| Failure::Result(e.to_string()))
 }
 
 fn print_row(name: &str, s: &Spread) {

@@ -2,6 +2,7 @@
 
 mod bench_authority;
 pub mod bench_cache;
+pub mod bench_cost;
 mod bench_stream;
 pub mod bench_tail;
 pub mod bench_verbs;

@@ -8,6 +8,7 @@ use sinew_runtime::arbiter::Source;
 use sinew_runtime::scheduler::strategy::StrategyConfig;
 
 use crate::bench_cache::BenchCacheArgs;
+use crate::bench_cost::BenchCostArgs;
 use crate::bench_tail::BenchTailArgs;
 use crate::launch_file::Override;
 
@@ -334,6 +335,8 @@ pub enum BenchVerb {
         #[arg(long)]
         json: bool,
     },
+    /// Time of a chunk against cameras, denoise steps and chunk length, beside a linear model.
+    Cost(BenchCostArgs),
     /// Tail of a policy's latency beside bare products, while a control thread runs and others want the same cores.
     Tail(BenchTailArgs),
     /// A process that computes until its input is closed.
