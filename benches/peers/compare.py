@@ -66,7 +66,7 @@ class Sinew:
             for row in self.bench("kernels", name, "--rounds", count)["rows"]:
                 rows, inputs, outputs = row["sizes"]
                 operations = 2e-6 * rows * inputs * outputs
-                if row["shape"] == name and not row["form"].startswith("candle"):
+                if row["shape"] == name and not row["form"].startswith("gemm crate"):
                     forms[f"Sinew {row['form']}"] = operations / row["best_gops"], operations / row["gops"]
             return forms
         return side

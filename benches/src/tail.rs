@@ -27,10 +27,10 @@ use crate::Spread;
 use crate::policy::{PolicyCase, observation};
 use crate::stream::{Feeder, core};
 
-/// The bare product: rows, inputs, outputs, as in SmolVLA's prefix.
-pub const PRODUCT: [usize; 3] = [177, 960, 2560];
+/// The bare product: rows, inputs, outputs, as in SmolVLA's action expert.
+pub const PRODUCT: [usize; 3] = [50, 960, 2560];
 /// Calls of each kind before those that are timed.
-const WARMUP: usize = 3;
+const WARMUP: usize = 7;
 
 /// What to measure.
 #[derive(Debug, Clone, PartialEq)]

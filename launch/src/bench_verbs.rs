@@ -207,7 +207,7 @@ fn print_kernels(profile: &KernelProfile) {
         profile.peak_gflops
     );
     say!(
-        "  {:<26} {:>18} {:<13} {:>8} {:>8} {:>8} {:>8}",
+        "  {:<26} {:>18} {:<14} {:>8} {:>8} {:>8} {:>8}",
         "product",
         "rows x in x out",
         "form",
@@ -219,7 +219,7 @@ fn print_kernels(profile: &KernelProfile) {
     for row in &profile.rows {
         let [m, k, n] = row.sizes;
         say!(
-            "  {:<26} {:>18} {:<13} {:>8.0} {:>8.0} {:>8.2} {:>7.0}%",
+            "  {:<26} {:>18} {:<14} {:>8.0} {:>8.0} {:>8.2} {:>7.0}%",
             row.shape,
             format!("{m}x{k}x{n}"),
             row.form,

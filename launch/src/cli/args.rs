@@ -320,7 +320,7 @@ pub enum BenchVerb {
         #[arg(long)]
         json: bool,
     },
-    /// Speed of the networks' products, beside the machine's peak and candle's own product.
+    /// Speed of every family's products, beside the machine's peak and the gemm crate's product.
     Kernels {
         /// Only shapes whose name contains this.
         #[arg(default_value = "")]

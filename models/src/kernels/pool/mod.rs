@@ -3,7 +3,8 @@
 //!
 //! A job is a number of units, which threads take one by one: what a preempted worker would have taken, the others
 //! take. The caller works along, closes the job when no unit is left and waits only for workers inside one. Workers
-//! spin for a moment between jobs, since the next product of a network follows in microseconds, and then sleep.
+//! spin for a moment between jobs, since the next product of a network follows in microseconds, nap and then sleep.
+//! Nobody spins for long: a core must be idle to be given a thread of ours that another process has pushed aside.
 //!
 //! Results are written through [`Pool::chunks`] and [`Pool::grid`], which give every unit a part of its own.
 
@@ -171,6 +172,23 @@ mod tests {
         assert!(std::panic::catch_unwind(|| alone(|| panic!("inside"))).is_err());
         run();
         assert!(elsewhere.load(Ordering::Relaxed) > 0);
+    }
+
+    #[test]
+    fn a_caller_that_naps_sees_the_last_unit_end() {
+        let pool = Pool::with_threads(3);
+        let caller = std::thread::current().id();
+        for round in 0..20 {
+            let done = AtomicUsize::new(0);
+            pool.run(6, |_| {
+                // Workers take longer than the caller spins.
+                if std::thread::current().id() != caller {
+                    std::thread::sleep(std::time::Duration::from_millis(2));
+                }
+                done.fetch_add(1, Ordering::Relaxed);
+            });
+            assert_eq!(done.into_inner(), 6, "round {round}");
+        }
     }
 
     #[test]
