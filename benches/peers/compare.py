@@ -100,7 +100,7 @@ def product_sides(name, sinew, options):
     if "ggml" in options.peer:
         import ggml_products
 
-        for kind in ggml_products.TYPES:
+        for kind in ggml_products.fitting(inputs):
             product = ggml_products.Product(kind, rows, inputs, outputs, options.threads)
             sides.append(peer(f"ggml {kind}", product.run))
     return sides + [ours]

@@ -8,6 +8,11 @@ import numpy
 TYPES = {"f32": ggml.GGML_TYPE_F32, "f16": ggml.GGML_TYPE_F16, "q8_0": ggml.GGML_TYPE_Q8_0}
 
 
+def fitting(inputs):
+    """The types that rows of so many inputs can have: blocks are 32 long."""
+    return [kind for kind in TYPES if kind != "q8_0" or inputs % 32 == 0]
+
+
 class Product:
     """`rows` rows of `inputs` values by weights of `outputs` rows, as one graph that can run again and again."""
 

@@ -10,7 +10,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 def export(graph, inputs, folder):
     path = pathlib.Path(folder) / "part.onnx"
     with torch.inference_mode():
-        torch.onnx.export(graph.eval(), inputs, str(path), opset_version=18, dynamo=False,
+        torch.onnx.export(graph.eval(), inputs, str(path), opset_version=18, dynamo=True,
                           input_names=[f"input{index}" for index in range(len(inputs))], output_names=["output"])
     return path
 
@@ -27,8 +27,7 @@ def session(path, inputs, threads):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Its threads sleep between the turns instead of disturbing the others'.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    # Its threads stop spinning when a run ends: the next turn is another's.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     opened = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [entry.name for entry in opened.get_inputs()]

@@ -65,7 +65,7 @@ pub struct CostPlan {
 }
 
 impl CostPlan {
-    /// One varied at a time, and all corners, each once, sorted by chunk length.
+    /// One varied at a time, and all corners, each once, sorted by what a policy is loaded for.
     pub fn points(&self) -> Vec<CostPoint> {
         let base = self.base;
         let mut all = vec![base];
@@ -80,7 +80,7 @@ impl CostPlan {
                 }
             }
         }
-        all.sort_by_key(|p| (p.chunk, *p));
+        all.sort_by_key(|p| (p.chunk, p.cameras, p.steps));
         all.dedup();
         all
     }
@@ -182,7 +182,7 @@ pub enum CostError<E> {
     Load(E),
     /// The policy failed.
     Run(PolicyError),
-    /// A policy has fewer cameras, or another chunk length, than it was to have.
+    /// A policy has other cameras, or another chunk length, than it was to have.
     Other {
         /// What was asked.
         wanted: CostPoint,
@@ -199,8 +199,8 @@ impl<E> From<PolicyError> for CostError<E> {
     }
 }
 
-/// Measures; `load` gives the policy of a chunk length, whose layers compute as `compute` says, with as many cameras as
-/// the plan has at most; `said` hears what is going on.
+/// Measures; `load` gives the policy for a number of cameras and a chunk length, whose layers compute as `compute` says;
+/// `said` hears what is going on.
 ///
 /// All points take turns, round after round, so that what disturbs the machine disturbs all of them.
 ///
@@ -209,7 +209,7 @@ impl<E> From<PolicyError> for CostError<E> {
 pub fn measure<E>(
     plan: &CostPlan,
     compute: Compute,
-    load: &dyn Fn(usize) -> Result<Box<dyn Policy>, E>,
+    load: &dyn Fn(usize, usize) -> Result<Box<dyn Policy>, E>,
     said: &mut dyn FnMut(&str),
 ) -> Result<CostProfile, CostError<E>> {
     let points = plan.points();
@@ -217,12 +217,13 @@ pub fn measure<E>(
     let mut turn = 0;
     for round in 1..=plan.rounds {
         let mut index = 0;
-        for group in points.chunk_by(|a, b| a.chunk == b.chunk) {
-            said(&format!("round {round} of {}: chunk length {}", plan.rounds, group[0].chunk));
-            let mut policy = load(group[0].chunk).map_err(CostError::Load)?;
+        for group in points.chunk_by(|a, b| (a.chunk, a.cameras) == (b.chunk, b.cameras)) {
+            let CostPoint { cameras, chunk, .. } = group[0];
+            said(&format!("round {round} of {}: {cameras} cameras, {chunk} actions", plan.rounds));
+            let mut policy = load(cameras, chunk).map_err(CostError::Load)?;
             for (k, point) in group.iter().enumerate() {
                 let (cameras, chunk) = (policy.spec().cameras.len(), policy.spec().action_horizon);
-                if cameras < point.cameras || chunk != point.chunk {
+                if cameras != point.cameras || chunk != point.chunk {
                     return Err(CostError::Other { wanted: *point, cameras, chunk });
                 }
                 if k == 0 {
@@ -380,7 +381,7 @@ mod tests {
         let points = plan().points();
         // The base, three, three and two others, and eight corners.
         assert_eq!(points.len(), 17);
-        assert!(points.is_sorted_by_key(|p| p.chunk));
+        assert!(points.is_sorted_by_key(|p| (p.chunk, p.cameras)));
         assert!(points.contains(&CostPoint { cameras: 4, steps: 20, chunk: 10 }));
     }
 

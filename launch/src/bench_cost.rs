@@ -71,8 +71,7 @@ pub fn run(args: &BenchCostArgs) -> Result<(), Failure> {
         let text = "cameras, steps and chunk lengths begin at 1";
         return Err(Failure::Result(text.to_owned()));
     }
-    let cameras = points.iter().map(|p| p.cameras).max().unwrap_or(1);
-    let load = |chunk: usize| -> Result<Box<dyn Policy>, Failure> {
+    let load = |cameras: usize, chunk: usize| -> Result<Box<dyn Policy>, Failure> {
         let variant = variant(&args.path, cameras, chunk)?;
         let options = LoadOptions {
             action_rate_hz: Some(30.0),
@@ -133,7 +132,7 @@ fn variant(from: &Path, cameras: usize, chunk: usize) -> Result<TempDir, Failure
     Ok(folder)
 }
 
-/// Sets the chunk length, and adds cameras until there are `cameras`.
+/// Sets the chunk length, and adds or removes cameras until there are `cameras`.
 fn vary(config: &mut Value, cameras: usize, chunk: usize) -> Result<(), String> {
     for key in ["chunk_size", "n_action_steps"] {
         let value = config.get_mut(key);
@@ -144,10 +143,14 @@ fn vary(config: &mut Value, cameras: usize, chunk: usize) -> Result<(), String> 
     let inputs = config.get_mut("input_features").and_then(Value::as_object_mut);
     let inputs = inputs.ok_or("there is no table `input_features`")?;
     let visual = |value: &Value| value["type"] == "VISUAL";
-    let have = inputs.values().filter(|v| visual(v)).count();
-    let one = inputs.values().rfind(|v| visual(v)).cloned();
+    let have: Vec<String> =
+        inputs.iter().filter(|(_, v)| visual(v)).map(|(k, _)| k.clone()).collect();
+    let one = have.first().and_then(|name| inputs.get(name)).cloned();
     let one = one.ok_or("`input_features` names no camera (`type`: `VISUAL`)")?;
-    for index in have..cameras {
+    for surplus in have.iter().skip(cameras) {
+        inputs.remove(surplus);
+    }
+    for index in have.len()..cameras {
         inputs.insert(format!("observation.images.added{index}"), one.clone());
     }
     Ok(())
@@ -264,6 +267,9 @@ mod tests {
         let inputs = config["input_features"].as_object().expect("a table");
         assert_eq!(inputs.values().filter(|v| **v == camera).count(), 3);
         assert_eq!((&config["chunk_size"], &config["n"]), (&json!(7), &json!(1)));
+        vary(&mut config, 1, 9).expect("it has all keys");
+        let inputs = config["input_features"].as_object().expect("a table");
+        assert!(inputs.len() == 2 && inputs.contains_key("observation.images.a"));
         let mut none = json!({ "chunk_size": 1 });
         assert!(vary(&mut none, 1, 1).is_err_and(|e| e.contains("`n_action_steps`")));
         let mut blind = json!({ "chunk_size": 1, "n_action_steps": 1, "input_features": {} });
