@@ -14,6 +14,8 @@ pub struct Machine {
     pub isa: &'static str,
     /// Memory (GB).
     pub memory_gb: f64,
+    /// Threads that wanted a core, on average over the last minute, those of the run included.
+    pub load: f64,
     /// Operating system's kernel.
     pub kernel: String,
     /// Where the operating system reads the time.
@@ -32,12 +34,13 @@ impl Machine {
         let cpu = value(&read("/proc/cpuinfo"), "model name").unwrap_or_else(|| "unknown".into());
         let memory = value(&read("/proc/meminfo"), "MemTotal");
         // "16384 kB"
-        let kibibytes = memory.and_then(|m| m.split_whitespace().next()?.parse::<f64>().ok());
+        let kibibytes = memory.and_then(|m| first(&m));
         Self {
             cpu,
             cores: std::thread::available_parallelism().map_or(1, Into::into),
             isa: Isa::current().name(),
             memory_gb: (kibibytes.unwrap_or(0.0) * 1024e-9 * 10.0).round() / 10.0,
+            load: first(&read("/proc/loadavg")).unwrap_or(0.0),
             kernel: read("/proc/sys/kernel/osrelease"),
             clock_source: read("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
             compiler: env!("SINEW_RUSTC"),
@@ -47,10 +50,10 @@ impl Machine {
 
 impl std::fmt::Display for Machine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { cpu, cores, isa, memory_gb, kernel, clock_source, compiler } = self;
+        let Self { cpu, cores, isa, memory_gb, load, kernel, clock_source, compiler } = self;
         write!(
             f,
-            "{cpu}, {cores} cores, {isa}, {memory_gb} GB, Linux {kernel}, clock {clock_source}, {compiler}"
+            "{cpu}, {cores} cores, {isa}, {memory_gb} GB, load {load}, Linux {kernel}, clock {clock_source}, {compiler}"
         )
     }
 }
@@ -59,6 +62,11 @@ impl std::fmt::Display for Machine {
 fn value(text: &str, key: &str) -> Option<String> {
     let line = text.lines().find(|l| l.starts_with(key))?;
     Some(line.split_once(':')?.1.trim().to_owned())
+}
+
+/// The number that `text` begins with.
+fn first(text: &str) -> Option<f64> {
+    text.split_whitespace().next()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -71,6 +79,10 @@ mod tests {
         assert_eq!(value(text, "MemTotal").as_deref(), Some("16384 kB"));
         assert_eq!(value(text, "model name").as_deref(), Some("A: B"));
         assert_eq!(value(text, "Swap"), None);
+        assert_eq!(
+            (first("16384 kB"), first("0.5 1 2"), first("unknown")),
+            (Some(16384.0), Some(0.5), None)
+        );
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::Thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Set in [`Shared::gate`] while a job takes workers in; the job's number above, the workers inside below.
 const OPEN: u64 = 1 << 16;
@@ -17,14 +17,18 @@ const NUMBER: u64 = OPEN << 1;
 /// The workers inside.
 const INSIDE: u64 = OPEN - 1;
 
-/// Turns of a spinning thread before it naps: some tens of microseconds, up to two hundred.
+/// Turns of a spinning worker before it naps: some tens of microseconds, up to two hundred.
 const SPINS: u32 = 3000;
-/// A nap. Whoever waits for a thread that another process has pushed off its core must leave its own core idle, again
-/// and again: only an idle core is given the waiting thread, and not before that has been off its own for a while
-/// (half a millisecond in Linux). A core that is spun or yielded on is never idle.
+/// How long the caller spins for workers in their last unit. Who takes longer has most likely been pushed off its core.
+const PATIENCE: Duration = Duration::from_micros(600);
+/// The caller's naps. Whoever waits for a thread that another process has pushed aside must leave its own core idle,
+/// again and again: only an idle core is given that thread, and not before it has been off its own for a while (half a
+/// millisecond in Linux). A core that is spun or yielded on is never idle.
 const NAP: Duration = Duration::from_micros(200);
+/// A worker's naps: the caller, too, may be waiting for a core.
+const WORKER_NAP: Duration = Duration::from_micros(500);
 /// Naps of a worker before it sleeps until it is woken.
-const NAPS: u32 = 20;
+const NAPS: u32 = 8;
 
 type Work<'a> = dyn Fn(usize) + Sync + 'a;
 
@@ -195,7 +199,7 @@ impl Shared {
                 if spins < SPINS {
                     std::hint::spin_loop();
                 } else {
-                    self.sleep(index, served, (naps < NAPS).then_some(NAP));
+                    self.sleep(index, served, (naps < NAPS).then_some(WORKER_NAP));
                     (spins, naps) = (SPINS - SPINS / 8, naps + 1);
                 }
                 continue;
@@ -221,11 +225,14 @@ impl Shared {
     /// Waits for the workers that are inside their last unit.
     fn wait_for_the_last(&self) {
         let done = || self.gate.load(Ordering::SeqCst) & INSIDE == 0;
-        for _ in 0..SPINS {
-            if done() {
-                return;
+        let start = Instant::now();
+        while start.elapsed() < PATIENCE {
+            for _ in 0..SPINS / 32 {
+                if done() {
+                    return;
+                }
+                std::hint::spin_loop();
             }
-            std::hint::spin_loop();
         }
         *self.waiter.lock().unwrap_or_else(PoisonError::into_inner) = Some(std::thread::current());
         self.waits.store(true, Ordering::SeqCst);
