@@ -10,7 +10,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 def export(graph, inputs, folder):
     path = pathlib.Path(folder) / "part.onnx"
     with torch.inference_mode():
-        torch.onnx.export(graph.eval(), inputs, str(path), opset_version=18, dynamo=True,
+        torch.onnx.export(graph.eval(), inputs, str(path), opset_version=18, dynamo=True, verbose=False,
                           input_names=[f"input{index}" for index in range(len(inputs))], output_names=["output"])
     return path
 
