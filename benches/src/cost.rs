@@ -332,20 +332,20 @@ impl CostProfile {
             |p: CostPoint| Axis::ALL.into_iter().all(|a| a == axis || a.of(p) == a.of(self.base));
         let mut rows: Vec<&CostRow> = self.rows.iter().filter(|r| varied(r.point)).collect();
         rows.sort_by_key(|r| axis.of(r.point));
-        let series = |name: &str, ms: &dyn Fn(&CostRow) -> f64| -> Vec<Point> {
-            let last = rows.len().saturating_sub(1);
+        // Named where it ends; the model where it begins, since it ends beside the whole chunk.
+        let series = |name: &str, named: usize, ms: &dyn Fn(&CostRow) -> f64| -> Vec<Point> {
             let point = |(k, row): (usize, &&CostRow)| {
                 let x = axis.of(row.point) as f64;
-                let name = if k == last { name.to_owned() } else { String::new() };
+                let name = if k == named { name.to_owned() } else { String::new() };
                 Point { name, at: [x, ms(row)], up_to: x }
             };
             rows.iter().enumerate().map(point).collect()
         };
-        let mut all = vec![series("linear model", &|row| row.model_ms)];
-        let names: Vec<&String> = self.models.keys().collect();
-        for name in names {
+        let last = rows.len().saturating_sub(1);
+        let mut all = vec![series("linear model", 0, &|row| row.model_ms)];
+        for name in self.models.keys() {
             let least = |row: &CostRow| row.times_ms.get(name).map_or(f64::NAN, |s| s.min);
-            all.push(series(name, &least));
+            all.push(series(name, last, &least));
         }
         let label = match axis {
             Axis::Cameras => "cameras",
