@@ -82,7 +82,7 @@ def policy_sides(name, folder, sinew, options):
     if "onnx" in options.peer and case.graph is not None:
         import onnx_runtime
 
-        path = onnx_runtime.export(case.graph, case.inputs, folder)
+        path = onnx_runtime.export(case.graph, case.inputs, folder, case.dynamo)
         for form, file in {"f32": path, "int8": onnx_runtime.to_8_bits(path)}.items():
             once = onnx_runtime.session(file, case.inputs, options.threads)
             sides.append(peer(f"ONNX Runtime {form}", lambda once=once: [once() for _ in range(case.runs)]))

@@ -7,10 +7,11 @@ import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 
-def export(graph, inputs, folder):
+def export(graph, inputs, folder, dynamo):
+    """By PyTorch's newer exporter where `dynamo` says so: the older one cannot trace SmolVLM's attention masks."""
     path = pathlib.Path(folder) / "part.onnx"
     with torch.inference_mode():
-        torch.onnx.export(graph.eval(), inputs, str(path), opset_version=18, dynamo=True, verbose=False,
+        torch.onnx.export(graph.eval(), inputs, str(path), opset_version=18, dynamo=dynamo, verbose=False,
                           input_names=[f"input{index}" for index in range(len(inputs))], output_names=["output"])
     return path
 

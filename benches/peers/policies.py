@@ -63,7 +63,7 @@ def act(folder, sinew):
     batch = {"observation.images.top": image, "observation.state": state}
     return types.SimpleNamespace(
         run=lambda: policy.predict_action_chunk(dict(batch)), arguments=["--cameras", "1", "--image", "640", "480"],
-        graph=ActGraph(policy), inputs=(image, state), runs=1, stage=None)
+        graph=ActGraph(policy), inputs=(image, state), dynamo=False, runs=1, stage=None)
 
 
 def diffusion(folder, sinew):
@@ -151,7 +151,7 @@ def vision(folder, sinew):
     graph = VisionGraph(smolvla(folder, sinew).vision)
     images = [torch.rand(1, 3, 512, 512) * 2 - 1 for _ in range(2)]
     return types.SimpleNamespace(run=lambda: [graph(image) for image in images], arguments=[], graph=graph,
-                                 inputs=(images[0],), runs=len(images), stage="vision")
+                                 inputs=(images[0],), dynamo=True, runs=len(images), stage="vision")
 
 
 
