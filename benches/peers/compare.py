@@ -1,208 +1,168 @@
 #!/usr/bin/env python3
-"""Times LeRobot's own policies in PyTorch and ours on the same checkpoints, in turn, and prints ratios.
+"""Times policies and their products in other engines and in Sinew, in turn, and prints ratios. See README.md.
 
-    compare.py --sinew target/release/sinew [--case act] [--rounds 3] [--threads 2] [--json out.json]
+    compare.py --sinew target/release/sinew [--case act] [--peer onnx] [--rounds 3] [--threads 2] [--json out.json]
 
-Weights are random, sizes those of the published policies; nothing is downloaded. Both sides take turns (A B A B), a
-few chunks each, so that what disturbs the machine disturbs both. Needs lerobot[smolvla,diffusion] 0.6.1 and torch 2.11.
+Weights are random, sizes those of the published policies; nothing is downloaded. All sides take turns (A B C A B C), a
+few chunks each, so that what disturbs the machine disturbs all of them.
 """
 
 import argparse
-import contextlib
+import importlib.metadata
 import json
-import os
 import pathlib
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import types
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
+import torch
 
-import torch  # noqa: E402
-from lerobot.configs import FeatureType, PolicyFeature  # noqa: E402
-from lerobot.policies.factory import make_pre_post_processors  # noqa: E402
+# Products of SmolVLA and the wide head, by the names that `sinew bench kernels` has for them.
+PRODUCTS = ["smolvla vision fc1", "smolvla vision out", "smolvla prefix up", "smolvla expert up", "wide head up"]
 
 
-def features(state, action, cameras, image):
-    inputs = {"observation.state": PolicyFeature(FeatureType.STATE, (state,))}
-    for camera in cameras:
-        inputs[f"observation.images.{camera}"] = PolicyFeature(FeatureType.VISUAL, image)
-    return inputs, {"action": PolicyFeature(FeatureType.ACTION, (action,))}
-
-
-def statistics_of(inputs, outputs):
-    """Plausible statistics, so that nothing is divided by zero."""
-    stats = {}
-    for name, feature in {**inputs, **outputs}.items():
-        shape = (3, 1, 1) if feature.type == FeatureType.VISUAL else feature.shape
-        full = lambda value: torch.full(shape, value)  # noqa: E731
-        stats[name] = {"mean": full(0.0), "std": full(1.0), "min": full(-1.0), "max": full(1.0)}
-    return stats
-
-
-def save(policy, config, folder):
-    with torch.no_grad():
-        for weight in policy.parameters():
-            if weight.ndim > 1:
-                weight.normal_(0, 0.02)
-    policy.save_pretrained(folder)
-    stats = statistics_of(config.input_features, config.output_features)
-    before, after = make_pre_post_processors(config, dataset_stats=stats)
-    before.save_pretrained(folder)
-    after.save_pretrained(folder)
-
-
-def act(folder, sinew):
-    from lerobot.policies.act.configuration_act import ACTConfig
-    from lerobot.policies.act.modeling_act import ACTPolicy
-
-    inputs, outputs = features(6, 6, ["top"], (3, 480, 640))
-    config = ACTConfig(device="cpu", input_features=inputs, output_features=outputs,
-                       pretrained_backbone_weights=None)
-    policy = ACTPolicy(config)
-    save(policy, config, folder)
-    batch = {"observation.images.top": torch.rand(1, 3, 480, 640), "observation.state": torch.randn(1, 6)}
-    return policy, lambda: policy.predict_action_chunk(dict(batch)), ["--cameras", "1", "--image", "640", "480"]
-
-
-def diffusion(folder, sinew):
-    from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
-    from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
-
-    inputs, outputs = features(2, 2, ["image"], (3, 96, 96))
-    config = DiffusionConfig(device="cpu", input_features=inputs, output_features=outputs,
-                             pretrained_backbone_weights=None, noise_scheduler_type="DDIM",
-                             num_inference_steps=10)
-    policy = DiffusionPolicy(config)
-    save(policy, config, folder)
-    count = config.n_obs_steps
-    batch = {"observation.images.image": torch.rand(1, count, 3, 96, 96),
-             "observation.state": torch.rand(1, count, 2) * 2 - 1}
-    return policy, lambda: policy.predict_action_chunk(dict(batch)), ["--cameras", "1", "--image", "96", "96"]
-
-
-TEXT = dict(model_type="llama", hidden_size=960, intermediate_size=2560, num_hidden_layers=32, num_attention_heads=15,
-            num_key_value_heads=5, head_dim=64, rms_norm_eps=1e-5, rope_theta=100000, vocab_size=49280,
-            max_position_embeddings=8192, pad_token_id=2, hidden_act="silu", attention_bias=False)
-VISION = dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072, image_size=512,
-              patch_size=16, layer_norm_eps=1e-6, hidden_act="gelu_pytorch_tanh")
-
-
-@contextlib.contextmanager
-def without_hub(module):
-    """LeRobot reads the backbone's configuration from the hub; here it stands above."""
-    from transformers import SmolVLMConfig
-
-    before = module.AutoConfig, module.AutoProcessor
-    tokens = types.SimpleNamespace(fake_image_token_id=49189, global_image_token_id=49152)
-    make = lambda *_, **__: SmolVLMConfig(  # noqa: E731
-        image_token_id=49190, scale_factor=4, pad_token_id=128002, tie_word_embeddings=False,
-        text_config=dict(TEXT), vision_config=dict(VISION))
-    module.AutoConfig = types.SimpleNamespace(from_pretrained=make)
-    module.AutoProcessor = types.SimpleNamespace(
-        from_pretrained=lambda *_, **__: types.SimpleNamespace(tokenizer=tokens))
-    try:
-        yield
-    finally:
-        module.AutoConfig, module.AutoProcessor = before
-
-
-def smolvla(folder, sinew):
-    import lerobot.policies.smolvla.smolvlm_with_expert as module
-    from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
-    from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
-
-    inputs, outputs = features(6, 6, ["camera1", "camera2"], (3, 512, 512))
-    config = SmolVLAConfig(device="cpu", input_features=inputs, output_features=outputs,
-                           pad_language_to="max_length")
-    with without_hub(module):
-        policy = SmolVLAPolicy(config)
-    with torch.no_grad():
-        for weight in policy.parameters():
-            if weight.ndim > 1:
-                weight.normal_(0, 0.02)
-    # Same sizes; the tokenizer, which LeRobot has from the hub, is one of our own.
-    subprocess.run([sinew, "model", "random", "smolvla", "--size", "full", "-o", folder], check=True,
-                   stdout=subprocess.DEVNULL)
-    batch = {"observation.images.camera1": torch.rand(1, 3, 512, 512),
-             "observation.images.camera2": torch.rand(1, 3, 512, 512),
-             "observation.state": torch.randn(1, 6),
-             "observation.language.tokens": torch.randint(0, 49000, (1, 48)),
-             "observation.language.attention_mask": torch.ones(1, 48, dtype=torch.bool)}
-    return policy, lambda: policy.predict_action_chunk(dict(batch)), []
-
-
-CASES = {"smolvla": smolvla, "act": act, "diffusion": diffusion}
-
-
-def in_pytorch(run, chunks):
+def timed(run, count):
+    """Shortest and median time (ms) of `count` calls."""
     times = []
-    for _ in range(chunks):
+    for _ in range(count):
         start = time.perf_counter()
         with torch.inference_mode():
             run()
         times.append((time.perf_counter() - start) * 1e3)
-    return times
+    return min(times), statistics.median(times)
 
 
-def in_sinew(sinew, folder, arguments, compute, threads, chunks):
-    times = []
-    command = [sinew, "bench", "policy", folder, "--json", "--iterations", str(chunks), "--compute", compute,
-               "--threads", str(threads), *arguments]
-    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    spread = found["chunk_ms"]
-    times += [spread["min"], spread["p50"]] if chunks > 1 else [spread["p50"]]
-    return times, found
+def peer(name, run):
+    """A side of one form, warmed up."""
+    timed(run, 1)
+    return lambda count: {name: timed(run, count)}
+
+
+class Sinew:
+    def __init__(self, path, threads):
+        self.path, self.threads, self.machine = path, threads, None
+
+    def bench(self, *arguments):
+        command = [self.path, "bench", *map(str, arguments), "--json", "--threads", str(self.threads)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"{' '.join(command)}: {done.stderr.strip()}")
+        answer = json.loads(done.stdout)
+        self.machine = answer["machine"]
+        return answer["found"]
+
+    def policy(self, folder, case, compute):
+        def side(count):
+            found = self.bench("policy", folder, "--iterations", count, "--compute", compute, *case.arguments)
+            spread = found["stages_ms"][case.stage] if case.stage else found["chunk_ms"]
+            return {f"Sinew {compute}": (spread["min"], spread["p50"])}
+        return side
+
+    def products(self, name):
+        def side(count):
+            forms = {}
+            for row in self.bench("kernels", name, "--rounds", count)["rows"]:
+                rows, inputs, outputs = row["sizes"]
+                operations = 2e-6 * rows * inputs * outputs
+                if row["shape"] == name and not row["form"].startswith("gemm crate"):
+                    forms[f"Sinew {row['form']}"] = operations / row["best_gops"], operations / row["gops"]
+            return forms
+        return side
+
+
+def policy_sides(name, folder, sinew, options):
+    import policies
+
+    case = policies.CASES[name](folder, options.sinew)
+    sides = []
+    if "pytorch" in options.peer:
+        sides.append(peer("PyTorch f32", case.run))
+    if "onnx" in options.peer and case.graph is not None:
+        import onnx_runtime
+
+        path = onnx_runtime.export(case.graph, case.inputs, folder, case.dynamo)
+        for form, file in {"f32": path, "int8": onnx_runtime.to_8_bits(path)}.items():
+            once = onnx_runtime.session(file, case.inputs, options.threads)
+            sides.append(peer(f"ONNX Runtime {form}", lambda once=once: [once() for _ in range(case.runs)]))
+    return sides + [sinew.policy(folder, case, compute) for compute in ("exact", "w8a8")]
+
+
+def product_sides(name, sinew, options):
+    ours = sinew.products(name)
+    rows, inputs, outputs = next(r["sizes"] for r in sinew.bench("kernels", name, "--rounds", 1)["rows"]
+                                 if r["shape"] == name)
+    sides = []
+    if "pytorch" in options.peer:
+        x, w = torch.randn(rows, inputs), torch.randn(outputs, inputs)
+        sides.append(peer("PyTorch f32", lambda: torch.nn.functional.linear(x, w)))
+    if "ggml" in options.peer:
+        import ggml_products
+
+        for kind in ggml_products.fitting(inputs):
+            product = ggml_products.Product(kind, rows, inputs, outputs, options.threads)
+            sides.append(peer(f"ggml {kind}", product.run))
+    return sides + [ours]
+
+
+def in_turn(title, sides, rounds, count):
+    """Shortest time, and the median over the rounds' medians, of every form."""
+    found = {}
+    for turn in range(rounds):
+        print(f"{title}: round {turn + 1} of {rounds}", file=sys.stderr)
+        for side in sides:
+            for form, times in side(count).items():
+                found.setdefault(form, []).append(times)
+    return [{"case": title, "form": form, "min_ms": min(low for low, _ in times),
+             "median_ms": statistics.median(middle for _, middle in times)} for form, times in found.items()]
+
+
+def table(rows):
+    """Each form, and how many times as fast as every peer it is (by the shortest time / by the median)."""
+    peers = [row for row in rows if not row["form"].startswith("Sinew")]
+    print(f"\n| {rows[0]['case']} | min ms | median ms |" + "".join(f" beside {row['form']} |" for row in peers))
+    print("| --- | --- | --- |" + " --- |" * len(peers))
+    for row in rows:
+        ratios = [f" {other['min_ms'] / row['min_ms']:.2f} / {other['median_ms'] / row['median_ms']:.2f} |"
+                  if row not in peers else " |" for other in peers]
+        print(f"| {row['form']} | {row['min_ms']:.2f} | {row['median_ms']:.2f} |" + "".join(ratios))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sinew", default="target/release/sinew")
-    parser.add_argument("--case", action="append", choices=CASES)
+    parser.add_argument("--case", action="append", choices=["smolvla", "vision", "act", "diffusion", "products"])
+    parser.add_argument("--peer", action="append", choices=["pytorch", "onnx", "ggml"])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--chunks", type=int, default=3, help="chunks of each side in a round")
+    parser.add_argument("--chunks", type=int, default=3, help="chunks of each side in a round; products: ten times that")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=pathlib.Path)
     options = parser.parse_args()
+    options.peer = options.peer or ["pytorch", "onnx", "ggml"]
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
+    sinew = Sinew(options.sinew, options.threads)
     rows = []
-    for case in options.case or CASES:
+    for case in options.case or ["smolvla", "vision", "act", "diffusion", "products"]:
+        if case == "products":
+            for name in PRODUCTS:
+                rows.append(in_turn(name, product_sides(name, sinew, options), options.rounds, 10 * options.chunks))
+            continue
         with tempfile.TemporaryDirectory() as scratch:
             folder = str(pathlib.Path(scratch) / case)
-            policy, run, arguments = CASES[case](folder, options.sinew)
-            policy.eval()
-            in_pytorch(run, 1)
-            theirs, ours, found = [], {"exact": [], "w8a8": []}, {}
-            for turn in range(options.rounds):
-                print(f"{case}: round {turn + 1} of {options.rounds}", file=sys.stderr)
-                theirs += in_pytorch(run, options.chunks)
-                for compute, times in ours.items():
-                    more, found[compute] = in_sinew(
-                        options.sinew, folder, arguments, compute, options.threads, options.chunks)
-                    times += more
-            row = {"case": case, "form": "PyTorch f32", "min_ms": min(theirs), "median_ms": statistics.median(theirs)}
-            rows.append(row)
-            for compute, times in ours.items():
-                mine = {"case": case, "form": f"Sinew {compute}", "min_ms": min(times),
-                        "median_ms": statistics.median(times), "rss_mb": found[compute]["rss_mb"],
-                        "isa": found[compute]["isa"]}
-                mine["faster_min"] = row["min_ms"] / mine["min_ms"]
-                mine["faster_median"] = row["median_ms"] / mine["median_ms"]
-                rows.append(mine)
-    print("| case | form | min ms | median ms | faster (min) | faster (median) | resident MB |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    for row in rows:
-        ratio = [f"{row[key]:.2f} x" if key in row else "" for key in ("faster_min", "faster_median")]
-        memory = f"{row['rss_mb']:.0f}" if "rss_mb" in row else ""
-        print(f"| {row['case']} | {row['form']} | {row['min_ms']:.0f} | {row['median_ms']:.0f} | {ratio[0]} "
-              f"| {ratio[1]} | {memory} |")
+            rows.append(in_turn(case, policy_sides(case, folder, sinew, options), options.rounds, options.chunks))
+    for of_case in rows:
+        table(of_case)
     if options.json:
-        options.json.write_text(json.dumps(rows, indent=1))
+        versions = {}
+        for package in ("torch", "lerobot", "onnxruntime", "ggml_py"):
+            try:
+                versions[package] = importlib.metadata.version(package)
+            except importlib.metadata.PackageNotFoundError:
+                versions[package] = None
+        result = {"bench": "peers", "machine": sinew.machine, "peers": versions, "found": sum(rows, [])}
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,12 +7,14 @@ pub mod authority;
 pub mod cache;
 pub mod closed_loop;
 pub mod control;
+pub mod cost;
 pub mod kernels;
 pub mod observed;
 pub mod plot;
 pub mod policy;
 pub mod seams;
 pub mod stream;
+pub mod tail;
 
 /// Spread of a set of durations (ms).
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]

@@ -144,7 +144,8 @@ pub fn profile(
     })
 }
 
-fn observation(policy: &dyn Policy, case: &PolicyCase, turn: u32) -> Observation {
+/// What a policy is given in turn `turn`: images of seeded noise, another one each turn.
+pub(crate) fn observation(policy: &dyn Policy, case: &PolicyCase, turn: u32) -> Observation {
     let [width, height] = case.image;
     let now = Clock::now();
     let names = policy.spec().cameras.iter().take(case.cameras);

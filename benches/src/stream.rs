@@ -12,7 +12,8 @@ use serde::Serialize;
 use sinew_drivers::sim::{ArmDescription, CameraKind, JOINTS, Renderer, Scene, World};
 use sinew_runtime::arbiter::AuthorityRequest;
 use sinew_runtime::blackbox::ControlTap;
-use sinew_runtime::control::{ControlConfig, ControlCore, ControlEvent};
+use sinew_runtime::control::{ControlConfig, ControlCore, ControlEvent, CycleReport};
+use sinew_runtime::guard::GuardError;
 use sinew_runtime::inference;
 use sinew_runtime::rt::{self, RealtimeMode};
 use sinew_runtime::scheduler::SchedulerConfig;
@@ -96,7 +97,7 @@ pub enum StreamError {
     NoSubscriber(u64),
     /// The guard's limits.
     #[error(transparent)]
-    Guard(#[from] sinew_runtime::guard::GuardError),
+    Guard(#[from] GuardError),
 }
 
 /// Measures while a subscriber listens; `join` starts it once the runtime listens.
@@ -120,12 +121,7 @@ pub fn measure(
     }
     let arm = ArmDescription::desk_arm();
     let names: Vec<String> = arm.joints.iter().map(|j| j.name.clone()).collect();
-    let core = ControlCore::new(&ControlConfig {
-        limits: arm.limits(),
-        period: plan.period,
-        state_timeout: Duration::from_secs(1),
-        scheduler: SchedulerConfig::new(&arm.limits(), plan.period, HORIZON / 2),
-    })?;
+    let core = core(&arm, plan.period)?;
     let config = StreamConfig {
         period: plan.period,
         realtime: plan.realtime,
@@ -158,42 +154,71 @@ pub fn measure(
     Ok(row)
 }
 
-/// Feeds states and chunks, and gathers the reports until the time is over.
-fn watch(plan: &StreamPlan, mut ports: StreamPorts) -> StreamRow {
-    let (mut wake, mut handover, mut bare) = Default::default();
-    let [mut cycles, mut missed, mut dropped, mut bare_cycles, mut bare_missed] = [0u64; 5];
-    let still = JointVec::zeros(JOINTS);
-    let mut sequence = 0;
-    let mut asked = false;
-    let record = |to: &mut Latencies, time| to.record(time);
-    let end = Instant::now() + plan.time;
-    while Instant::now() < end {
-        sequence += 1;
-        let state = JointState { stamp: Clock::now(), sequence, position: still, velocity: still };
+/// A control core for `arm` that plays chunks of a slow sine.
+pub(crate) fn core(arm: &ArmDescription, period: Duration) -> Result<ControlCore, GuardError> {
+    ControlCore::new(&ControlConfig {
+        limits: arm.limits(),
+        period,
+        state_timeout: Duration::from_secs(1),
+        scheduler: SchedulerConfig::new(&arm.limits(), period, HORIZON / 2),
+    })
+}
+
+/// The far end of a control thread: an arm that stands still, and a policy that answers every order at once.
+#[derive(Debug, Default)]
+pub(crate) struct Feeder {
+    sequence: u64,
+    asked: bool,
+}
+
+impl Feeder {
+    /// Time from one turn to the next.
+    pub const TURN: Duration = Duration::from_millis(10);
+
+    /// Feeds a state and the chunks that were ordered; `cycle` is given what the control thread said.
+    pub fn turn(&mut self, ports: &mut StreamPorts, mut cycle: impl FnMut(&CycleReport)) {
+        let still = JointVec::zeros(JOINTS);
+        self.sequence += 1;
+        let stamp = Clock::now();
+        let state = JointState { stamp, sequence: self.sequence, position: still, velocity: still };
         let _ = ports.states.push(state);
-        if !asked && sequence > 2 {
+        if !self.asked && self.sequence > 2 {
             let policy = ControlEvent::Authority(AuthorityRequest::Policy);
-            asked = ports.requests.push(policy).is_ok();
+            self.asked = ports.requests.push(policy).is_ok();
         }
         while let Ok(order) = ports.orders.pop() {
             let _ = ports.chunks.push(sine(order.order.request, order.order.at));
         }
         while ports.freed.pop().is_ok() {}
         while let Ok(report) = ports.reports.pop() {
-            if let StreamReport::Cycle(cycle) = report {
-                cycles += 1;
-                missed += u64::from(cycle.missed);
-                dropped += u64::from(cycle.dropped);
-                record(&mut wake, cycle.lateness);
-                record(&mut handover, cycle.lateness + cycle.work);
+            if let StreamReport::Cycle(report) = report {
+                cycle(&report);
             }
         }
+    }
+}
+
+/// Feeds states and chunks, and gathers the reports until the time is over.
+fn watch(plan: &StreamPlan, mut ports: StreamPorts) -> StreamRow {
+    let (mut wake, mut handover, mut bare) =
+        (Latencies::default(), Latencies::default(), Latencies::default());
+    let [mut cycles, mut missed, mut dropped, mut bare_cycles, mut bare_missed] = [0u64; 5];
+    let mut feeder = Feeder::default();
+    let end = Instant::now() + plan.time;
+    while Instant::now() < end {
+        feeder.turn(&mut ports, |cycle| {
+            cycles += 1;
+            missed += u64::from(cycle.missed);
+            dropped += u64::from(cycle.dropped);
+            wake.record(cycle.lateness);
+            handover.record(cycle.lateness + cycle.work);
+        });
         while let Ok(cycle) = ports.bare.pop() {
             bare_cycles += 1;
             bare_missed += u64::from(cycle.missed);
-            record(&mut bare, cycle.lateness);
+            bare.record(cycle.lateness);
         }
-        std::thread::sleep(Duration::from_millis(10));
+        std::thread::sleep(Feeder::TURN);
     }
     let row = |cycles, missed, wake: &Latencies, handover: &Latencies| LoopRow {
         cycles,

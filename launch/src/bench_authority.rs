@@ -5,8 +5,8 @@ use std::time::Duration;
 use sinew_benches::Spread;
 use sinew_benches::authority::{self, AuthorityCase, AuthorityProfile, RigConfig};
 
-use crate::bench_verbs::print_machine;
-use crate::cli::{Failure, print_json, say};
+use crate::bench_verbs::{print_found, print_machine};
+use crate::cli::{Failure, say};
 
 /// Measures at `rate` (Hz) and prints.
 ///
@@ -25,7 +25,7 @@ pub fn run(
     let profile = authority::measure(&case)
         .map_err(|e| Failure::Result(format!("the bench's robot does not run: {e}")))?;
     if json {
-        return print_json(&profile);
+        return print_found("authority", &profile);
     }
     print_machine();
     print_authority(&profile);

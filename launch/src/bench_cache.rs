@@ -13,10 +13,9 @@ use sinew_models::kernels::Compute;
 use sinew_models::{LoadOptions, ModelError, load_policy};
 use sinew_runtime::Policy;
 
-use crate::bench_verbs::{choose, print_machine};
-use crate::cli::{Failure, KernelArgs, print_json, say};
+use crate::bench_verbs::{choose, found_json, print_found, print_machine};
+use crate::cli::{Failure, KernelArgs, say};
 use crate::recorded::{self, Recorded};
-use crate::report::Machine;
 use crate::run::RunError;
 
 /// `sinew bench cache`.
@@ -147,7 +146,7 @@ pub fn run(args: &BenchCacheArgs) -> Result<(), Failure> {
         write(folder, args, &rows)?;
     }
     if args.json {
-        return print_json(&rows);
+        return print_found("cache", &rows);
     }
     print_machine();
     table(&rows);
@@ -204,16 +203,12 @@ fn write(folder: &Path, args: &BenchCacheArgs, rows: &[CacheRow]) -> Result<(), 
     };
     std::fs::create_dir_all(folder).map_err(io(folder))?;
     let name = args.path.file_name().unwrap_or(args.path.as_os_str()).to_string_lossy();
-    let told = json!({
-        "policy": name,
-        "compute": args.compute.name(),
-        "machine": Machine::this(),
-        "rows": rows,
-    });
+    let told = json!({"policy": name, "compute": args.compute.name(), "rows": rows});
+    let told = found_json("cache", &told)?;
     let title = format!("{name}, {}: what caches save and cost", args.compute.name());
     for (file, text) in [
         ("cache.csv", cache::csv(rows)),
-        ("cache.json", format!("{told:#}\n")),
+        ("cache.json", told + "\n"),
         ("cache.svg", cache::plot(rows, &title).svg()),
     ] {
         let file = folder.join(file);

@@ -15,8 +15,8 @@ use sinew_runtime::telemetry::Quantiles;
 use sinew_runtime::transport::{Bus, Endpoint, Keys, decode_command};
 use sinew_runtime::{Clock, Policy};
 
+use crate::bench_verbs::{print_found, print_machine};
 use crate::cli::{Failure, Scheduling, print_json, say};
-use crate::report::Machine;
 use crate::run::RunError;
 
 /// The demo's policy: the load computes its chunks.
@@ -90,7 +90,7 @@ pub fn run(wanted: &Wanted) -> Result<(), Failure> {
         });
     }
     if wanted.json {
-        return print_json(&rows);
+        return print_found("stream", &rows);
     }
     print(&rows);
     Ok(())
@@ -167,8 +167,7 @@ pub fn subscribe(endpoint: &str, period: Duration, priority: Option<i32>) -> Res
 }
 
 fn print(rows: &[Measured]) {
-    let Machine { cpu, cores, kernel } = Machine::this();
-    say!("{cpu}, {cores} cores, Linux {kernel}");
+    print_machine();
     for row in rows {
         let r = &row.runtime;
         say!(

@@ -1,5 +1,6 @@
 //! `sinew bench …`: measures and prints.
 
+use serde::Serialize;
 use sinew_benches::kernels::KernelProfile;
 use sinew_benches::policy::PolicyCase;
 use sinew_benches::seams::{self, SeamPlan, SeamRow};
@@ -9,10 +10,13 @@ use sinew_models::kernels::Isa;
 use sinew_models::kernels::pool::{Threads, choose_threads};
 use sinew_runtime::scheduler::strategy::StrategyConfig;
 
-use crate::cli::{BenchVerb, Failure, KernelArgs, print_json, say};
+use crate::cli::{BenchVerb, Failure, KernelArgs, say};
 use crate::report::Machine;
 use crate::run::RunError;
-use crate::{bench_authority, bench_cache, bench_stream};
+use crate::{bench_authority, bench_cache, bench_cost, bench_stream, bench_tail};
+
+/// What a policy is told while its time is measured.
+pub(crate) const INSTRUCTION: &str = "put the red cube in the left bin";
 
 /// Does what `verb` says.
 ///
@@ -42,12 +46,12 @@ pub fn run(verb: BenchVerb) -> Result<(), Failure> {
                 cameras,
                 image: [image[0], image[1]],
                 denoise_steps,
-                instruction: "put the red cube in the left bin".to_owned(),
+                instruction: INSTRUCTION.to_owned(),
             };
             let profile =
                 policy::profile(loaded.as_mut(), &case, compute).map_err(RunError::Policy)?;
             if json {
-                return print_json(&profile);
+                return print_found("policy", &profile);
             }
             print_machine();
             say!(
@@ -85,12 +89,15 @@ pub fn run(verb: BenchVerb) -> Result<(), Failure> {
             let profile = sinew_benches::kernels::profile(&filter, rounds.max(1))
                 .map_err(|e| Failure::Result(e.to_string()))?;
             if json {
-                return print_json(&profile);
+                return print_found("kernels", &profile);
             }
             print_machine();
             print_kernels(&profile);
         }
         BenchVerb::Cache(args) => return bench_cache::run(&args),
+        BenchVerb::Cost(args) => return bench_cost::run(&args),
+        BenchVerb::Tail(args) => return bench_tail::run(&args),
+        BenchVerb::Busy => bench_tail::busy(),
         BenchVerb::Seams {
             path,
             compute,
@@ -139,7 +146,7 @@ pub fn run(verb: BenchVerb) -> Result<(), Failure> {
                 seams::SeamError::Run(e) => Failure::Run(RunError::Policy(e)),
             })?;
             if json {
-                return print_json(&rows);
+                return print_found("seams", &rows);
             }
             print_machine();
             print_seams(&plan, &rows);
@@ -158,7 +165,7 @@ pub fn run(verb: BenchVerb) -> Result<(), Failure> {
         BenchVerb::Control { joints, cycles, json } => {
             let cases = control::profile(joints, cycles).map_err(RunError::Guard)?;
             if json {
-                return print_json(&cases);
+                return print_found("control", &cases);
             }
             print_machine();
             let head = format!("us, {joints} joints, {cycles} cycles of 1 ms");
@@ -177,6 +184,7 @@ pub fn run(verb: BenchVerb) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Chooses instruction set and threads of the kernels.
 pub(crate) fn choose(args: &KernelArgs) -> Result<(), Failure> {
     if let Some(name) = &args.isa {
         let isa = Isa::from_name(name).filter(|isa| isa.choose());
@@ -201,7 +209,7 @@ fn print_kernels(profile: &KernelProfile) {
         profile.peak_gflops
     );
     say!(
-        "  {:<26} {:>18} {:<13} {:>8} {:>8} {:>8} {:>8}",
+        "  {:<26} {:>18} {:<14} {:>8} {:>8} {:>8} {:>8}",
         "product",
         "rows x in x out",
         "form",
@@ -213,7 +221,7 @@ fn print_kernels(profile: &KernelProfile) {
     for row in &profile.rows {
         let [m, k, n] = row.sizes;
         say!(
-            "  {:<26} {:>18} {:<13} {:>8.0} {:>8.0} {:>8.2} {:>7.0}%",
+            "  {:<26} {:>18} {:<14} {:>8.0} {:>8.0} {:>8.2} {:>7.0}%",
             row.shape,
             format!("{m}x{k}x{n}"),
             row.form,
@@ -260,9 +268,27 @@ fn print_seams(plan: &SeamPlan, rows: &[SeamRow]) {
     }
 }
 
+/// Prints the machine that figures were measured on.
 pub(crate) fn print_machine() {
-    let Machine { cpu, cores, kernel } = Machine::this();
-    say!("{cpu}, {cores} cores, Linux {kernel}");
+    say!("{}", Machine::this());
+}
+
+/// Prints what `bench` found as JSON, with the machine that it was found on.
+pub(crate) fn print_found<T: Serialize>(bench: &str, found: &T) -> Result<(), Failure> {
+    say!("{}", found_json(bench, found)?);
+    Ok(())
+}
+
+/// What [`print_found`] prints.
+pub(crate) fn found_json<T: Serialize>(bench: &str, found: &T) -> Result<String, Failure> {
+    #[derive(Serialize)]
+    struct Found<'a, T> {
+        bench: &'a str,
+        machine: Machine,
+        found: &'a T,
+    }
+    let found = Found { bench, machine: Machine::this(), found };
+    serde_json::to_string_pretty(&found).map_err(|e| Failure::Result(e.to_string()))
 }
 
 fn print_row(name: &str, s: &Spread) {

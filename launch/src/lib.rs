@@ -2,7 +2,9 @@
 
 mod bench_authority;
 pub mod bench_cache;
+pub mod bench_cost;
 mod bench_stream;
+pub mod bench_tail;
 pub mod bench_verbs;
 pub mod calibrate_verbs;
 pub mod cli;

@@ -8,6 +8,8 @@ use sinew_runtime::arbiter::Source;
 use sinew_runtime::scheduler::strategy::StrategyConfig;
 
 use crate::bench_cache::BenchCacheArgs;
+use crate::bench_cost::BenchCostArgs;
+use crate::bench_tail::BenchTailArgs;
 use crate::launch_file::Override;
 
 /// `sinew launch`.
@@ -318,7 +320,7 @@ pub enum BenchVerb {
         #[arg(long)]
         json: bool,
     },
-    /// Speed of the networks' products, beside the machine's peak and candle's own product.
+    /// Speed of every family's products, beside the machine's peak and the gemm crate's product.
     Kernels {
         /// Only shapes whose name contains this.
         #[arg(default_value = "")]
@@ -333,6 +335,13 @@ pub enum BenchVerb {
         #[arg(long)]
         json: bool,
     },
+    /// Time of a chunk against cameras, denoise steps and chunk length, beside a linear model.
+    Cost(BenchCostArgs),
+    /// Tail of a policy's latency beside bare products, while a control thread runs and others want the same cores.
+    Tail(BenchTailArgs),
+    /// A process that computes until its input is closed.
+    #[command(hide = true)]
+    Busy,
     /// What caches save and cost on the demo's camera streams, beside the policy without them.
     Cache(BenchCacheArgs),
     /// Smoothness and success of the demo's task under injected latency, for every strategy.
@@ -452,7 +461,8 @@ fn strategy(text: &str) -> Result<StrategyConfig, String> {
     })
 }
 
-fn frequency(text: &str) -> Result<f64, String> {
+/// Reads a frequency with its unit.
+pub(crate) fn frequency(text: &str) -> Result<f64, String> {
     sinew_runtime::units::parse_frequency(text).map_err(|e| e.to_string())
 }
 

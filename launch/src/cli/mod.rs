@@ -12,6 +12,7 @@ use crate::calibrate_verbs::{self, CalibrateVerb};
 use crate::replay::{self, ReplayArgs};
 use crate::{bench_verbs, launch_verbs, model_verbs, operator_verbs};
 
+pub(crate) use args::frequency;
 pub use args::{
     AuthorityArgs, AuthorityWish, BenchVerb, CheckArgs, KernelArgs, Kind, LaunchArgs, ModelVerb,
     OperatorArgs, SayArgs, Scheduling, Size,

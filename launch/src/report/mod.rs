@@ -1,5 +1,6 @@
 //! What a run was like: plain data, and its text.
 
+mod machine;
 mod text;
 
 use std::collections::BTreeMap;
@@ -14,6 +15,7 @@ use sinew_runtime::{Opening, Reach};
 use crate::run::{EpisodeResult, Outcome, Presence, RecordingReport};
 use crate::supervise::ChildFigures;
 
+pub use machine::Machine;
 pub use text::StatusLine;
 
 /// A whole run: the content of `--json`.
@@ -79,17 +81,6 @@ pub struct RunReport {
     pub sensors: BTreeMap<String, SensorFigures>,
     /// The recording, when there is one.
     pub recording: Option<RecordingReport>,
-}
-
-/// The computer that a run was made on.
-#[derive(Debug, Clone, Serialize)]
-pub struct Machine {
-    /// Processor.
-    pub cpu: String,
-    /// Its cores.
-    pub cores: usize,
-    /// Operating system's kernel.
-    pub kernel: String,
 }
 
 /// A periodic loop.
@@ -183,21 +174,6 @@ impl SensorFigures {
         ];
         let name = name.to_owned();
         counts.into_iter().filter(|c| c.1 > 0).map(move |(what, n)| (format!("{name}: {what}"), n))
-    }
-}
-
-impl Machine {
-    /// This computer.
-    pub fn this() -> Self {
-        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-        let info = read("/proc/cpuinfo");
-        let model = info.lines().find(|l| l.starts_with("model name"));
-        let cpu = model.and_then(|l| l.split_once(':')).map_or("unknown", |(_, name)| name.trim());
-        Self {
-            cpu: cpu.to_owned(),
-            cores: std::thread::available_parallelism().map_or(1, Into::into),
-            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
-        }
     }
 }
 

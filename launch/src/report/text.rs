@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use sinew_runtime::telemetry::Quantiles;
 use sinew_runtime::{Opening, Reach};
 
-use super::{CacheFigures, Machine, RunReport, Tally};
+use super::{CacheFigures, RunReport, Tally};
 use crate::run::{EpisodeResult, Outcome, RecordingReport};
 use crate::supervise::{ChildFigures, ChildState};
 
@@ -67,8 +67,7 @@ impl RunReport {
     }
 
     fn write(&self, out: &mut String) -> std::fmt::Result {
-        let Machine { cpu, cores, kernel } = &self.machine;
-        writeln!(out, "\nMachine    {cpu}, {cores} cores, Linux {kernel}")?;
+        writeln!(out, "\nMachine    {}", self.machine)?;
         writeln!(out, "Policy     {}", self.policy)?;
         writeln!(out, "Real time  {}", self.realtime)?;
         if let Some(skipped) = self.simulation_skipped_ms {

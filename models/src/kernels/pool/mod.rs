@@ -3,7 +3,8 @@
 //!
 //! A job is a number of units, which threads take one by one: what a preempted worker would have taken, the others
 //! take. The caller works along, closes the job when no unit is left and waits only for workers inside one. Workers
-//! spin for a moment between jobs, since the next product of a network follows in microseconds, and then sleep.
+//! spin for a moment between jobs, since the next product of a network follows in microseconds, nap and then sleep.
+//! Nobody spins for long: a core must be idle to be given a thread of ours that another process has pushed aside.
 //!
 //! Results are written through [`Pool::chunks`] and [`Pool::grid`], which give every unit a part of its own.
 
@@ -59,6 +60,11 @@ pub fn pool() -> &'static Pool {
         let all = || std::thread::available_parallelism().map_or(1, usize::from);
         Pool { workers: Workers::start(count.unwrap_or_else(all) - 1, &cores) }
     })
+}
+
+/// Runs `work` on this thread alone: kernels inside it ask no worker for help.
+pub fn alone<T>(work: impl FnOnce() -> T) -> T {
+    workers::alone(work)
 }
 
 /// Worker threads.
@@ -144,6 +150,45 @@ mod tests {
             }
         });
         assert_eq!(total.into_inner(), 3 * 100 * 20);
+    }
+
+    #[test]
+    fn work_alone_stays_on_its_thread() {
+        let pool = Pool::with_threads(3);
+        let here = std::thread::current().id();
+        let elsewhere = AtomicUsize::new(0);
+        let run = || {
+            for _ in 0..200 {
+                pool.run(16, |_| {
+                    let away = std::thread::current().id() != here;
+                    elsewhere.fetch_add(usize::from(away), Ordering::Relaxed);
+                    std::thread::sleep(std::time::Duration::from_micros(20));
+                });
+            }
+        };
+        alone(run);
+        assert_eq!(elsewhere.load(Ordering::Relaxed), 0);
+        // A panic gives the thread back to the pool, and a job inside leaves it alone.
+        assert!(std::panic::catch_unwind(|| alone(|| panic!("inside"))).is_err());
+        run();
+        assert!(elsewhere.load(Ordering::Relaxed) > 0);
+    }
+
+    #[test]
+    fn a_caller_that_naps_sees_the_last_unit_end() {
+        let pool = Pool::with_threads(3);
+        let caller = std::thread::current().id();
+        for round in 0..20 {
+            let done = AtomicUsize::new(0);
+            pool.run(6, |_| {
+                // Workers take longer than the caller spins.
+                if std::thread::current().id() != caller {
+                    std::thread::sleep(std::time::Duration::from_millis(2));
+                }
+                done.fetch_add(1, Ordering::Relaxed);
+            });
+            assert_eq!(done.into_inner(), 6, "round {round}");
+        }
     }
 
     #[test]

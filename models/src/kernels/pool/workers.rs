@@ -8,6 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::Thread;
+use std::time::{Duration, Instant};
 
 /// Set in [`Shared::gate`] while a job takes workers in; the job's number above, the workers inside below.
 const OPEN: u64 = 1 << 16;
@@ -16,8 +17,18 @@ const NUMBER: u64 = OPEN << 1;
 /// The workers inside.
 const INSIDE: u64 = OPEN - 1;
 
-/// Turns of a spinning worker before it sleeps: some tens of microseconds.
+/// Turns of a spinning worker before it naps: some tens of microseconds, up to two hundred.
 const SPINS: u32 = 3000;
+/// How long the caller spins for workers in their last unit. Who takes longer has most likely been pushed off its core.
+const PATIENCE: Duration = Duration::from_micros(600);
+/// The caller's naps. Whoever waits for a thread that another process has pushed aside must leave its own core idle,
+/// again and again: only an idle core is given that thread, and not before it has been off its own for a while (half a
+/// millisecond in Linux). A core that is spun or yielded on is never idle.
+const NAP: Duration = Duration::from_micros(200);
+/// A worker's naps: the caller, too, may be waiting for a core.
+const WORKER_NAP: Duration = Duration::from_micros(500);
+/// Naps of a worker before it sleeps until it is woken.
+const NAPS: u32 = 8;
 
 type Work<'a> = dyn Fn(usize) + Sync + 'a;
 
@@ -34,6 +45,10 @@ struct Shared {
     next: AtomicUsize,
     asleep: Vec<AtomicBool>,
     stop: AtomicBool,
+    /// True while the caller naps until the last worker leaves.
+    waits: AtomicBool,
+    /// Who that is.
+    waiter: Mutex<Option<Thread>>,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
@@ -46,6 +61,18 @@ unsafe impl Send for Shared {}
 thread_local! {
     /// True while this thread is inside a unit.
     static WORKING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `work` as if this thread were inside a unit.
+pub(super) fn alone<T>(work: impl FnOnce() -> T) -> T {
+    struct Back(bool);
+    impl Drop for Back {
+        fn drop(&mut self) {
+            WORKING.set(self.0);
+        }
+    }
+    let _back = Back(WORKING.replace(true));
+    work()
 }
 
 /// Worker threads and the one job that they share.
@@ -72,6 +99,8 @@ impl Workers {
             next: AtomicUsize::new(0),
             asleep: (0..count).map(|_| AtomicBool::new(false)).collect(),
             stop: AtomicBool::new(false),
+            waits: AtomicBool::new(false),
+            waiter: Mutex::new(None),
             panic: Mutex::new(None),
         });
         let threads = (0..count).map_while(|index| {
@@ -120,7 +149,7 @@ impl Workers {
         }
         shared.take_units(Job { work, units });
         shared.gate.fetch_and(!OPEN, Ordering::AcqRel);
-        wait_until(|| shared.gate.load(Ordering::Acquire) & INSIDE == 0);
+        shared.wait_for_the_last();
         let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
         drop(turn);
         if let Some(panic) = panic {
@@ -161,7 +190,7 @@ impl Shared {
     /// A worker's life.
     fn serve(&self, index: usize) {
         let mut served = 0;
-        let mut spins = 0;
+        let (mut spins, mut naps) = (0, 0);
         while !self.stop.load(Ordering::Relaxed) {
             let gate = self.gate.load(Ordering::Acquire);
             let number = gate & !INSIDE & !OPEN;
@@ -170,8 +199,8 @@ impl Shared {
                 if spins < SPINS {
                     std::hint::spin_loop();
                 } else {
-                    self.sleep(index, served);
-                    spins = 0;
+                    self.sleep(index, served, (naps < NAPS).then_some(WORKER_NAP));
+                    (spins, naps) = (SPINS - SPINS / 8, naps + 1);
                 }
                 continue;
             }
@@ -180,37 +209,52 @@ impl Shared {
             if entered.is_err() {
                 continue;
             }
-            (served, spins) = (number, 0);
+            (served, spins, naps) = (number, 0, 0);
             // SAFETY: inside the gate; the job was written before it opened.
             if let Some(job) = unsafe { *self.job.get() } {
                 self.take_units(job);
             }
-            self.gate.fetch_sub(1, Ordering::AcqRel);
+            let before = self.gate.fetch_sub(1, Ordering::SeqCst);
+            if before & INSIDE == 1 && self.waits.load(Ordering::SeqCst) {
+                let waiter = self.waiter.lock().unwrap_or_else(PoisonError::into_inner);
+                waiter.iter().for_each(Thread::unpark);
+            }
         }
     }
 
-    fn sleep(&self, index: usize, served: u64) {
+    /// Waits for the workers that are inside their last unit.
+    fn wait_for_the_last(&self) {
+        let done = || self.gate.load(Ordering::SeqCst) & INSIDE == 0;
+        let start = Instant::now();
+        while start.elapsed() < PATIENCE {
+            for _ in 0..SPINS / 32 {
+                if done() {
+                    return;
+                }
+                std::hint::spin_loop();
+            }
+        }
+        *self.waiter.lock().unwrap_or_else(PoisonError::into_inner) = Some(std::thread::current());
+        self.waits.store(true, Ordering::SeqCst);
+        while !done() {
+            std::thread::park_timeout(NAP);
+        }
+        self.waits.store(false, Ordering::SeqCst);
+    }
+
+    /// Sleeps until a job comes, at most for `nap`.
+    fn sleep(&self, index: usize, served: u64, nap: Option<Duration>) {
         self.asleep[index].store(true, Ordering::SeqCst);
         // A job that was opened before the flag was seen wakes nobody: look once more.
         let gate = self.gate.load(Ordering::SeqCst);
         let fresh = gate & OPEN != 0 && gate & !INSIDE & !OPEN != served;
         if !fresh && !self.stop.load(Ordering::SeqCst) {
-            std::thread::park();
+            match nap {
+                Some(nap) => std::thread::park_timeout(nap),
+                None => std::thread::park(),
+            }
         }
         self.asleep[index].store(false, Ordering::Relaxed);
-    }
-}
-
-/// Waits for workers inside their last unit: spinning first, then leaving the core to whom they may wait for.
-fn wait_until(done: impl Fn() -> bool) {
-    for _ in 0..SPINS {
-        if done() {
-            return;
-        }
-        std::hint::spin_loop();
-    }
-    while !done() {
-        std::thread::yield_now();
     }
 }
 

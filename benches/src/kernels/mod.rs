@@ -1,6 +1,9 @@
-//! How fast the products of the networks run, beside the machine's peak and candle's own product.
+//! How fast the products of the networks run, beside the machine's peak and the product of the gemm crate (in 32-bit
+//! floats, as candle calls it).
 //!
 //! All forms of one shape are timed in turn, round after round, so that what disturbs the machine disturbs all of them.
+
+mod shapes;
 
 use std::time::Instant;
 
@@ -9,27 +12,7 @@ use sinew_models::kernels::gemm::{Dense, multiply};
 use sinew_models::kernels::pool::pool;
 use sinew_models::kernels::{Compute, Epilogue, Isa, Packed, peak};
 
-/// Products of the networks: where it comes from, rows, inputs, outputs.
-pub const SHAPES: &[(&str, usize, usize, usize)] = &[
-    ("smolvla vision qkv", 1024, 768, 2304),
-    ("smolvla vision out", 1024, 768, 768),
-    ("smolvla vision fc1", 1024, 768, 3072),
-    ("smolvla vision fc2", 1024, 3072, 768),
-    ("smolvla prefix q", 177, 960, 960),
-    ("smolvla prefix up", 177, 960, 2560),
-    ("smolvla prefix down", 177, 2560, 960),
-    ("smolvla expert q", 50, 720, 960),
-    ("smolvla expert up", 50, 720, 2048),
-    ("smolvla expert down", 50, 2048, 720),
-    ("wide head up", 50, 960, 2560),
-    ("pi0 vision fc1", 256, 1152, 4304),
-    ("pi0 prefix up", 306, 2048, 16_384),
-    ("pi0 expert up", 51, 1024, 4096),
-    ("act encoder ff", 602, 512, 3200),
-    ("act decoder q", 100, 512, 512),
-    ("diffusion transformer ff", 16, 256, 1024),
-    ("one token", 1, 2048, 16_384),
-];
+pub use shapes::{SHAPES, Shape};
 
 /// One shape in one form.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
@@ -110,7 +93,7 @@ pub fn profile(filter: &str, rounds: usize) -> candle_core::Result<KernelProfile
         peak_products = peak_products.max(peak::floats(20));
         times.iter_mut().for_each(|t| t.sort_by(f64::total_cmp));
         let operations = (2 * m * k * n) as f64;
-        let forms = ["f32", "w8a8", "q8_0 widened", "candle f32"];
+        let forms = ["f32", "w8a8", "q8_0 widened", "gemm crate f32"];
         for (form, times_of) in forms.into_iter().zip(&times) {
             let middle = times_of[times_of.len() / 2];
             rows.push(KernelRow {
