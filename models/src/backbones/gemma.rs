@@ -248,7 +248,7 @@ impl Gemma {
         modulations: Option<&Modulations>,
         branches: &mut Branches,
     ) -> Result<Tensor> {
-        let rope = Rope::new(ROPE_BASE, self.config.head_dim, past.length, embeddings.dim(0)?)?;
+        let rope = Rope::new(ROPE_BASE, self.config.head_dim, past.length, embeddings.dim(0)?);
         let mut h = embeddings.clone();
         for (i, layer) in self.layers.iter().enumerate() {
             let Some(rest) = &layer.rest else { candle_core::bail!("layer {i} is not whole") };
@@ -284,7 +284,7 @@ impl Gemma {
     ) -> Result<(KvCache, Option<Tensor>)> {
         let new = embeddings.dim(0)?;
         let start = past.map_or(0, |p| p.length);
-        let rope = Rope::new(ROPE_BASE, self.config.head_dim, start, new)?;
+        let rope = Rope::new(ROPE_BASE, self.config.head_dim, start, new);
         let mut h = embeddings.clone();
         let mut layers = Vec::with_capacity(self.layers.len());
         for (i, layer) in self.layers.iter().enumerate() {
@@ -325,7 +325,7 @@ impl Gemma {
         rope: &Rope,
     ) -> Result<KeysValues> {
         let key_heads = self.config.num_kv_heads;
-        let k = rope.apply(&split_heads(&layer.k.forward(x)?, key_heads)?)?;
+        let k = rope.split(&layer.k.forward(x)?, key_heads)?;
         let v = split_heads(&layer.v.forward(x)?, key_heads)?;
         match past {
             Some((keys, values)) => {
@@ -344,7 +344,7 @@ impl Gemma {
         visible: Visible,
         modulation: Option<&[Modulation; 2]>,
     ) -> Result<Tensor> {
-        let q = rope.apply(&split_heads(&rest.q.forward(x)?, self.config.num_heads)?)?;
+        let q = rope.split(&rest.q.forward(x)?, self.config.num_heads)?;
         let attended = attend(&q, keys, values, visible)?;
         gated(rest.out.forward(&attended)?, modulation.map(|m| &m[0]))
     }

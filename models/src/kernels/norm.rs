@@ -1,4 +1,4 @@
-//! Normalisation of rows, and rotary positions.
+//! Normalisation of rows.
 
 use candle_core::{Device, Result, Tensor, bail};
 
@@ -157,43 +157,5 @@ impl Loop for Normalise<'_> {
                 }
             }
         }
-    }
-}
-
-/// Rotary positions `start..start + L`, for heads of one size.
-#[derive(Debug, Clone)]
-pub struct Rope {
-    cos: Tensor,
-    sin: Tensor,
-}
-
-impl Rope {
-    /// Tables for `length` positions from `start` on. Angles in single precision, as in training.
-    ///
-    /// # Errors
-    /// When the tables cannot be allocated.
-    pub fn new(base: f32, head: usize, start: usize, length: usize) -> Result<Self> {
-        let half = head / 2;
-        let angles: Vec<f32> = (start..start + length)
-            .flat_map(|p| {
-                (0..half).map(move |i| {
-                    let exponent = (2 * i) as f32 / head as f32;
-                    p as f32 / base.powf(exponent)
-                })
-            })
-            .collect();
-        let table = |f: fn(f32) -> f32| {
-            Tensor::from_iter(angles.iter().map(|a| f(*a)), &Device::Cpu)?.reshape((length, half))
-        };
-        Ok(Self { cos: table(f32::cos)?, sin: table(f32::sin)? })
-    }
-
-    /// `x` (`[heads, L, hd]`) rotated: halves `x1, x2` become `x1·cos − x2·sin, x2·cos + x1·sin`.
-    ///
-    /// # Errors
-    /// When the shape of `x` does not fit.
-    pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        candle_nn::rotary_emb::rope(&x.unsqueeze(0)?.contiguous()?, &self.cos, &self.sin)?
-            .squeeze(0)
     }
 }

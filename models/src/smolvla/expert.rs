@@ -123,7 +123,7 @@ impl Expert {
             key_heads,
             head,
             horizon: config.chunk_size,
-            from_zero: Rope::new(ROPE_BASE, head, 0, config.chunk_size)?,
+            from_zero: Rope::new(ROPE_BASE, head, 0, config.chunk_size),
             layers,
             norm: RmsNorm::load(store, "expert.norm", width, eps)?,
         })
@@ -152,7 +152,7 @@ impl Expert {
                 }
             })
             .collect::<Result<_>>()?;
-        let after_prefix = Rope::new(ROPE_BASE, self.head, prefix.length, self.horizon)?;
+        let after_prefix = Rope::new(ROPE_BASE, self.head, prefix.length, self.horizon);
         Ok(ExpertCache { layers, prefix: prefix.length, after_prefix })
     }
 
@@ -186,19 +186,19 @@ impl Expert {
         cache: &ExpertCache,
     ) -> Result<Tensor> {
         let x = layer.input_norm.forward(h)?;
-        let q = split_heads(&layer.q.forward(&x)?, self.heads)?;
+        let q = layer.q.forward(&x)?;
         let attended = match &layer.attention {
             Attention::SelfAndPrefix { k, v } => {
                 let rope = &cache.after_prefix;
-                let k = rope.apply(&split_heads(&k.forward(&x)?, self.key_heads)?)?;
+                let k = rope.split(&k.forward(&x)?, self.key_heads)?;
                 let v = split_heads(&v.forward(&x)?, self.key_heads)?;
                 let keys = Tensor::cat(&[keys, &k], 1)?;
                 let values = Tensor::cat(&[values, &v], 1)?;
                 let visible = Visible::Causal { prefix: cache.prefix };
-                attend(&rope.apply(&q)?, &keys, &values, visible)?
+                attend(&rope.split(&q, self.heads)?, &keys, &values, visible)?
             }
             Attention::Cross { .. } => {
-                attend(&self.from_zero.apply(&q)?, keys, values, Visible::All)?
+                attend(&self.from_zero.split(&q, self.heads)?, keys, values, Visible::All)?
             }
         };
         layer.out.forward(&attended)

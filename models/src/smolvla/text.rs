@@ -149,7 +149,7 @@ impl Text {
     /// Runs the prefix `embeddings` (`[P, D]`, the state last) through all layers.
     pub fn prefill(&self, embeddings: &Tensor) -> Result<Prefix> {
         let length = embeddings.dim(0)?;
-        let rope = Rope::new(ROPE_BASE, self.head, 0, length)?;
+        let rope = Rope::new(ROPE_BASE, self.head, 0, length);
         let mut h = embeddings.clone();
         let mut layers = Vec::with_capacity(self.layers.len());
         for (i, layer) in self.layers.iter().enumerate() {
@@ -172,7 +172,7 @@ impl Text {
             kept.keep(&prefix.layers)?;
             return Ok(prefix);
         };
-        let rope = Rope::new(ROPE_BASE, self.head, 0, length)?;
+        let rope = Rope::new(ROPE_BASE, self.head, 0, length);
         // Rotated at their own places.
         let rotated = |x: &Tensor| pick(&rope.apply(&spread(x, &rows, length)?)?, &rows, 1);
         let mut h = pick(embeddings, &rows, 0)?;
@@ -197,7 +197,7 @@ impl Text {
     /// Runs tokens that come after `prefix` (`[L, D]`) through all layers and the last norm. They see the
     /// prefix and each other; the prefix does not see them.
     pub fn follow(&self, embeddings: &Tensor, prefix: &Prefix) -> Result<Tensor> {
-        let rope = Rope::new(ROPE_BASE, self.head, prefix.length, embeddings.dim(0)?)?;
+        let rope = Rope::new(ROPE_BASE, self.head, prefix.length, embeddings.dim(0)?);
         let mut h = embeddings.clone();
         for (i, layer) in self.layers.iter().enumerate() {
             let x = layer.input_norm.forward(&h)?;
@@ -216,7 +216,7 @@ impl Text {
     }
 
     fn keys_values(&self, layer: &Layer, x: &Tensor, rope: &Rope) -> Result<(Tensor, Tensor)> {
-        let k = rope.apply(&split_heads(&layer.k.forward(x)?, self.key_heads)?)?;
+        let k = rope.split(&layer.k.forward(x)?, self.key_heads)?;
         Ok((k, split_heads(&layer.v.forward(x)?, self.key_heads)?))
     }
 
@@ -230,7 +230,7 @@ impl Text {
         rope: &Rope,
         visible: Visible,
     ) -> Result<Tensor> {
-        let q = rope.apply(&split_heads(&rest.q.forward(x)?, self.heads)?)?;
+        let q = rope.split(&rest.q.forward(x)?, self.heads)?;
         let h = rest.out.forward_add(&attend(&q, keys, values, visible)?, &h)?;
         rest.mlp.forward(&rest.post_norm.forward(&h)?, &h)
     }
