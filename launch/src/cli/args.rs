@@ -283,7 +283,8 @@ pub struct KernelArgs {
     /// Cores for the worker threads, separated by commas.
     #[arg(long, value_delimiter = ',')]
     pub cores: Vec<usize>,
-    /// Instruction set: portable, avx2, avx-vnni, avx512, avx512-vnni; the processor's best without it.
+    /// Instruction set: portable, neon-dotprod, avx2, avx-vnni, avx512,
+    /// avx512-vnni; the processor's best without it.
     #[arg(long)]
     pub isa: Option<String>,
 }

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 pub enum Isa {
     /// What every processor of the target has (on aarch64 that includes NEON).
     Portable,
+    /// aarch64 with 8-bit dot products (ARMv8.2 `dotprod`).
+    NeonDot,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
     /// The same, with 8-bit dot products on 256-bit vectors (AVX-VNNI).
@@ -23,13 +25,14 @@ static CURRENT: AtomicU8 = AtomicU8::new(0);
 
 impl Isa {
     /// All of them, from the plainest on.
-    pub const ALL: [Self; 5] =
-        [Self::Portable, Self::Avx2, Self::AvxVnni, Self::Avx512, Self::Avx512Vnni];
+    pub const ALL: [Self; 6] =
+        [Self::Portable, Self::NeonDot, Self::Avx2, Self::AvxVnni, Self::Avx512, Self::Avx512Vnni];
 
     /// Name as options and reports write it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Portable => "portable",
+            Self::NeonDot => "neon-dotprod",
             Self::Avx2 => "avx2",
             Self::AvxVnni => "avx-vnni",
             Self::Avx512 => "avx512",
@@ -55,6 +58,7 @@ impl Isa {
             && is_x86_feature_detected!("avx512vl");
         match self {
             Self::Portable => true,
+            Self::NeonDot => false,
             Self::Avx2 => avx2,
             Self::AvxVnni => avx2 && is_x86_feature_detected!("avxvnni"),
             Self::Avx512 => avx512,
@@ -63,7 +67,17 @@ impl Isa {
     }
 
     /// True when this processor has it.
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    pub fn available(self) -> bool {
+        match self {
+            Self::Portable => true,
+            Self::NeonDot => std::arch::is_aarch64_feature_detected!("dotprod"),
+            _ => false,
+        }
+    }
+
+    /// True when this processor has it.
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     pub fn available(self) -> bool {
         self == Self::Portable
     }

@@ -9,6 +9,8 @@
 
 mod aligned;
 mod interleave;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 mod round;
 mod softmax;
@@ -62,6 +64,7 @@ impl Isa {
     pub fn float_shape(self) -> Shape {
         match self {
             Self::Portable => Shape { lanes: 4, rows: 6, vectors: 3 },
+            Self::NeonDot => Shape { lanes: 4, rows: 8, vectors: 3 },
             Self::Avx2 | Self::AvxVnni => Shape { lanes: 8, rows: 6, vectors: 2 },
             Self::Avx512 | Self::Avx512Vnni => Shape { lanes: 16, rows: 8, vectors: 3 },
         }
@@ -70,7 +73,7 @@ impl Isa {
     /// Tiles of 8-bit products.
     pub fn dot_shape(self) -> Shape {
         match self {
-            Self::Portable => Shape { lanes: 4, rows: 6, vectors: 2 },
+            Self::Portable | Self::NeonDot => Shape { lanes: 4, rows: 6, vectors: 2 },
             Self::Avx2 | Self::AvxVnni => Shape { lanes: 8, rows: 6, vectors: 2 },
             Self::Avx512 | Self::Avx512Vnni => Shape { lanes: 16, rows: 7, vectors: 2 },
         }
@@ -81,7 +84,7 @@ impl Isa {
     pub fn group(self) -> usize {
         match self {
             Self::Portable | Self::Avx2 | Self::Avx512 => 2,
-            Self::AvxVnni | Self::Avx512Vnni => 4,
+            Self::NeonDot | Self::AvxVnni | Self::Avx512Vnni => 4,
         }
     }
 
@@ -102,6 +105,8 @@ impl Isa {
                 Self::Avx512 | Self::Avx512Vnni => x86::multiply_avx512(p),
                 #[cfg(target_arch = "x86_64")]
                 Self::Avx2 | Self::AvxVnni => x86::multiply_avx2(p),
+                #[cfg(target_arch = "aarch64")]
+                Self::NeonDot => neon::multiply(p),
                 _ => portable::multiply(p),
             }
         }
@@ -124,6 +129,8 @@ impl Isa {
                 Self::AvxVnni => x86::dot_avx_vnni(d),
                 #[cfg(target_arch = "x86_64")]
                 Self::Avx2 => x86::dot_avx2(d),
+                #[cfg(target_arch = "aarch64")]
+                Self::NeonDot => neon::dot(d),
                 _ => portable::dot(d),
             }
         }
@@ -174,6 +181,8 @@ impl Isa {
                 Self::Avx512 | Self::Avx512Vnni => x86::softmax_avx512(s),
                 #[cfg(target_arch = "x86_64")]
                 Self::Avx2 | Self::AvxVnni => x86::softmax_avx2(s),
+                #[cfg(target_arch = "aarch64")]
+                Self::NeonDot => neon::softmax(s),
                 _ => portable::softmax(s),
             }
         }
@@ -196,6 +205,8 @@ impl Isa {
                 Self::AvxVnni => x86::widen_avx_vnni(w),
                 #[cfg(target_arch = "x86_64")]
                 Self::Avx2 => x86::widen_avx2(w),
+                #[cfg(target_arch = "aarch64")]
+                Self::NeonDot => neon::widen(w),
                 _ => portable::widen(w),
             }
         }

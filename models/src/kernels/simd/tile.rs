@@ -36,6 +36,8 @@ pub(super) trait Bytes {
     /// Weights of `GROUP` depths for each lane, ready to be multiplied.
     type Weights: Copy;
     const GROUP: usize;
+    /// True when whole bytes are weights without their offset.
+    const SIGNED: bool = false;
     unsafe fn sums(start: i32) -> Self::Sums;
     /// `LANES·GROUP` bytes.
     unsafe fn weights(from: *const u8) -> Self::Weights;
@@ -260,7 +262,9 @@ pub(super) unsafe fn dot<B: Bytes, const R: usize, const C: usize>(d: Dots<'_>) 
         for _ in 0..d.blocks {
             let mut sums = [[B::sums(0); C]; R];
             for (r, row) in sums.iter_mut().enumerate() {
-                *row = [B::sums(*starts.add(r) as i32); C];
+                // Without an offset there is nothing to make good.
+                let signed = B::SIGNED && d.quants == Quants::Bytes;
+                *row = [B::sums(if signed { 0 } else { *starts.add(r) as i32 }); C];
             }
             match d.quants {
                 Quants::Bytes => {
@@ -335,7 +339,8 @@ pub(super) unsafe fn widen<B: Bytes>(w: Widening<'_>) {
     // SAFETY: every address below lies in the slices, by `Widening::check`.
     unsafe {
         let (lanes, columns) = (B::Float::LANES, w.vectors * B::Float::LANES);
-        let offset = B::Float::splat(w.quants.offset() as f32);
+        let signed = B::SIGNED && w.quants == Quants::Bytes;
+        let offset = B::Float::splat(if signed { 0.0 } else { w.quants.offset() as f32 });
         let (mut b, mut out) = (w.b.as_ptr(), w.out.as_mut_ptr());
         for block in 0..w.blocks {
             let scales = w.b_scales.as_ptr().add(block * columns);
