@@ -6,7 +6,7 @@ use std::path::Path;
 
 use common::{Case, fixtures, max_difference};
 use safetensors::tensor::{Dtype, TensorView};
-use sinew_models::kernels::Compute;
+use sinew_models::kernels::{Compute, buffers_taken};
 use sinew_models::smolvla::SmolVlaPolicy;
 use sinew_models::{
     Checkpoint, LoadOptions, ModelError, QuantType, RandomSize, inspect, load_policy,
@@ -99,6 +99,22 @@ fn noise_that_is_no_number_makes_no_chunk() {
     let observation = case().observation(0, TASK);
     let result = inference::run(&mut policy, &observation, &ChunkRequest::default());
     assert_eq!(result, Err(PolicyError::NotFinite { what: "action chunk" }));
+}
+
+#[test]
+fn the_vision_tower_takes_no_memory_after_its_first_chunk() {
+    let mut policy = load(&fixtures().join("smolvla_tiny"));
+    let case = case();
+    let before = buffers_taken();
+    chunk(policy.as_mut(), &case);
+    let first = buffers_taken();
+    assert!(first > before, "its results are held there");
+    for _ in 0..3 {
+        // What was seen is forgotten, so that the same pictures are computed again.
+        policy.forget();
+        chunk(policy.as_mut(), &case);
+    }
+    assert_eq!(buffers_taken(), first);
 }
 
 #[test]
