@@ -13,7 +13,7 @@ use sinew_models::kernels::Compute;
 use sinew_models::{LoadOptions, ModelError, load_policy};
 use sinew_runtime::Policy;
 
-use crate::bench_verbs::{choose, found_json, print_found, print_machine};
+use crate::bench_verbs::{choose, found_json, print_found, print_machine, write_files};
 use crate::cli::{Failure, KernelArgs, say};
 use crate::recorded::{self, Recorded};
 use crate::run::RunError;
@@ -197,24 +197,16 @@ fn choices(args: &BenchCacheArgs) -> Vec<(String, String, Compute, CacheOptions)
 
 /// Writes the table and the plot into `folder`.
 fn write(folder: &Path, args: &BenchCacheArgs, rows: &[CacheRow]) -> Result<(), Failure> {
-    let io = |path: &Path| {
-        let path = path.display().to_string();
-        move |e| Failure::Result(format!("{path}: {e}"))
-    };
-    std::fs::create_dir_all(folder).map_err(io(folder))?;
     let name = args.path.file_name().unwrap_or(args.path.as_os_str()).to_string_lossy();
     let told = json!({"policy": name, "compute": args.compute.name(), "rows": rows});
     let told = found_json("cache", &told)?;
     let title = format!("{name}, {}: what caches save and cost", args.compute.name());
-    for (file, text) in [
+    let files = [
         ("cache.csv", cache::csv(rows)),
         ("cache.json", told + "\n"),
         ("cache.svg", cache::plot(rows, &title).svg()),
-    ] {
-        let file = folder.join(file);
-        std::fs::write(&file, text).map_err(io(&file))?;
-    }
-    Ok(())
+    ];
+    write_files(folder, files.map(|(file, text)| (file.to_owned(), text)).into())
 }
 
 fn table(rows: &[CacheRow]) {

@@ -10,7 +10,9 @@ use sinew_models::{LoadOptions, load_policy};
 use sinew_runtime::Policy;
 use tempfile::TempDir;
 
-use crate::bench_verbs::{INSTRUCTION, choose, found_json, print_found, print_machine};
+use crate::bench_verbs::{
+    INSTRUCTION, choose, found_json, print_found, print_machine, write_files,
+};
 use crate::cli::{Failure, KernelArgs, say};
 use crate::run::RunError;
 
@@ -158,11 +160,6 @@ fn vary(config: &mut Value, cameras: usize, chunk: usize) -> Result<(), String> 
 
 /// Writes table, figures and plots into `folder`.
 fn write(folder: &Path, args: &BenchCostArgs, profile: &CostProfile) -> Result<(), Failure> {
-    let io = |path: &Path| {
-        let path = path.display().to_string();
-        move |e: std::io::Error| Failure::Result(format!("{path}: {e}"))
-    };
-    std::fs::create_dir_all(folder).map_err(io(folder))?;
     let name = args.path.file_name().unwrap_or(args.path.as_os_str()).to_string_lossy();
     let CostPoint { cameras, steps, chunk } = profile.base;
     let of = |axis: Axis| match axis {
@@ -179,11 +176,7 @@ fn write(folder: &Path, args: &BenchCostArgs, profile: &CostProfile) -> Result<(
             format!("{name}, {}, {} threads: {}", profile.compute, profile.threads, of(axis));
         files.push((format!("cost_{}.svg", axis.name()), profile.plot(axis, &title).svg()));
     }
-    for (file, text) in files {
-        let file = folder.join(file);
-        std::fs::write(&file, text).map_err(io(&file))?;
-    }
-    Ok(())
+    write_files(folder, files)
 }
 
 fn csv(profile: &CostProfile) -> String {

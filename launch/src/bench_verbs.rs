@@ -1,5 +1,7 @@
 //! `sinew bench …`: measures and prints.
 
+use std::path::Path;
+
 use serde::Serialize;
 use sinew_benches::kernels::KernelProfile;
 use sinew_benches::policy::PolicyCase;
@@ -289,6 +291,18 @@ pub(crate) fn found_json<T: Serialize>(bench: &str, found: &T) -> Result<String,
     }
     let found = Found { bench, machine: Machine::this(), found };
     serde_json::to_string_pretty(&found).map_err(|e| Failure::Result(e.to_string()))
+}
+
+/// Writes a bench's files, each a name and its text, into `folder`.
+pub(crate) fn write_files(folder: &Path, files: Vec<(String, String)>) -> Result<(), Failure> {
+    let failed =
+        |path: &Path, e: std::io::Error| Failure::Result(format!("{}: {e}", path.display()));
+    std::fs::create_dir_all(folder).map_err(|e| failed(folder, e))?;
+    for (file, text) in files {
+        let file = folder.join(file);
+        std::fs::write(&file, text).map_err(|e| failed(&file, e))?;
+    }
+    Ok(())
 }
 
 fn print_row(name: &str, s: &Spread) {

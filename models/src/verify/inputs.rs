@@ -14,8 +14,22 @@ const INSTRUCTIONS: [&str; 4] = [
     "Move the blue block to the left, then stack it on the green one.",
 ];
 
+/// `cases` made-up observations, each with the seed of its noise: the same for every comparison with `seed`.
+pub(super) fn draw(
+    checkpoint: &Checkpoint,
+    boundary: &Boundary,
+    cases: usize,
+    seed: u64,
+) -> impl Iterator<Item = Result<(Observation, u64), ModelError>> {
+    let mut random = SplitMix64::new(seed);
+    (0..cases).map(move |case| {
+        let observation = observation(checkpoint, boundary, case, &mut random)?;
+        Ok((observation, random.next_u64()))
+    })
+}
+
 /// A made-up observation: soft gradients with grain, a state within its statistics.
-pub(super) fn observation(
+fn observation(
     checkpoint: &Checkpoint,
     boundary: &Boundary,
     case: usize,

@@ -14,7 +14,7 @@ use candle_core::Tensor;
 use serde::Serialize;
 
 pub use errors::{QuantizationError, quantization_errors};
-use inputs::observation;
+use inputs::draw;
 pub use sensitivity::{LayerSensitivity, sensitivity};
 use trace::Subject;
 
@@ -22,7 +22,6 @@ use crate::ModelError;
 use crate::checkpoint::Checkpoint;
 use crate::kernels::Compute;
 use crate::processors::Boundary;
-use crate::random::SplitMix64;
 
 /// Relative error (RMS) from which a stage counts as differing.
 pub const STAGE_THRESHOLD: f64 = 0.05;
@@ -107,13 +106,11 @@ fn compare(
     seed: u64,
 ) -> Result<VerifyReport, ModelError> {
     let boundary = Boundary::new(checkpoint, 0)?;
-    let mut random = SplitMix64::new(seed);
     let cases = cases.max(1);
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     let mut sums: Vec<StageSum> = Vec::new();
-    for case in 0..cases {
-        let observation = observation(checkpoint, &boundary, case, &mut random)?;
-        let seed = random.next_u64();
+    for input in draw(checkpoint, &boundary, cases, seed) {
+        let (observation, seed) = input?;
         let (actions_a, stages_a) = first.run(&observation, seed)?;
         let (actions_b, stages_b) = second.run(&observation, seed)?;
         ours.extend(actions_a);

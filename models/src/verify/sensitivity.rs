@@ -1,15 +1,15 @@
 //! Which layers quantisation hurts: the action error when one group of layers alone is quantised.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde::Serialize;
 
-use super::inputs::observation;
+use super::inputs::draw;
 use super::{Subject, compare};
 use crate::checkpoint::{Checkpoint, layer_group};
 use crate::kernels::Compute;
 use crate::processors::Boundary;
-use crate::random::SplitMix64;
 use crate::{ModelError, QuantType, quantize};
 
 /// Action error of a policy in which one group of layers is quantised, and computes so, and all others are exact.
@@ -65,15 +65,8 @@ fn rows(
         let ours = all.filter(|(name, _)| group.is_none_or(|group| layer_group(name) == group));
         ours.map(|(_, tensor)| tensor.values()).sum()
     };
-    let mut groups: Vec<&str> = quantized
-        .store
-        .iter()
-        .filter(|(_, tensor)| tensor.shape.len() > 1)
-        .map(|(name, _)| layer_group(name))
-        .collect();
-    groups.dedup();
-    groups.sort_unstable();
-    groups.dedup();
+    let matrices = quantized.store.iter().filter(|(_, tensor)| tensor.shape.len() > 1);
+    let groups: BTreeSet<&str> = matrices.map(|(name, _)| layer_group(name)).collect();
     let reference = reference(exact, cases, seed)?;
     let one = |name: &str, policy: &Checkpoint, group| {
         let (mut first, mut second) =
@@ -105,13 +98,8 @@ fn rows(
 
 /// The exact policy's actions, on the inputs that [`compare`] will draw.
 fn reference(exact: &Checkpoint, cases: usize, seed: u64) -> Result<Vec<Vec<f64>>, ModelError> {
-    let boundary = Boundary::new(exact, 0)?;
-    let mut random = SplitMix64::new(seed);
     let mut policy = Subject::whole(exact)?;
-    (0..cases)
-        .map(|case| {
-            let observation = observation(exact, &boundary, case, &mut random)?;
-            Ok(policy.run(&observation, random.next_u64())?.0)
-        })
-        .collect()
+    let boundary = Boundary::new(exact, 0)?;
+    let drawn = draw(exact, &boundary, cases, seed);
+    drawn.map(|input| input.and_then(|(seen, seed)| Ok(policy.run(&seen, seed)?.0))).collect()
 }
