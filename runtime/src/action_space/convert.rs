@@ -10,7 +10,7 @@ use crate::kinematics::{ArmModel, Pose};
 use crate::{ActionKind, JointLimits, JointVec, MAX_JOINTS, Reach};
 
 /// Poses nearer than this (m, rad) to the wanted ones are reached.
-const REACHED: (f64, f64) = (1e-3, 0.02);
+pub(super) const REACHED: (f64, f64) = (1e-3, 0.02);
 /// From one action to the next a joint may move by so many times what its speed limit allows: policies are a
 /// little hasty, and the guard slows them down. No more, so a solution never jumps to another branch.
 const HASTE: f64 = 2.0;
@@ -417,7 +417,7 @@ impl JointMap {
     }
 
     /// How far every joint may be from the action before (rad).
-    fn range(&self, row: usize, dt: Duration) -> JointVec {
+    pub(super) fn range(&self, row: usize, dt: Duration) -> JointVec {
         let mut range = JointVec::zeros(self.joints.len());
         for (joint, limits) in self.limits.iter().enumerate() {
             let ahead = if row == 0 { LAG } else { 0.0 };

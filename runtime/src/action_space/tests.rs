@@ -1,8 +1,9 @@
 use std::time::Duration;
 
-use nalgebra::{Isometry3, Translation3, Unit, UnitQuaternion, Vector3};
+use nalgebra::{Isometry3, Matrix6, Translation3, Unit, UnitQuaternion, Vector3};
 use proptest::prelude::*;
 
+use super::convert::REACHED;
 use super::*;
 use crate::kinematics::{ArmModel, Chain, ChainJoint, Pose};
 use crate::{
@@ -84,6 +85,16 @@ fn apart(a: &Isometry3<f64>, b: &Isometry3<f64>) -> (f64, f64) {
     ((a.translation.vector - b.translation.vector).norm(), a.rotation.angle_to(&b.rotation))
 }
 
+/// How far from a singular pose: the least that the tip moves (m, and rotation times lever, per rad).
+fn clearance(joints: &[f64]) -> f64 {
+    let mut pose = Pose::default();
+    let tip = arm().tip_at(joints, &mut pose);
+    let columns = arm().jacobian(&pose, &tip);
+    let mut matrix = Matrix6::from_columns(&columns[..6]);
+    matrix.fixed_rows_mut::<3>(3).scale_mut(ArmModel::LEVER);
+    matrix.singular_values().min()
+}
+
 proptest! {
     #[test]
     fn plans_go_to_the_policy_and_come_back(
@@ -102,13 +113,26 @@ proptest! {
         let actions = map.to_actions(&plan, &observed).expect("finite");
         prop_assert_eq!(actions.len(), 5 * map.action_dim());
         let (back, reach) = map.to_joints(&actions, &observed, DT).expect("it came from joints");
-        for (row, planned) in back.chunks_exact(7).zip(plan.chunks_exact(7)) {
+        // Beside a stretched elbow another branch may be as near, and its wrist may then have to turn further than
+        // it may: such rows come as near as they can, and those beyond what counts as reached are counted.
+        let mut before = observed.clone();
+        let (mut missed, mut held_once) = (0, false);
+        for (k, (row, planned)) in back.chunks_exact(7).zip(plan.chunks_exact(7)).enumerate() {
+            let range = map.range(k, DT);
+            let held = (0..6).any(|joint| {
+                let moved = (row[joint] - before[joint]).abs();
+                moved > range[joint] - 1e-6 || row[joint].abs() > 2.8 - 1e-6
+            });
             let (position, rotation) = apart(&tip(row), &tip(planned));
-            prop_assert!(position < 1e-4 && rotation < 2e-3, "{position} m, {rotation} rad");
+            prop_assert!(held || position < 1e-4 && rotation < 2e-3, "{position} m, {rotation} rad");
+            held_once |= held;
+            missed += usize::from(position > REACHED.0 || rotation > REACHED.1);
             prop_assert!((row[6] - planned[6]).abs() < 1e-9, "the gripper");
+            before = row.to_vec();
         }
         prop_assert_eq!(reach.is_some(), kind.is_pose());
-        prop_assert!(reach.is_none_or(|r| r.missed == 0 && r.poses == 5 && r.path_error < 5e-3));
+        prop_assert!(reach.is_none_or(|r| r.missed as usize == missed && r.poses == 5));
+        prop_assert!(held_once || reach.is_none_or(|r| r.path_error < 5e-3));
     }
 
     #[test]
@@ -116,8 +140,10 @@ proptest! {
         start in prop::array::uniform6(-1.2..1.2f64), step in prop::array::uniform6(-0.05..0.05f64),
         frame in 0..2usize
     ) {
-        // The same walk as poses, as steps and as displacements from the start gives the same joints.
+        // The same walk as poses, as steps and as displacements from the start gives the same joints, unless it
+        // passes a singular pose: two branches are equally near there.
         let (observed, plan) = walk(start, step, 4);
+        prop_assume!(observed.chunks(7).chain(plan.chunks(7)).all(|row| clearance(row) > 3e-3));
         let delta = |from| SpaceKeys { delta_from: Some(from), frame: Some(Frame::ALL[frame].1), ..keys(SpaceKind::EeDelta) };
         let all = [keys(SpaceKind::EePose), delta(DeltaFrom::Previous), delta(DeltaFrom::Observation)];
         let joints = all.map(|keys| {
@@ -155,6 +181,21 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn through_a_stretched_elbow_it_comes_as_near_as_the_wrist_turns() {
+    // The elbow passes zero: bent the other way is nearer to the start, and its wrist runs into a singular pose.
+    let start = [0.0, 0.0, -0.0135, 0.0, -0.3117, 0.0];
+    let (observed, plan) = walk(start, [0.0, 0.0, 0.0445, 0.0491, 0.0215, 0.0], 5);
+    let map = map(keys(SpaceKind::EePose));
+    let actions = map.to_actions(&plan, &observed).expect("finite");
+    let (back, reach) = map.to_joints(&actions, &observed, DT).expect("near enough");
+    let (last, before) = (&back[28..], &back[21..28]);
+    assert!(((last[3] - before[3]).abs() - map.range(4, DT)[3]).abs() < 1e-6, "the wrist's range");
+    let (position, rotation) = apart(&tip(last), &tip(&plan[28..]));
+    assert!((1e-4..1e-3).contains(&position) && rotation < 0.02, "{position} m, {rotation} rad");
+    assert_eq!(reach.map(|r| r.missed), Some(0));
 }
 
 #[test]
