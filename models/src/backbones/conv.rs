@@ -7,7 +7,7 @@ use candle_core::{Result, Tensor};
 
 use crate::ModelError;
 use crate::checkpoint::TensorStore;
-use crate::kernels::{Activation, Convolution, Doubling, GroupNorm, Map, Window};
+use crate::kernels::{Convolution, Doubling, GroupNorm, Window};
 
 /// Added to the variance in every batch and group norm here, as PyTorch does.
 const EPS: f64 = 1e-5;
@@ -111,10 +111,9 @@ impl Conv1d {
     /// # Errors
     /// When the number of channels does not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let x = Map::of_sequence(x.clone())?;
-        Ok(match self {
-            Self::Plain(plain) => plain.forward(&x, Activation::None)?.values,
-            Self::Doubling(doubling) => doubling.forward(&x)?.values,
-        })
+        match self {
+            Self::Plain(plain) => plain.forward_sequence(x),
+            Self::Doubling(doubling) => doubling.forward(x),
+        }
     }
 }

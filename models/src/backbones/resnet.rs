@@ -9,7 +9,7 @@ use candle_core::{Result, Tensor};
 use super::conv::{conv2d, group_norm};
 use crate::ModelError;
 use crate::checkpoint::TensorStore;
-use crate::kernels::{Activation, Convolution, GroupNorm, Map, add, max_pool, relu};
+use crate::kernels::{Activation, Convolution, GroupNorm, Map, add_all, max_pool, relu_all};
 
 /// How the parts of the network are named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,10 +62,22 @@ impl Unit {
     /// `x` through convolution and norm, followed by `activation`: a ReLU or nothing.
     fn forward(&self, x: &Map, activation: Activation) -> Result<Map> {
         let Some(norm) = &self.norm else { return self.conv.forward(x, activation) };
-        let y = self.conv.forward(x, Activation::None)?;
-        let values = norm.forward(&y.values)?;
-        let values = if activation == Activation::None { values } else { relu(values)? };
-        Ok(Map { values, ..y })
+        let mut y = norm.forward_map(self.conv.forward(x, Activation::None)?)?;
+        if activation == Activation::Relu {
+            relu_all(&mut y.values);
+        }
+        Ok(y)
+    }
+
+    /// `x` through convolution and norm; then `residual` is added, and a ReLU follows.
+    fn forward_add_relu(&self, x: &Map, residual: &Map) -> Result<Map> {
+        if self.norm.is_none() {
+            return self.conv.forward_add_relu(x, residual);
+        }
+        let mut y = self.forward(x, Activation::None)?;
+        add_all(&mut y.values, &residual.values)?;
+        relu_all(&mut y.values);
+        Ok(y)
     }
 }
 
@@ -193,15 +205,16 @@ impl ResNet {
     /// # Errors
     /// When `pixels` has no three channels.
     pub fn forward(&self, pixels: &Tensor) -> Result<Tensor> {
-        let mut x = max_pool(&self.stem.forward(&Map::of_image(pixels)?, Activation::Relu)?)?;
+        let mut x = max_pool(&self.stem.forward(&Map::of_image(pixels)?, Activation::Relu)?);
         for block in &self.blocks {
             let y = block.first.forward(&x, Activation::Relu)?;
-            let y = block.second.forward(&y, Activation::None)?;
-            let shortcut = match &block.shortcut {
-                Some(unit) => unit.forward(&x, Activation::None)?,
-                None => x,
+            x = match &block.shortcut {
+                Some(unit) => {
+                    let shortcut = unit.forward(&x, Activation::None)?;
+                    block.second.forward_add_relu(&y, &shortcut)?
+                }
+                None => block.second.forward_add_relu(&y, &x)?,
             };
-            x = Map { values: relu(add(y.values, &shortcut.values)?)?, size: y.size };
         }
         x.to_image()
     }

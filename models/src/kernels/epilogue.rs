@@ -6,7 +6,7 @@ use super::functions::{Activation, activate};
 use super::isa::Isa;
 use super::simd::Loop;
 
-/// `activation(sum + bias)·gate + residual`, each where it is given.
+/// `last(activation(sum + bias)·gate + residual)`, each where it is given.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Epilogue<'a> {
     /// One value for each output.
@@ -17,13 +17,16 @@ pub struct Epilogue<'a> {
     pub gate: Option<&'a [f32]>,
     /// A matrix of the result's size to add.
     pub residual: Option<&'a [f32]>,
+    /// What follows the residual.
+    pub last: Activation,
 }
 
 impl Epilogue<'_> {
     /// True when nothing follows the product.
     pub(super) fn is_plain(&self) -> bool {
-        let Self { bias, activation, gate, residual } = self;
-        bias.is_none() && *activation == Activation::None && gate.is_none() && residual.is_none()
+        let Self { bias, activation, gate, residual, last } = self;
+        let bare = bias.is_none() && gate.is_none() && residual.is_none();
+        bare && *activation == Activation::None && *last == Activation::None
     }
 
     /// Writes the finished `columns` of row `row`, of a result `width` wide.
@@ -43,6 +46,7 @@ impl Epilogue<'_> {
             activation: self.activation,
             gate: self.gate.map(|gate| &gate[here.clone()]),
             residual: self.residual.map(|residual| &residual[here]),
+            last: self.last,
             out,
         });
     }
@@ -54,6 +58,7 @@ struct Finish<'a> {
     activation: Activation,
     gate: Option<&'a [f32]>,
     residual: Option<&'a [f32]>,
+    last: Activation,
     out: &'a mut [f32],
 }
 
@@ -77,5 +82,6 @@ impl Loop for Finish<'_> {
         if let Some(residual) = self.residual {
             out.iter_mut().zip(residual).for_each(|(o, r)| *o += r);
         }
+        activate(self.last, out);
     }
 }

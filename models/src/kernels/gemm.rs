@@ -1,6 +1,6 @@
 //! Products of activations with packed weights.
 //!
-//! Activations are put in the order of the tiles once per product (and rounded to 8 bits there, if the layer computes
+//! Activations are put in [strips](super::strips) once per product (and rounded to 8 bits there, if the layer computes
 //! so). Then each unit of work takes as many panels of weights as the second-level cache holds, and tile after tile of
 //! a block of rows through all of them: weights come from far once, and a tile's activations from the first-level
 //! cache. What follows the product (bias, activation, gate, residual) is done on each tile before it goes.
@@ -12,11 +12,12 @@ use super::epilogue::Epilogue;
 use super::isa::Isa;
 use super::packed::{Compute, Form, Packed, Panels};
 use super::pool::{Cell, Grid, pool};
-use super::quantise::Words;
-use super::simd::{
-    Aligned, BLOCK, Dots, Interleave, Products, Quants, TILE_COLUMNS, TILE_ROWS, prefetch,
-};
+use super::quantise::{Place, lay_words};
+use super::simd::{Aligned, BLOCK, Dots, Products, Quants, TILE_COLUMNS, TILE_ROWS, prefetch};
+use super::strips::{Read, Rows, Strips, lay_floats};
 use super::tally;
+
+pub use super::strips::Dense;
 
 /// Bytes of weights that a unit of work goes through: they stay in the second-level cache beside a few tiles.
 const GROUP_BYTES: usize = 640 << 10;
@@ -28,70 +29,14 @@ const UNITS: usize = 4;
 const UNIT: usize = 1 << 20;
 
 thread_local! {
-    /// Rows that this thread gathers for a tile.
-    pub(super) static GATHERED: RefCell<[Vec<f32>; TILE_ROWS]> =
-        const { RefCell::new([const { Vec::new() }; TILE_ROWS]) };
-    /// Packed activations of the product that this thread asked for.
-    static ACTIVATIONS: RefCell<Aligned<f32>> = const { RefCell::new(Aligned::new()) };
+    /// Activations in order, of the product that this thread asked for.
+    static LAID: RefCell<Aligned<f32>> = const { RefCell::new(Aligned::new()) };
     /// The same, rounded.
-    static ROUNDED: RefCell<Words> = const { RefCell::new(Words::new()) };
+    static ROUNDED: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
     /// A panel's weights, widened by this thread.
     static WIDENED: RefCell<Aligned<f32>> = const { RefCell::new(Aligned::new()) };
-}
-
-/// Activations: `rows` rows of the matrix's width.
-pub trait Rows: Sync {
-    /// Number of rows.
-    fn count(&self) -> usize;
-    /// Row `row`, as it lies in memory or gathered in `buffer`.
-    fn row<'a>(&'a self, row: usize, buffer: &'a mut Vec<f32>) -> &'a [f32];
-}
-
-/// Rows of a matrix in memory.
-#[derive(Debug, Clone, Copy)]
-pub struct Dense<'a> {
-    /// The values.
-    pub values: &'a [f32],
-    /// Values in a row.
-    pub width: usize,
-}
-
-impl Rows for Dense<'_> {
-    fn count(&self) -> usize {
-        self.values.len() / self.width.max(1)
-    }
-
-    fn row<'a>(&'a self, row: usize, _buffer: &'a mut Vec<f32>) -> &'a [f32] {
-        &self.values[row * self.width..(row + 1) * self.width]
-    }
-}
-
-/// Tiles of nearly equal height that cover `rows`.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Tiles {
-    pub rows: usize,
-    pub count: usize,
-}
-
-impl Tiles {
-    pub fn new(rows: usize, most: usize) -> Self {
-        Self { rows, count: rows.div_ceil(most) }
-    }
-
-    /// The first row of tile `index`; of the one past the last, the end.
-    pub fn start(self, index: usize) -> usize {
-        let (each, more) = (self.rows / self.count.max(1), self.rows % self.count.max(1));
-        index * each + index.min(more)
-    }
-
-    pub fn height(self, index: usize) -> usize {
-        self.start(index + 1) - self.start(index)
-    }
-
-    /// Height of the highest tile.
-    pub fn most(self) -> usize {
-        self.rows.div_ceil(self.count.max(1))
-    }
+    /// What a tile reads in this thread.
+    static READ: RefCell<Read> = RefCell::default();
 }
 
 /// `out = epilogue(x·Wᵀ)`, `[rows, outputs]` row by row.
@@ -118,99 +63,85 @@ pub fn multiply(x: &impl Rows, weights: &Packed, epilogue: &Epilogue<'_>, out: &
 }
 
 fn multiply_all(x: &impl Rows, weights: &Packed, epilogue: &Epilogue<'_>, out: &mut [f32]) {
-    let rows = x.count();
     match &weights.form {
-        Form::Blocks { quants, compute: Compute::Int8, .. } => ROUNDED.with_borrow_mut(|words| {
-            let tiles = Tiles::new(rows, weights.isa.dot_shape().rows);
-            words.pack(x, weights.inputs(), tiles, *quants, weights.isa);
-            each_unit(weights, tiles, quants.bytes() + 2, BLOCK, out, |unit| {
-                unit.dots(words, *quants, epilogue);
+        Form::Blocks { quants, compute: Compute::Int8, .. } => ROUNDED.with_borrow_mut(|laid| {
+            let x = &x.strips(weights.isa.dot_shape().rows);
+            lay_words(laid, x, *quants, weights.isa);
+            each_unit(weights, x, quants.bytes() + 2, BLOCK, out, |unit| {
+                unit.dots(laid, *quants, epilogue);
             });
         }),
-        _ => ACTIVATIONS.with_borrow_mut(|packed| {
-            let tiles = Tiles::new(rows, weights.isa.float_shape().rows);
-            pack(packed, x, weights.inputs(), tiles, weights.isa);
-            each_unit(weights, tiles, 4, 1, out, |unit| unit.products(packed, epilogue));
+        _ => LAID.with_borrow_mut(|laid| {
+            let x = &x.strips(weights.isa.float_shape().rows);
+            lay_floats(laid, x, weights.isa);
+            each_unit(weights, x, 4, 1, out, |unit| unit.products(laid, epilogue));
         }),
     }
 }
 
 /// Cuts the result into cells, each a block of rows by a group of panels, and calls `work` for each. `bytes` are those
 /// of `values` weights on their way through a tile.
-fn each_unit(
+fn each_unit<X: Strips>(
     weights: &Packed,
-    tiles: Tiles,
+    x: &X,
     bytes: usize,
     values: usize,
     out: &mut [f32],
-    work: impl Fn(Unit<'_, '_>) + Sync,
+    work: impl Fn(Unit<'_, '_, X>) + Sync,
 ) {
-    let (panels, threads) = (weights.panels(), pool().threads());
+    let (panels, threads, tiles) = (weights.panels(), pool().threads(), x.tiles());
     let panel_bytes = panels.width * weights.inputs().div_ceil(values) * bytes;
-    let panel_products = panels.width * weights.inputs().max(1) * tiles.rows;
+    let panel_products = panels.width * weights.inputs().max(1) * x.start(tiles);
     // Panels that fit the cache, but no more than leave every thread its units.
     let spread = panels.count().div_ceil(if threads > 1 { UNITS * threads } else { 1 });
     let most = (GROUP_BYTES / panel_bytes.max(1)).clamp(1, GROUP);
-    let group = most.min(spread.max(UNIT / panel_products.max(1))).max(1);
+    let group = match panels.count() <= most && tiles >= 2 * UNITS * threads {
+        // Few weights and many rows: a tile's activations stay at hand for all panels.
+        true => panels.count(),
+        false => most.min(spread.max(UNIT / panel_products.max(1))).max(1),
+    };
     let groups = panels.count().div_ceil(group);
     // Rows are cut only where there are too few groups.
     let blocks = if threads > 1 { (UNITS * threads).div_ceil(groups) } else { 1 };
     let worth = (group * panel_products / UNIT).max(1);
-    let blocks = blocks.min(worth).min(tiles.count);
-    let per_block = tiles.count.div_ceil(blocks);
-    let blocks = tiles.count.div_ceil(per_block);
-    let rows: Vec<usize> =
-        (0..=blocks).map(|b| tiles.start((b * per_block).min(tiles.count))).collect();
+    let blocks = blocks.min(worth).min(tiles);
+    let per_block = tiles.div_ceil(blocks);
+    let blocks = tiles.div_ceil(per_block);
+    let rows: Vec<usize> = (0..=blocks).map(|b| x.start((b * per_block).min(tiles))).collect();
     let columns: Vec<usize> =
         (0..=groups).map(|g| (g * group * panels.width).min(panels.outputs)).collect();
     let grid = Grid { width: panels.outputs, rows: &rows, columns: &columns };
     pool().grid(out, &grid, |cell| {
         let first = cell.down * per_block;
-        let tiles_here = first..(first + per_block).min(tiles.count);
+        let tiles = first..(first + per_block).min(tiles);
         let panel = cell.along * group;
-        let panels_here = panel..(panel + group).min(panels.count());
-        work(Unit { cell, weights, tiles, tiles_here, panels_here });
-    });
-}
-
-/// Puts `x` in the order of the tiles: per tile, `[k][row]`.
-fn pack(packed: &mut Aligned<f32>, x: &impl Rows, depth: usize, tiles: Tiles, isa: Isa) {
-    let stride = tiles.most() * depth;
-    packed.grow(tiles.count * stride);
-    pool().chunks(&mut packed[..tiles.count * stride], stride, |index, tile| {
-        let (start, height) = (tiles.start(index), tiles.height(index));
-        GATHERED.with_borrow_mut(|buffers| {
-            let mut rows: [&[f32]; TILE_ROWS] = [&[]; TILE_ROWS];
-            for (r, (row, buffer)) in rows.iter_mut().zip(buffers).enumerate().take(height) {
-                *row = x.row(start + r, buffer);
-            }
-            isa.interleave(Interleave { rows, height, step: height, tile });
-        });
+        let panels = panel..(panel + group).min(panels.count());
+        work(Unit { cell, weights, x, tiles, panels });
     });
 }
 
 /// A unit of work.
-struct Unit<'a, 'c> {
+struct Unit<'a, 'c, X> {
     cell: Cell<'c>,
     weights: &'a Packed,
-    tiles: Tiles,
-    tiles_here: Range<usize>,
-    panels_here: Range<usize>,
+    x: &'a X,
+    tiles: Range<usize>,
+    panels: Range<usize>,
 }
 
-impl<'c> Unit<'_, 'c> {
+impl<'c, X: Strips> Unit<'_, 'c, X> {
     /// Where the sums of a tile go.
     fn target(&mut self, tile: usize, panel: usize) -> Target<'_, 'c> {
         let (panels, isa) = (self.weights.panels(), self.weights.isa);
-        let (first, rows) = (self.tiles.start(tile), self.tiles.height(tile));
+        let (first, end) = (self.x.start(tile), self.x.start(tile + 1));
         let columns = panels.columns(panel);
-        Target { cell: &mut self.cell, isa, panels, panel, first, rows, columns }
+        Target { cell: &mut self.cell, isa, panels, panel, first, rows: end - first, columns }
     }
 
     /// Products of floats.
-    fn products(mut self, packed: &[f32], epilogue: &Epilogue<'_>) {
+    fn products(mut self, laid: &[f32], epilogue: &Epilogue<'_>) {
         let (depth, panels) = (self.weights.inputs(), self.weights.panels());
-        let stride = self.tiles.most() * depth;
+        let each = depth / self.x.parts().max(1);
         // Deep products in parts, so that a panel's part fits the cache.
         let parts = (depth * panels.width * 4).div_ceil(GROUP_BYTES).max(1);
         let part = depth.div_ceil(parts).next_multiple_of(BLOCK);
@@ -218,74 +149,81 @@ impl<'c> Unit<'_, 'c> {
         for from in (0..depth).step_by(part) {
             let length = part.min(depth - from);
             let last = (from + length == depth).then_some(epilogue);
-            let each = part * panels.width;
+            let room = part * panels.width;
             WIDENED.with_borrow_mut(|scratch| {
-                scratch.grow(if self.weights.is_float() { 0 } else { GROUP * each });
-                let mut scratch = scratch.chunks_mut(each);
+                scratch.grow(if self.weights.is_float() { 0 } else { GROUP * room });
+                let mut scratch = scratch.chunks_mut(room);
                 let b: [&[f32]; GROUP] = std::array::from_fn(|i| {
-                    let panel = self.panels_here.start + i;
+                    let panel = self.panels.start + i;
                     let scratch = scratch.next().unwrap_or_default();
-                    match panel < self.panels_here.end {
+                    match panel < self.panels.end {
                         true => self.weights.panel(panel, from, length, scratch),
                         false => &[],
                     }
                 });
-                for tile in self.tiles_here.clone() {
-                    let rows = self.tiles.height(tile);
-                    let a = &packed[tile * stride + from * rows..][..length * rows];
-                    for (panel, b) in self.panels_here.clone().zip(b) {
-                        let columns = panels.columns(panel);
-                        let mut target = self.target(tile, panel);
-                        target.prefetch();
-                        if from > 0 {
-                            target.load(&mut out);
+                for tile in self.tiles.clone() {
+                    READ.with_borrow_mut(|read| {
+                        let span = (from..from + length, each);
+                        read.find(self.x, tile, span, self.x.depth());
+                        for (panel, b) in self.panels.clone().zip(b) {
+                            let columns = panels.columns(panel);
+                            let mut target = self.target(tile, panel);
+                            target.prefetch();
+                            if from > 0 {
+                                target.load(&mut out);
+                            }
+                            target.isa.multiply_tile(Products {
+                                pieces: &read.pieces,
+                                a: laid,
+                                a_step: read.step,
+                                b,
+                                b_step: columns,
+                                rows: target.rows,
+                                vectors: columns / panels.lanes,
+                                out: &mut out,
+                                accumulate: from > 0,
+                            });
+                            target.store(&out, last);
                         }
-                        target.isa.multiply_tile(Products {
-                            depth: length,
-                            a,
-                            a_step: rows,
-                            b,
-                            b_step: columns,
-                            rows,
-                            vectors: columns / panels.lanes,
-                            out: &mut out,
-                            accumulate: from > 0,
-                        });
-                        target.store(&out, last);
-                    }
+                    });
                 }
             });
         }
     }
 
     /// Products of blocks, activations rounded.
-    fn dots(mut self, words: &Words, quants: Quants, epilogue: &Epilogue<'_>) {
+    fn dots(mut self, laid: &[u32], quants: Quants, epilogue: &Epilogue<'_>) {
         let panels = self.weights.panels();
         let blocks = self.weights.inputs().div_ceil(BLOCK);
+        let each = blocks / self.x.parts().max(1);
+        let place = Place::new(self.x.depth(), self.weights.isa);
         let mut out = [0.0; TILE_ROWS * TILE_COLUMNS];
-        for tile in self.tiles_here.clone() {
-            let rows = self.tiles.height(tile);
-            let part = words.tile(tile, rows);
-            for panel in self.panels_here.clone() {
-                let (b, b_scales) = self.weights.blocks(panel, 0, blocks);
-                let vectors = panels.columns(panel) / panels.lanes;
-                let mut target = self.target(tile, panel);
-                target.prefetch();
-                target.isa.dot_tile(Dots {
-                    blocks,
-                    a: part.words,
-                    starts: part.starts,
-                    a_scales: part.scales,
-                    quants,
-                    b,
-                    b_scales,
-                    rows,
-                    vectors,
-                    out: &mut out,
-                    accumulate: false,
-                });
-                target.store(&out, Some(epilogue));
-            }
+        for tile in self.tiles.clone() {
+            READ.with_borrow_mut(|read| {
+                read.find(self.x, tile, (0..blocks, each), place.lines());
+                let [a, starts, a_scales] = place.split(laid, read.step);
+                for panel in self.panels.clone() {
+                    let (b, b_scales) = self.weights.blocks(panel, 0, blocks);
+                    let vectors = panels.columns(panel) / panels.lanes;
+                    let mut target = self.target(tile, panel);
+                    target.prefetch();
+                    target.isa.dot_tile(Dots {
+                        pieces: &read.pieces,
+                        a,
+                        starts,
+                        a_scales,
+                        step: read.step,
+                        quants,
+                        b,
+                        b_scales,
+                        rows: target.rows,
+                        vectors,
+                        out: &mut out,
+                        accumulate: false,
+                    });
+                    target.store(&out, Some(epilogue));
+                }
+            });
         }
     }
 }

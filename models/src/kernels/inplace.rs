@@ -1,9 +1,10 @@
-//! Element-wise loops on tensors that nobody else holds.
+//! Element-wise loops on tensors that nobody else holds, and on matrices.
 
 use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, Layout, Result, Tensor, bail};
 
 use super::functions::{self, Activation, activate};
 use super::isa::Isa;
+use super::matrix::Matrix;
 use super::pool::pool;
 use super::simd::Loop;
 use super::tensors::{values, values_mut};
@@ -40,8 +41,7 @@ impl InplaceOp1 for Single {
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        let isa = Isa::current();
-        pool().chunks(values_mut(storage, layout)?, SLICE, |_, x| isa.run(OnSlice(*self, x)));
+        each(values_mut(storage, layout)?, *self);
         Ok(())
     }
 }
@@ -76,13 +76,23 @@ impl InplaceOp2 for Add {
         if target.len() != source.len() {
             bail!("{} values meet {}", target.len(), source.len());
         }
-        let isa = Isa::current();
-        pool().chunks(target, SLICE, |index, target| {
-            let source = &source[index * SLICE..index * SLICE + target.len()];
-            isa.run(AddSlice(target, source));
-        });
+        add_slices(target, source);
         Ok(())
     }
+}
+
+/// Both are equally long.
+fn add_slices(target: &mut [f32], source: &[f32]) {
+    let isa = Isa::current();
+    pool().chunks(target, SLICE, |index, target| {
+        let source = &source[index * SLICE..index * SLICE + target.len()];
+        isa.run(AddSlice(target, source));
+    });
+}
+
+fn each(target: &mut [f32], what: Single) {
+    let isa = Isa::current();
+    pool().chunks(target, SLICE, |_, x| isa.run(OnSlice(what, x)));
 }
 
 /// `x·sigmoid(x)` in place; `x` must be the only holder of its values.
@@ -94,13 +104,9 @@ pub fn silu(x: Tensor) -> Result<Tensor> {
     Ok(x)
 }
 
-/// The larger of `x` and 0 in place; `x` must be the only holder of its values.
-///
-/// # Errors
-/// When `x` is not contiguous f32.
-pub fn relu(x: Tensor) -> Result<Tensor> {
-    x.inplace_op1(&Single::Relu)?;
-    Ok(x)
+/// The larger of each value and 0, in place.
+pub fn relu_all(x: &mut Matrix) {
+    each(x.values_mut(), Single::Relu);
 }
 
 /// `x·tanh(ln(1 + exp(x)))` (Misra 2019, arXiv 1908.08681) in place; `x` must be the only holder of its values.
@@ -119,4 +125,16 @@ pub fn mish(x: Tensor) -> Result<Tensor> {
 pub fn add(x: Tensor, y: &Tensor) -> Result<Tensor> {
     x.inplace_op2(y, &Add)?;
     Ok(x)
+}
+
+/// Adds `y` to `x`.
+///
+/// # Errors
+/// When the sizes differ.
+pub fn add_all(x: &mut Matrix, y: &Matrix) -> Result<()> {
+    if (x.rows(), x.width()) != (y.rows(), y.width()) {
+        bail!("{} x {} values meet {} x {}", x.rows(), x.width(), y.rows(), y.width());
+    }
+    add_slices(x.values_mut(), y.values());
+    Ok(())
 }

@@ -228,7 +228,8 @@ impl Linear {
                 x.width
             );
         }
-        let epilogue = Epilogue { bias: self.bias.as_deref(), activation, gate, residual };
+        let bias = self.bias.as_deref();
+        let epilogue = Epilogue { bias, activation, gate, residual, ..Epilogue::default() };
         multiply(&x, &self.weight, &epilogue, out);
         Ok(())
     }

@@ -1,9 +1,9 @@
 //! The loops where the time goes: products, attention, norms, activations.
 //!
-//! Networks are written with [`Linear`], [`attend`] and their kin on tensors, or on a [`Matrix`] where results are large. Below lie, from the top: [`gemm`] cuts a
-//! product into cache-sized pieces for the threads of [`pool`], [`packed`] holds weights in the order in which they are
-//! read, `quantise` rounds activations to 8 bits, and [`simd`] has the innermost loops of every instruction set that
-//! [`isa`] knows.
+//! Networks are written with [`Linear`], [`attend`] and their kin on tensors, or on a [`Matrix`] where results are
+//! large. Below lie, from the top: [`gemm`] cuts a product into cache-sized pieces for the threads of [`pool`];
+//! [`strips`] puts activations, and [`packed`] weights, in the order in which they are read; `quantise` rounds
+//! activations to 8 bits; and [`simd`] has the innermost loops of every instruction set that [`isa`] knows.
 
 mod attention;
 mod convolution;
@@ -21,6 +21,7 @@ pub mod pool;
 mod quantise;
 mod rope;
 pub mod simd;
+pub mod strips;
 pub mod tally;
 mod tensors;
 #[cfg(test)]
@@ -28,14 +29,14 @@ mod tests;
 mod window;
 
 pub use attention::{Visible, attend, attend_rows, split_heads};
-pub use convolution::{Convolution, Doubling, GroupNorm, Map, max_pool};
+pub use convolution::{Convolution, Doubling, Map, max_pool};
 pub use epilogue::Epilogue;
 pub use functions::Activation;
-pub use inplace::{add, mish, relu, silu};
+pub use inplace::{add, add_all, mish, relu_all, silu};
 pub use isa::Isa;
 pub use linear::{After, Linear};
 pub use matrix::{Columns, Matrix, buffers_taken};
-pub use norm::{LayerNorm, RmsNorm};
+pub use norm::{GroupNorm, LayerNorm, RmsNorm};
 pub use packed::{Compute, Packed};
 pub use rope::Rope;
 pub use window::Window;

@@ -1,7 +1,8 @@
-//! Normalisation of rows.
+//! Normalisation of rows, and of groups of channels.
 
 use candle_core::{Device, Result, Tensor, bail};
 
+use super::convolution::Map;
 use super::isa::Isa;
 use super::matrix::Matrix;
 use super::pool::pool;
@@ -157,5 +158,78 @@ impl Loop for Normalise<'_> {
                 }
             }
         }
+    }
+}
+/// Group norm: the channels of each group are normalised over all places together.
+#[derive(Debug)]
+pub struct GroupNorm {
+    gain: Vec<f32>,
+    bias: Vec<f32>,
+    groups: usize,
+    eps: f32,
+}
+
+impl GroupNorm {
+    /// The norm with one gain and bias a channel; `groups` divides their number, `eps` is added to the variance.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn new(gain: Vec<f32>, bias: Vec<f32>, groups: usize, eps: f64) -> Result<Self> {
+        if groups == 0 || !gain.len().is_multiple_of(groups) || bias.len() != gain.len() {
+            bail!("{} channels make no {groups} groups", gain.len());
+        }
+        Ok(Self { gain, bias, groups, eps: eps as f32 })
+    }
+
+    /// `x` (`[places, C]`) normalised.
+    ///
+    /// # Errors
+    /// When the number of channels does not fit.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let (places, channels) = x.dims2()?;
+        let values = tensors::read(x)?;
+        let mut out = values.get().to_vec();
+        self.apply(&mut out, channels)?;
+        tensors::matrix(out, places, channels)
+    }
+
+    /// The features normalised, in their place.
+    ///
+    /// # Errors
+    /// When the number of channels does not fit.
+    pub fn forward_map(&self, mut x: Map) -> Result<Map> {
+        let channels = x.values.width();
+        self.apply(x.values.values_mut(), channels)?;
+        Ok(x)
+    }
+
+    fn apply(&self, values: &mut [f32], channels: usize) -> Result<()> {
+        if channels != self.gain.len() {
+            bail!("a group norm of {} channels met {channels}", self.gain.len());
+        }
+        // Per channel, what it is multiplied with and what is added.
+        let width = channels / self.groups;
+        let count = (values.len() / self.groups).max(1) as f64;
+        let mut terms = vec![[0f32; 2]; channels];
+        let read = &*values;
+        pool().chunks(&mut terms, width.max(1), |group, terms| {
+            let columns = group * width..(group + 1) * width;
+            let rows = || read.chunks_exact(channels).map(|row| &row[columns.clone()]);
+            let mean = rows().flatten().map(|v| f64::from(*v)).sum::<f64>() / count;
+            let square = |v: &f32| (f64::from(*v) - mean) * (f64::from(*v) - mean);
+            let variance = rows().flatten().map(square).sum::<f64>() / count;
+            let by = 1.0 / (variance as f32 + self.eps).sqrt();
+            for (term, channel) in terms.iter_mut().zip(columns.clone()) {
+                let gain = by * self.gain[channel];
+                *term = [gain, self.bias[channel] - mean as f32 * gain];
+            }
+        });
+        let rows_each = SLICE.div_ceil(channels.max(1));
+        pool().chunks(values, (rows_each * channels).max(1), |_, rows| {
+            for row in rows.chunks_exact_mut(channels) {
+                row.iter_mut().zip(&terms).for_each(|(x, [by, plus])| *x = *x * by + plus);
+            }
+        });
+        Ok(())
     }
 }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::isa::Isa;
 use super::pool::pool;
-use super::simd::{Products, TILE_COLUMNS, TILE_ROWS};
+use super::simd::{Piece, Products, TILE_COLUMNS, TILE_ROWS};
 
 /// Depth of the tile that is multiplied again and again: small enough for the first-level cache.
 const DEPTH: usize = 128;
@@ -28,7 +28,7 @@ pub fn floats(rounds: usize) -> f64 {
             let mut out = [0.0; TILE_ROWS * TILE_COLUMNS];
             for _ in 0..TILES / 4 {
                 isa.multiply_tile(Products {
-                    depth: DEPTH,
+                    pieces: &[Piece::whole(DEPTH)],
                     a: &a,
                     a_step: shape.rows,
                     b: &b,

@@ -5,77 +5,72 @@
 
 use std::cell::RefCell;
 
-use super::gemm::{GATHERED, Rows, Tiles};
 use super::isa::Isa;
 use super::pool::pool;
 use super::simd::{BLOCK, Interleave, Quants, Rounding, TILE_ROWS};
+use super::strips::{GATHERED, Strips};
 
 thread_local! {
-    /// The rows of a tile that this thread rounds, one after the other.
-    static ROWS: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+    /// The places that this thread rounds, one after the other.
+    static ROUNDED: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Rounded activations in the order of the tiles: of each tile the words (per block and group of depths, per row), then
-/// what the sums start from, then the scales (both per block, per row).
-#[derive(Debug)]
-pub(super) struct Words {
-    all: Vec<u32>,
-    blocks: usize,
+/// What a place of a strip holds once it is rounded: words (per block and group of depths), then what the sums start
+/// from, then the scales (both per block).
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    pub blocks: usize,
     groups: usize,
-    most_rows: usize,
 }
 
-/// One tile of them.
-pub(super) struct Part<'a> {
-    pub words: &'a [u32],
-    pub starts: &'a [u32],
-    pub scales: &'a [u32],
+impl Place {
+    /// A place of `depth` values, for weights packed for `isa`.
+    pub fn new(depth: usize, isa: Isa) -> Self {
+        Self { blocks: depth.div_ceil(BLOCK), groups: BLOCK / isa.group() }
+    }
+
+    /// Its words.
+    fn words(self) -> usize {
+        self.blocks * self.groups
+    }
+
+    /// All its numbers.
+    pub fn lines(self) -> usize {
+        self.words() + 2 * self.blocks
+    }
+
+    /// Words, starts and scales of strips with `step` places: a [`Piece`](super::simd::Piece) begins at the same index
+    /// in all of them.
+    pub fn split(self, laid: &[u32], step: usize) -> [&[u32]; 3] {
+        [laid, &laid[self.words() * step..], &laid[(self.words() + self.blocks) * step..]]
+    }
 }
 
-impl Words {
-    pub const fn new() -> Self {
-        Self { all: Vec::new(), blocks: 0, groups: 0, most_rows: 0 }
-    }
-
-    /// Words of one row in a tile.
-    fn per_row(&self) -> usize {
-        self.blocks * (self.groups + 2)
-    }
-
-    /// Tile `index`, of `rows` rows.
-    pub fn tile(&self, index: usize, rows: usize) -> Part<'_> {
-        let tile = &self.all[index * self.most_rows * self.per_row()..];
-        let (words, rest) = tile.split_at(self.blocks * self.groups * rows);
-        let (starts, rest) = rest.split_at(self.blocks * rows);
-        Part { words, starts, scales: &rest[..self.blocks * rows] }
-    }
-
-    /// Rounds `x` (`depth` wide), for weights stored as `quants` and packed for `isa`.
-    pub fn pack(&mut self, x: &impl Rows, depth: usize, tiles: Tiles, quants: Quants, isa: Isa) {
-        self.blocks = depth.div_ceil(BLOCK);
-        self.groups = BLOCK / isa.group();
-        self.most_rows = tiles.most();
-        let (blocks, groups, per_row) = (self.blocks, self.groups, self.per_row());
-        let stride = self.most_rows * self.per_row();
-        self.all.resize(tiles.count * stride, 0);
-        let offset = quants.offset();
-        pool().chunks(&mut self.all[..tiles.count * stride], stride, |index, tile| {
-            let height = tiles.height(index);
-            GATHERED.with_borrow_mut(|[buffer, ..]| {
-                ROWS.with_borrow_mut(|rounded| {
-                    rounded.resize(TILE_ROWS.max(height) * per_row, 0);
-                    for (r, row) in rounded.chunks_exact_mut(per_row).enumerate().take(height) {
-                        let x = x.row(tiles.start(index) + r, buffer);
-                        round_row(x, isa, offset, row, blocks * groups);
+/// Puts `x` in order, rounded, for weights stored as `quants` and packed for `isa`: per strip, `[number][place]`.
+pub(super) fn lay_words(laid: &mut Vec<u32>, x: &impl Strips, quants: Quants, isa: Isa) {
+    let place = Place::new(x.depth(), isa);
+    let (lines, offset) = (place.lines(), quants.offset());
+    let stride = x.most() * lines;
+    laid.resize(x.strips() * stride, 0);
+    pool().chunks(&mut laid[..], stride, |strip, to| {
+        GATHERED.with_borrow_mut(|[buffer, ..]| {
+            ROUNDED.with_borrow_mut(|rounded| {
+                rounded.resize(TILE_ROWS * lines, 0);
+                let step = x.places(strip);
+                for first in (0..step).step_by(TILE_ROWS) {
+                    let height = TILE_ROWS.min(step - first);
+                    for (r, row) in rounded.chunks_exact_mut(lines).enumerate().take(height) {
+                        let x = x.place(strip, first + r, buffer);
+                        round_row(x, isa, offset, row, place.words());
                     }
                     let mut rows: [&[u32]; TILE_ROWS] = [&[]; TILE_ROWS];
-                    let used = rounded.chunks_exact(per_row).take(height);
+                    let used = rounded.chunks_exact(lines).take(height);
                     rows.iter_mut().zip(used).for_each(|(to, row)| *to = row);
-                    isa.interleave(Interleave { rows, height, step: height, tile });
-                });
+                    isa.interleave(Interleave { rows, height, step, tile: &mut to[first..] });
+                }
             });
         });
-    }
+    });
 }
 
 /// One row: its words, then where the sums start, then the scales. What lacks to a whole block is zero.

@@ -1,10 +1,11 @@
-//! Convolutions as products: a row of the left matrix is what one place of the result sees.
+//! What the windows of a convolution see, as strips.
 //!
-//! The rows are gathered while a product puts its activations in order, so the matrix of all of them never exists.
-//! Features are held with their channels side by side, `[places, C]`: what a window sees in one row of the image is
-//! then one piece of memory.
+//! Features are held with their channels side by side, `[places, C]`. Where the channels fill whole blocks, a strip is
+//! every `stride`-th place of a line of the image, and each tap of the window a part of the depth. Few channels are
+//! spread first: a place of a strip is then all that a window sees in that line, and each line of the window a part.
 
-use super::gemm::Rows;
+use super::simd::BLOCK;
+use super::strips::{Part, Rows, Strips, Tiles};
 
 /// What a convolution slides over an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +25,16 @@ impl Window {
             (size + 2 * padding).checked_sub(kernel).map_or(0, |rest| rest / self.stride + 1)
         };
         (along(height, self.kernel.0, self.padding.0), along(width, self.kernel.1, self.padding.1))
+    }
+
+    /// True when lines are spread.
+    fn spreads(&self, channels: usize) -> bool {
+        !channels.is_multiple_of(BLOCK)
+    }
+
+    /// How long the parts are that a window's depth comes in (values), over `channels` channels.
+    pub(super) fn part(&self, channels: usize) -> usize {
+        if self.spreads(channels) { self.kernel.1 * channels } else { channels }
     }
 }
 
@@ -46,28 +57,123 @@ impl Rows for Seen<'_> {
         rows * columns
     }
 
-    fn row<'a>(&'a self, row: usize, buffer: &'a mut Vec<f32>) -> &'a [f32] {
-        let (height, width) = self.size;
-        let Window { kernel, stride, padding } = self.window;
-        let columns = self.window.result(height, width).1;
-        let (top, left) = (row / columns * stride, row % columns * stride);
-        // Columns of the window that lie in the image: one piece of memory in each of its rows.
-        let first = padding.1.saturating_sub(left).min(kernel.1);
-        let end = (width + padding.1).saturating_sub(left).min(kernel.1).max(first);
-        buffer.clear();
-        buffer.resize(kernel.0 * kernel.1 * self.channels, 0.0);
-        for (index, line) in buffer.chunks_exact_mut(kernel.1 * self.channels).enumerate() {
-            let Some(y) = (top + index).checked_sub(padding.0).filter(|y| *y < height) else {
-                continue;
-            };
-            if first < end {
-                let start = (y * width + left + first - padding.1) * self.channels;
-                let count = (end - first) * self.channels;
-                line[first * self.channels..end * self.channels]
-                    .copy_from_slice(&self.values[start..start + count]);
+    fn strips(&self, most: usize) -> impl Strips {
+        let result = self.window.result(self.size.0, self.size.1);
+        let spread = self.window.spreads(self.channels);
+        let Window { kernel, stride, .. } = self.window;
+        let (phases, places) =
+            if spread { (1, result.1) } else { (stride, result.1 + (kernel.1 - 1) / stride) };
+        Lines {
+            seen: *self,
+            lines: result.0,
+            across: Tiles::new(result.1, most),
+            spread,
+            phases,
+            places,
+        }
+    }
+}
+
+/// The lines of an image.
+struct Lines<'a> {
+    seen: Seen<'a>,
+    /// Lines of the result.
+    lines: usize,
+    /// Tiles of one of them.
+    across: Tiles,
+    spread: bool,
+    /// Strips of a line: places so far apart as windows are, from the first place on, from the second one, ….
+    phases: usize,
+    /// Places of a strip.
+    places: usize,
+}
+
+impl Lines<'_> {
+    /// The columns of the window at column `left` that lie in the image (places of the window), and the first of them
+    /// in the image.
+    fn inside(&self, left: usize) -> (std::ops::Range<usize>, usize) {
+        let (kernel, padding) = (self.seen.window.kernel.1, self.seen.window.padding.1);
+        let first = padding.saturating_sub(left).min(kernel);
+        let end = (self.seen.size.1 + padding).saturating_sub(left).min(kernel).max(first);
+        (first..end, (left + first).saturating_sub(padding))
+    }
+}
+
+impl Strips for Lines<'_> {
+    fn tiles(&self) -> usize {
+        self.lines * self.across.count
+    }
+
+    fn start(&self, index: usize) -> usize {
+        let (line, tile) = (index / self.across.count, index % self.across.count);
+        line * self.across.rows + self.across.start(tile)
+    }
+
+    fn strips(&self) -> usize {
+        self.seen.size.0 * self.phases
+    }
+
+    fn places(&self, index: usize) -> usize {
+        let Window { kernel, stride, padding } = self.seen.window;
+        let (line, phase) = (index / self.phases, index % self.phases);
+        // A window smaller than its step passes over some.
+        let seen = (line + padding.0) % stride < kernel.0 && phase < kernel.1;
+        if seen { self.places } else { 0 }
+    }
+
+    fn most(&self) -> usize {
+        self.places
+    }
+
+    fn depth(&self) -> usize {
+        self.seen.window.part(self.seen.channels)
+    }
+
+    fn place<'a>(&'a self, strip: usize, place: usize, buffer: &'a mut Vec<f32>) -> &'a [f32] {
+        let Seen { values, size: (_, width), channels, window } = self.seen;
+        let (line, phase) = (strip / self.phases, strip % self.phases);
+        let left = place * window.stride + phase;
+        let line = &values[line * width * channels..][..width * channels];
+        if !self.spread {
+            let column = left.checked_sub(window.padding.1).filter(|column| *column < width);
+            if let Some(column) = column {
+                return &line[column * channels..][..channels];
             }
         }
+        buffer.clear();
+        buffer.resize(self.depth(), 0.0);
+        if self.spread {
+            let (columns, start) = self.inside(left);
+            let seen = &line[start * channels..][..columns.len() * channels];
+            buffer[columns.start * channels..columns.end * channels].copy_from_slice(seen);
+        }
         buffer
+    }
+
+    fn parts(&self) -> usize {
+        let kernel = self.seen.window.kernel;
+        if self.spread { kernel.0 } else { kernel.0 * kernel.1 }
+    }
+
+    fn each_part(&self, index: usize, mut each: impl FnMut(Part)) {
+        let Window { kernel, stride, padding } = self.seen.window;
+        let (line, tile) = (index / self.across.count, index % self.across.count);
+        let column = self.across.start(tile);
+        for down in 0..kernel.0 {
+            let line = (line * stride + down).checked_sub(padding.0);
+            let Some(line) = line.filter(|line| *line < self.seen.size.0) else { continue };
+            if self.spread {
+                each(Part { strip: line, place: column, index: down });
+                continue;
+            }
+            for along in 0..kernel.1 {
+                each(Part {
+                    strip: line * self.phases + along % stride,
+                    place: column + along / stride,
+                    index: down * kernel.1 + along,
+                });
+            }
+        }
     }
 }
 
@@ -75,25 +181,62 @@ impl Rows for Seen<'_> {
 mod tests {
     use super::*;
 
+    /// What the windows see, `[window][part][value]`, read through the strips; `None` for parts that lack.
+    fn seen(seen: &Seen<'_>, most: usize) -> Vec<Vec<Option<Vec<f32>>>> {
+        let strips = seen.strips(most);
+        let mut all = vec![vec![None; strips.parts()]; seen.count()];
+        let mut buffer = Vec::new();
+        for tile in 0..strips.tiles() {
+            let first = strips.start(tile);
+            let rows = all.iter_mut().enumerate().take(strips.start(tile + 1)).skip(first);
+            for (row, parts) in rows {
+                strips.each_part(tile, |part| {
+                    let place = part.place + row - first;
+                    assert!(place < strips.places(part.strip) && place < strips.most());
+                    let values = strips.place(part.strip, place, &mut buffer).to_vec();
+                    assert_eq!(values.len(), strips.depth());
+                    parts[part.index] = Some(values);
+                });
+            }
+        }
+        all
+    }
+
     #[test]
     fn windows_see_the_image_and_zeros_around_it() {
-        let values: Vec<f32> = (1..=12).map(|v| v as f32).collect();
-        let window = Window { kernel: (3, 3), stride: 2, padding: (1, 1) };
-        let seen = Seen { values: &values, size: (3, 2), channels: 2, window };
-        assert_eq!(seen.count(), 2);
-        let mut buffer = Vec::new();
-        let row = seen.row(0, &mut buffer).to_vec();
-        let expected =
-            [[0., 0., 0., 0., 0., 0.], [0., 0., 1., 2., 3., 4.], [0., 0., 5., 6., 7., 8.]];
-        assert_eq!(row, expected.concat());
-        let row = seen.row(1, &mut buffer).to_vec();
-        let expected =
-            [[0., 0., 5., 6., 7., 8.], [0., 0., 9., 10., 11., 12.], [0., 0., 0., 0., 0., 0.]];
-        assert_eq!(row, expected.concat());
-        let wide = Window { kernel: (1, 9), stride: 1, padding: (0, 4) };
-        let seen = Seen { values: &values, size: (1, 3), channels: 4, window: wide };
-        assert_eq!(seen.count(), 3);
-        let row = seen.row(2, &mut buffer);
-        assert_eq!((&row[8..20], row[20]), (&values[..], 0.0));
+        // Every sum of coordinates is another number: what a window must see is known without the strips.
+        let value = |y: usize, x: usize, c: usize| (y * 10_000 + x * 100 + c + 1) as f32;
+        for (height, width, channels, kernel, stride, padding) in [
+            (3, 2, 2, (3, 3), 2, (1, 1)),
+            (5, 9, 32, (3, 3), 1, (1, 1)),
+            (6, 7, 32, (3, 3), 2, (1, 1)),
+            (7, 6, 32, (1, 1), 2, (0, 0)),
+            (1, 11, 64, (1, 5), 1, (0, 2)),
+            (9, 8, 3, (7, 7), 2, (3, 3)),
+            (8, 12, 3, (4, 4), 4, (0, 0)),
+            (1, 3, 4, (1, 9), 1, (0, 4)),
+        ] {
+            let places = (0..height).flat_map(|y| (0..width).map(move |x| (y, x)));
+            let values: Vec<f32> =
+                places.flat_map(|(y, x)| (0..channels).map(move |c| value(y, x, c))).collect();
+            let window = Window { kernel, stride, padding };
+            let image = Seen { values: &values, size: (height, width), channels, window };
+            let columns = window.result(height, width).1;
+            for (row, parts) in seen(&image, 3).into_iter().enumerate() {
+                let all: Vec<f32> = parts
+                    .into_iter()
+                    .flat_map(|part| part.unwrap_or_else(|| vec![0.0; window.part(channels)]))
+                    .collect();
+                let mut expected = Vec::new();
+                for (down, along) in (0..kernel.0).flat_map(|d| (0..kernel.1).map(move |a| (d, a)))
+                {
+                    let y = (row / columns * stride + down).checked_sub(padding.0);
+                    let x = (row % columns * stride + along).checked_sub(padding.1);
+                    let at = y.zip(x).filter(|(y, x)| *y < height && *x < width);
+                    expected.extend((0..channels).map(|c| at.map_or(0.0, |(y, x)| value(y, x, c))));
+                }
+                assert_eq!(all, expected, "window {row} of {window:?} over {channels} channels");
+            }
+        }
     }
 }

@@ -1,10 +1,12 @@
 //! A block of queries on its way through the keys.
 
 use super::{Heads, Sizes};
-use crate::kernels::gemm::Tiles;
 use crate::kernels::isa::Isa;
 use crate::kernels::pool::Cell;
-use crate::kernels::simd::{Aligned, Interleave, Loop, Products, Softmax, TILE_COLUMNS, TILE_ROWS};
+use crate::kernels::simd::{
+    Aligned, Interleave, Loop, Piece, Products, Softmax, TILE_COLUMNS, TILE_ROWS,
+};
+use crate::kernels::strips::Tiles;
 
 /// Keys whose scores are held at a time: with the sums over the values they fill the first-level cache.
 const KEYS: usize = 96;
@@ -97,7 +99,7 @@ impl<'a> Block<'a> {
             for tile in first..last {
                 let (start, rows) = (plan.keys.start(tile), plan.keys.height(tile));
                 isa.multiply_tile(Products {
-                    depth: plan.size,
+                    pieces: &[Piece::whole(plan.size)],
                     a: &self.keys[tile * plan.keys.most() * plan.size..][..plan.size * rows],
                     a_step: rows,
                     b: queries,
@@ -123,7 +125,7 @@ impl<'a> Block<'a> {
             for tile in 0..plan.values.count {
                 let (start, rows) = (plan.values.start(tile), plan.values.height(tile));
                 isa.multiply_tile(Products {
-                    depth: keys.len(),
+                    pieces: &[Piece::whole(keys.len())],
                     a: &self.values[keys.start * plan.size + start..],
                     a_step: plan.size,
                     b: scores,

@@ -11,11 +11,11 @@ use std::cell::RefCell;
 
 use candle_core::{Result, Tensor};
 
-use super::gemm::Tiles;
 use super::isa::Isa;
 use super::matrix::{Columns, Matrix};
 use super::pool::{Grid, pool};
 use super::simd::Aligned;
+use super::strips::Tiles;
 use super::{tally, tensors};
 use block::{Block, Plan};
 

@@ -22,7 +22,7 @@ pub use aligned::{Aligned, Plain};
 pub use interleave::Interleave;
 pub use round::{Rounding, round};
 pub use softmax::Softmax;
-pub use tile::{Dots, Products, Quants, Widening};
+pub use tile::{Dots, Piece, Products, Quants, Widening};
 
 use super::isa::Isa;
 

@@ -66,16 +66,34 @@ pub(super) fn prefetch<T>(at: *const T) {
     let _ = at;
 }
 
+/// A run of depths that lie evenly in the activations, and one after the other in the weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece {
+    /// Where it begins in the activations: the place of the first depth's first row.
+    pub a: usize,
+    /// Where it begins in the weights: depths, or blocks of them.
+    pub b: usize,
+    /// How long it is: depths, or blocks of them.
+    pub count: usize,
+}
+
+impl Piece {
+    /// Everything, from the beginning.
+    pub fn whole(count: usize) -> Self {
+        Self { a: 0, b: 0, count }
+    }
+}
+
 /// Operands of a tile of floats.
 #[derive(Debug)]
 pub struct Products<'a> {
-    /// Depth that is summed over.
-    pub depth: usize,
-    /// Activations: row `r` at depth `k` is `a[k·a_step + r]`.
+    /// What is summed over.
+    pub pieces: &'a [Piece],
+    /// Activations: row `r` at depth `k` of a piece is `a[piece.a + k·a_step + r]`.
     pub a: &'a [f32],
     /// Distance between depths in `a`.
     pub a_step: usize,
-    /// Weights: column `c` at depth `k` is `b[k·b_step + c]`.
+    /// Weights: column `c` at depth `k` of a piece is `b[(piece.b + k)·b_step + c]`.
     pub b: &'a [f32],
     /// Distance between depths in `b`.
     pub b_step: usize,
@@ -93,10 +111,12 @@ impl Products<'_> {
     pub(super) fn check(&self, shape: Shape) {
         assert!(self.rows > 0 && self.rows <= shape.rows, "rows of a tile");
         assert!(self.vectors > 0 && self.vectors <= shape.vectors, "vectors of a tile");
-        assert!(self.out.len() >= self.rows * self.vectors * shape.lanes, "the result");
-        if let Some(last) = self.depth.checked_sub(1) {
-            assert!(last * self.a_step + self.rows <= self.a.len(), "activations");
-            assert!(last * self.b_step + self.vectors * shape.lanes <= self.b.len(), "weights");
+        let columns = self.vectors * shape.lanes;
+        assert!(self.out.len() >= self.rows * columns, "the result");
+        for piece in self.pieces {
+            let Some(last) = piece.count.checked_sub(1) else { continue };
+            assert!(piece.a + last * self.a_step + self.rows <= self.a.len(), "activations");
+            assert!((piece.b + last) * self.b_step + columns <= self.b.len(), "weights");
         }
     }
 }
@@ -131,15 +151,17 @@ impl Quants {
 /// Operands of a tile of quantised products.
 #[derive(Debug)]
 pub struct Dots<'a> {
-    /// Blocks of [`BLOCK`] depths that are summed over.
-    pub blocks: usize,
-    /// Activations, in words of a group of depths: `a[(block·groups + group)·rows + r]`.
+    /// What is summed over, in blocks of [`BLOCK`] depths.
+    pub pieces: &'a [Piece],
+    /// Activations, in words of a group of depths: `a[piece.a + (block·groups + group)·step + r]`.
     pub a: &'a [u32],
     /// Per block and row, what the sum starts from (bits of an `i32`): minus the weights' offset times the sum of the
-    /// row's activations.
+    /// row's activations. At `[piece.a + block·step + r]`.
     pub starts: &'a [u32],
-    /// Per block and row, the activations' scale (bits of an `f32`).
+    /// Per block and row, the activations' scale (bits of an `f32`); as `starts`.
     pub a_scales: &'a [u32],
+    /// Distance between groups in `a`, between blocks in `starts` and `a_scales`.
+    pub step: usize,
     /// How the weights are stored.
     pub quants: Quants,
     /// Weights: per block, per group, per column, the group's depths.
@@ -162,11 +184,15 @@ impl Dots<'_> {
         assert!(self.vectors > 0 && self.vectors <= shape.vectors, "vectors of a tile");
         let columns = self.vectors * shape.lanes;
         assert!(self.out.len() >= self.rows * columns, "the result");
-        assert!(self.a.len() >= self.blocks * (BLOCK / group) * self.rows, "activations");
-        assert!(self.starts.len() >= self.blocks * self.rows, "starts");
-        assert!(self.a_scales.len() >= self.blocks * self.rows, "scales of the activations");
-        assert!(self.b.len() >= self.blocks * self.quants.bytes() * columns, "weights");
-        assert!(self.b_scales.len() >= self.blocks * columns, "scales of the weights");
+        for piece in self.pieces.iter().filter(|piece| piece.count > 0) {
+            let end = |lines: usize| piece.a + (lines - 1) * self.step + self.rows;
+            assert!(end(piece.count * (BLOCK / group)) <= self.a.len(), "activations");
+            assert!(end(piece.count) <= self.starts.len(), "starts");
+            assert!(end(piece.count) <= self.a_scales.len(), "scales of the activations");
+            let weights = (piece.b + piece.count) * columns;
+            assert!(weights * self.quants.bytes() <= self.b.len(), "weights");
+            assert!(weights <= self.b_scales.len(), "scales of the weights");
+        }
     }
 }
 
@@ -214,21 +240,24 @@ pub(super) unsafe fn multiply<F: Floats, const R: usize, const C: usize>(p: &mut
                 }
             }
         }
-        let (mut a, mut b) = (p.a.as_ptr(), p.b.as_ptr());
-        for _ in 0..p.depth {
-            let mut weights = [F::zero(); C];
-            for (c, weight) in weights.iter_mut().enumerate() {
-                *weight = F::load(b.add(c * F::LANES));
-                prefetch(b.wrapping_add(c * F::LANES + AHEAD * p.b_step));
-            }
-            for (r, row) in sums.iter_mut().enumerate() {
-                let x = F::splat(*a.add(r));
-                for (sum, weight) in row.iter_mut().zip(&weights) {
-                    *sum = x.fma(*weight, *sum);
+        for piece in p.pieces {
+            let mut a = p.a.as_ptr().wrapping_add(piece.a);
+            let mut b = p.b.as_ptr().wrapping_add(piece.b * p.b_step);
+            for _ in 0..piece.count {
+                let mut weights = [F::zero(); C];
+                for (c, weight) in weights.iter_mut().enumerate() {
+                    *weight = F::load(b.add(c * F::LANES));
+                    prefetch(b.wrapping_add(c * F::LANES + AHEAD * p.b_step));
                 }
+                for (r, row) in sums.iter_mut().enumerate() {
+                    let x = F::splat(*a.add(r));
+                    for (sum, weight) in row.iter_mut().zip(&weights) {
+                        *sum = x.fma(*weight, *sum);
+                    }
+                }
+                a = a.wrapping_add(p.a_step);
+                b = b.wrapping_add(p.b_step);
             }
-            a = a.wrapping_add(p.a_step);
-            b = b.wrapping_add(p.b_step);
         }
         for (r, row) in sums.iter().enumerate() {
             for (c, sum) in row.iter().enumerate() {
@@ -256,51 +285,56 @@ pub(super) unsafe fn dot<B: Bytes, const R: usize, const C: usize>(d: Dots<'_>) 
                 }
             }
         }
-        let (mut a, mut b) = (d.a.as_ptr(), d.b.as_ptr());
-        let (mut starts, mut a_scales) = (d.starts.as_ptr(), d.a_scales.as_ptr());
-        let mut b_scales = d.b_scales.as_ptr();
-        for _ in 0..d.blocks {
-            let mut sums = [[B::sums(0); C]; R];
-            for (r, row) in sums.iter_mut().enumerate() {
-                // Without an offset there is nothing to make good.
-                let signed = B::SIGNED && d.quants == Quants::Bytes;
-                *row = [B::sums(if signed { 0 } else { *starts.add(r) as i32 }); C];
-            }
-            match d.quants {
-                Quants::Bytes => {
-                    for _ in 0..BLOCK / B::GROUP {
-                        let mut weights = [B::weights(b); C];
-                        for (c, weight) in weights.iter_mut().enumerate().skip(1) {
-                            *weight = B::weights(b.add(c * lanes * B::GROUP));
+        for piece in d.pieces {
+            let mut a = d.a.as_ptr().wrapping_add(piece.a);
+            let mut starts = d.starts.as_ptr().wrapping_add(piece.a);
+            let mut a_scales = d.a_scales.as_ptr().wrapping_add(piece.a);
+            let first = piece.b * C * lanes;
+            let mut b = d.b.as_ptr().wrapping_add(first * d.quants.bytes());
+            let mut b_scales = d.b_scales.as_ptr().wrapping_add(first);
+            for _ in 0..piece.count {
+                let mut sums = [[B::sums(0); C]; R];
+                for (r, row) in sums.iter_mut().enumerate() {
+                    // Without an offset there is nothing to make good.
+                    let signed = B::SIGNED && d.quants == Quants::Bytes;
+                    *row = [B::sums(if signed { 0 } else { *starts.add(r) as i32 }); C];
+                }
+                match d.quants {
+                    Quants::Bytes => {
+                        for _ in 0..BLOCK / B::GROUP {
+                            let mut weights = [B::weights(b); C];
+                            for (c, weight) in weights.iter_mut().enumerate().skip(1) {
+                                *weight = B::weights(b.add(c * lanes * B::GROUP));
+                            }
+                            products::<B, R, C>(&mut sums, &weights, a);
+                            a = a.wrapping_add(d.step);
+                            b = b.add(C * lanes * B::GROUP);
                         }
-                        products::<B, R, C>(&mut sums, &weights, a);
-                        a = a.add(R);
-                        b = b.add(C * lanes * B::GROUP);
+                    }
+                    Quants::Nibbles => {
+                        for _ in 0..BLOCK / B::GROUP / 2 {
+                            let mut pairs = [B::nibbles(b); C];
+                            for (c, pair) in pairs.iter_mut().enumerate().skip(1) {
+                                *pair = B::nibbles(b.add(c * lanes * B::GROUP));
+                            }
+                            products::<B, R, C>(&mut sums, &pairs.map(|p| p[0]), a);
+                            products::<B, R, C>(&mut sums, &pairs.map(|p| p[1]), a.add(d.step));
+                            a = a.wrapping_add(2 * d.step);
+                            b = b.add(C * lanes * B::GROUP);
+                        }
                     }
                 }
-                Quants::Nibbles => {
-                    for _ in 0..BLOCK / B::GROUP / 2 {
-                        let mut pairs = [B::nibbles(b); C];
-                        for (c, pair) in pairs.iter_mut().enumerate().skip(1) {
-                            *pair = B::nibbles(b.add(c * lanes * B::GROUP));
-                        }
-                        products::<B, R, C>(&mut sums, &pairs.map(|p| p[0]), a);
-                        products::<B, R, C>(&mut sums, &pairs.map(|p| p[1]), a.add(R));
-                        a = a.add(2 * R);
-                        b = b.add(C * lanes * B::GROUP);
+                for c in 0..C {
+                    let by = B::Float::load_half(b_scales.add(c * lanes));
+                    for r in 0..R {
+                        let scale = by.mul(B::Float::splat(f32::from_bits(*a_scales.add(r))));
+                        total[r][c] = B::float(sums[r][c]).fma(scale, total[r][c]);
                     }
                 }
+                starts = starts.wrapping_add(d.step);
+                a_scales = a_scales.wrapping_add(d.step);
+                b_scales = b_scales.add(C * lanes);
             }
-            for c in 0..C {
-                let by = B::Float::load_half(b_scales.add(c * lanes));
-                for r in 0..R {
-                    let scale = by.mul(B::Float::splat(f32::from_bits(*a_scales.add(r))));
-                    total[r][c] = B::float(sums[r][c]).fma(scale, total[r][c]);
-                }
-            }
-            starts = starts.add(R);
-            a_scales = a_scales.add(R);
-            b_scales = b_scales.add(C * lanes);
         }
         for (r, row) in total.iter().enumerate() {
             for (c, sum) in row.iter().enumerate() {
