@@ -25,20 +25,25 @@ fn check_row(model: &Act, checkpoint: &Checkpoint, case: &Case, row: usize, wors
         let pixels = Tensor::from_vec(case.row(&name, 0, row), shape, &Device::Cpu);
         let map = model.encode_image(&pixels.expect("it fits its shape")).expect("the image fits");
         let theirs = case.row(&format!("vision.{i}.feature_map"), 0, row);
-        worst.check("feature_map", &values(&map), &theirs, INTERMEDIATE);
+        worst.check(
+            "feature_map",
+            &values(&map.to_image().expect("an image")),
+            &theirs,
+            INTERMEDIATE,
+        );
         maps.push(map);
     }
     let state = case.row("input.observation.state", 0, row);
     let encoded = model.encode(Some(&state), None, &maps).expect("the inputs fit");
     let theirs = |name: &str| case.row(name, 1, row);
-    worst.check("tokens_in", &values(&encoded.inputs), &theirs("encoder.tokens_in"), INTERMEDIATE);
+    worst.check("tokens_in", encoded.inputs.values(), &theirs("encoder.tokens_in"), INTERMEDIATE);
     let positions = &case.get("encoder.pos_embed").values;
-    worst.check("positions", &values(&encoded.positions), positions, 1e-5);
-    worst.check("encoder", &values(&encoded.tokens), &theirs("encoder.out"), INTERMEDIATE);
+    worst.check("positions", encoded.positions.values(), positions, 1e-5);
+    worst.check("encoder", encoded.tokens.values(), &theirs("encoder.out"), INTERMEDIATE);
     let decoded = model.decode(&encoded).expect("the tokens fit");
-    worst.check("decoder", &values(&decoded), &theirs("decoder.out"), INTERMEDIATE);
+    worst.check("decoder", decoded.values(), &theirs("decoder.out"), INTERMEDIATE);
     let chunk = model.actions(&decoded).expect("it fits");
-    worst.check("chunk", &values(&chunk), &case.row("actions.normalized", 0, row), CHUNK);
+    worst.check("chunk", chunk.values(), &case.row("actions.normalized", 0, row), CHUNK);
 }
 
 fn options() -> LoadOptions {

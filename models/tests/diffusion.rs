@@ -48,7 +48,12 @@ fn condition(
             let seen = model.encode_image(camera, &pixels).expect("the image fits");
             if camera == 0 {
                 let map = case.row("vision.feature_map_first", 0, place);
-                worst.check("feature_map", &values(&seen.map), &map, INTERMEDIATE);
+                worst.check(
+                    "feature_map",
+                    &values(&seen.map.to_image().expect("an image")),
+                    &map,
+                    INTERMEDIATE,
+                );
                 let keypoints = case.row("vision.keypoints_first", 0, place);
                 worst.check("keypoints", &values(&seen.keypoints), &keypoints, INTERMEDIATE);
             }

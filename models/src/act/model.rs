@@ -1,5 +1,8 @@
 //! The network, stage by stage.
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
 use candle_core::{Device, Result, Tensor};
 
 use super::config::ActConfig;
@@ -7,7 +10,7 @@ use super::transformer::{Decoder, Encoder};
 use crate::ModelError;
 use crate::backbones::resnet::{Naming, Norm, ResNet};
 use crate::checkpoint::Checkpoint;
-use crate::kernels::Linear;
+use crate::kernels::{Activation, Linear, Map, Matrix};
 
 /// The latent is zero at inference, so its projection's bias is all that is used of it.
 const LATENT: &str = "encoder_latent_input_proj.bias";
@@ -15,12 +18,14 @@ const LATENT: &str = "encoder_latent_input_proj.bias";
 /// An ACT network.
 pub struct Act {
     backbone: Option<(ResNet, Linear)>,
-    /// `[1, D]`
-    latent: Tensor,
+    /// `D` values.
+    latent: Vec<f32>,
     state: Option<Linear>,
     environment: Option<Linear>,
     /// Positions of the tokens that stand for no image, `[n, D]`.
-    positions: Tensor,
+    positions: Matrix,
+    /// Those of feature maps, by height and width: as many as there are sizes of images.
+    tables: Mutex<BTreeMap<(usize, usize), Arc<Matrix>>>,
     encoder: Encoder,
     decoder: Decoder,
     head: Linear,
@@ -31,11 +36,11 @@ pub struct Act {
 #[derive(Debug, Clone)]
 pub struct Encoded {
     /// Tokens as they entered the encoder, `[L, D]`.
-    pub inputs: Tensor,
+    pub inputs: Matrix,
     /// Their positions, `[L, D]`.
-    pub positions: Tensor,
+    pub positions: Matrix,
     /// Tokens as they left it, `[L, D]`.
-    pub tokens: Tensor,
+    pub tokens: Matrix,
 }
 
 impl Act {
@@ -64,10 +69,13 @@ impl Act {
         let single = 1 + usize::from(state.is_some()) + usize::from(environment.is_some());
         Ok(Self {
             backbone,
-            latent: store.tensor(LATENT, &[width])?.reshape((1, width))?,
+            latent: store.vector(LATENT, width)?,
             state: project("encoder_robot_state_input_proj", state)?,
             environment: project("encoder_env_state_input_proj", environment)?,
-            positions: store.tensor("encoder_1d_feature_pos_embed.weight", &[single, width])?,
+            positions: Matrix::of_tensor(
+                &store.tensor("encoder_1d_feature_pos_embed.weight", &[single, width])?,
+            )?,
+            tables: Mutex::default(),
             encoder: Encoder::load(store, config)?,
             decoder: Decoder::load(store, config)?,
             head: Linear::load(store, "action_head", width, features.action_dim(path)?, true)?,
@@ -75,11 +83,11 @@ impl Act {
         })
     }
 
-    /// One image (`[3, height, width]`, normalised) as a feature map `[C, h, w]`.
+    /// One image (`[3, height, width]`, normalised) as a feature map.
     ///
     /// # Errors
     /// When the network has no camera.
-    pub fn encode_image(&self, pixels: &Tensor) -> Result<Tensor> {
+    pub fn encode_image(&self, pixels: &Tensor) -> Result<Map> {
         match &self.backbone {
             Some((net, _)) => net.forward(pixels),
             None => candle_core::bail!("this network takes no images"),
@@ -94,50 +102,62 @@ impl Act {
         &self,
         state: Option<&[f32]>,
         environment: Option<&[f32]>,
-        maps: &[Tensor],
+        maps: &[Map],
     ) -> Result<Encoded> {
-        let mut tokens = vec![self.latent.clone()];
+        let mut tokens = vec![Matrix::of_rows([self.latent.as_slice()].into_iter(), self.width)];
         for (values, projection, name) in
             [(state, &self.state, "state"), (environment, &self.environment, "environment state")]
         {
             match (values, projection) {
                 (Some(values), Some(linear)) => {
-                    let row = Tensor::from_slice(values, (1, values.len()), &Device::Cpu)?;
-                    tokens.push(linear.forward(&row)?);
+                    let row = Matrix::of_rows([values].into_iter(), values.len());
+                    tokens.push(linear.through(&row, Activation::None, None)?);
                 }
                 (None, None) => {}
                 _ => candle_core::bail!("the {name} is missing, or the network takes none"),
             }
         }
-        let mut positions = vec![self.positions.clone()];
+        let mut positions = Vec::new();
         for map in maps {
             let Some((_, projection)) = &self.backbone else {
                 candle_core::bail!("this network takes no images")
             };
-            let (channels, rows, columns) = map.dims3()?;
-            let pixels = map.reshape((channels, rows * columns))?.t()?.contiguous()?;
-            tokens.push(projection.forward(&pixels)?);
-            positions.push(sine_positions(rows, columns, self.width)?);
+            tokens.push(projection.through(&map.values, Activation::None, None)?);
+            positions.push(self.table(map.size)?);
         }
-        let (inputs, positions) = (Tensor::cat(&tokens, 0)?, Tensor::cat(&positions, 0)?);
-        let tokens = self.encoder.forward(&inputs, &positions)?;
+        let inputs = Matrix::stacked(tokens.iter(), self.width)?;
+        let positions = positions.iter().map(|table| &**table);
+        let positions =
+            Matrix::stacked(std::iter::once(&self.positions).chain(positions), self.width)?;
+        let tokens = self.encoder.through(&inputs, &positions)?;
         Ok(Encoded { inputs, positions, tokens })
+    }
+
+    /// Positions of a feature map of this height and width.
+    fn table(&self, size: (usize, usize)) -> Result<Arc<Matrix>> {
+        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(table) = tables.get(&size) {
+            return Ok(table.clone());
+        }
+        let table = Arc::new(Matrix::of_tensor(&sine_positions(size.0, size.1, self.width)?)?);
+        tables.insert(size, table.clone());
+        Ok(table)
     }
 
     /// The decoder's output, `[H, D]`.
     ///
     /// # Errors
     /// Never for what [`Self::encode`] gave.
-    pub fn decode(&self, encoded: &Encoded) -> Result<Tensor> {
-        self.decoder.forward(&encoded.tokens, &encoded.positions)
+    pub fn decode(&self, encoded: &Encoded) -> Result<Matrix> {
+        self.decoder.through(&encoded.tokens, &encoded.positions)
     }
 
     /// Normalised actions of the decoder's output.
     ///
     /// # Errors
     /// Never for what [`Self::decode`] gave.
-    pub fn actions(&self, decoded: &Tensor) -> Result<Tensor> {
-        self.head.forward(decoded)
+    pub fn actions(&self, decoded: &Matrix) -> Result<Matrix> {
+        self.head.through(decoded, Activation::None, None)
     }
 }
 

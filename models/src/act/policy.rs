@@ -10,6 +10,7 @@ use sinew_runtime::{
 use super::{Act, ActConfig, Encoded};
 use crate::anytime::{NOT_BEGUN, NOT_DONE, Ticket, compute};
 use crate::checkpoint::Checkpoint;
+use crate::kernels::{Map, Matrix};
 use crate::processors::Boundary;
 use crate::{LoadOptions, ModelError};
 
@@ -27,9 +28,9 @@ struct Run {
     /// Images not yet encoded, the last first.
     images: Vec<Tensor>,
     /// Feature maps of the images encoded so far.
-    maps: Vec<Tensor>,
+    maps: Vec<Map>,
     encoded: Option<Encoded>,
-    chunk: Option<Tensor>,
+    chunk: Option<Matrix>,
 }
 
 impl Run {
@@ -145,8 +146,7 @@ impl Policy for ActPolicy {
         let run = self.run.take_if(|run| run.chunk.is_some()).ok_or(NOT_DONE)?;
         // `take_if` let only a finished run through.
         let sample = run.chunk.as_ref().ok_or(NOT_DONE)?;
-        let rows = sample.to_vec2::<f32>().map_err(compute)?;
-        let actions = self.boundary.actions(rows.iter().map(Vec::as_slice))?;
+        let actions = self.boundary.actions((0..sample.rows()).map(|row| sample.row(row)))?;
         run.ticket.chunk(&self.spec, actions, 1)
     }
 }

@@ -2,13 +2,13 @@
 //!
 //! Positions are added to queries and keys, never to values nor to the stream (as in DETR).
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 
 use super::config::{ActConfig, FeedForward};
 use crate::ModelError;
 use crate::backbones::multihead::MultiheadAttention;
 use crate::checkpoint::TensorStore;
-use crate::kernels::{Activation, LayerNorm, Linear, Visible, add};
+use crate::kernels::{Activation, LayerNorm, Linear, Matrix, Visible, sum};
 
 type Loaded<T> = std::result::Result<T, ModelError>;
 
@@ -31,23 +31,24 @@ impl Mlp {
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let x = match self.activation {
-            FeedForward::Relu => self.first.forward(x)?.relu()?,
-            FeedForward::Gelu => self.first.forward_with(x, Activation::GeluErf)?,
+    fn through(&self, x: &Matrix, residual: &Matrix) -> Result<Matrix> {
+        let activation = match self.activation {
+            FeedForward::Relu => Activation::Relu,
+            FeedForward::Gelu => Activation::GeluErf,
         };
-        self.second.forward(&x)
+        let inner = self.first.through(x, activation, None)?;
+        self.second.through(&inner, Activation::None, Some(residual))
     }
 }
 
-/// One residual block `x + f(x)` with its norm before `f` or after the sum.
+/// `f(x)` with `x` added: `f` is given what it works on, and what it adds. The norm comes before or after.
 fn residual(
-    x: &Tensor,
+    x: &Matrix,
     norm: &LayerNorm,
     pre_norm: bool,
-    f: impl FnOnce(&Tensor) -> Result<Tensor>,
-) -> Result<Tensor> {
-    if pre_norm { add(f(&norm.forward(x)?)?, x) } else { norm.forward(&add(f(x)?, x)?) }
+    f: impl FnOnce(&Matrix, &Matrix) -> Result<Matrix>,
+) -> Result<Matrix> {
+    if pre_norm { f(&norm.through(x)?, x) } else { norm.through(&f(x, x)?) }
 }
 
 struct EncoderLayer {
@@ -87,16 +88,19 @@ impl Encoder {
     }
 
     /// `x` (`[L, D]`) with positions of the same shape.
-    pub fn forward(&self, x: &Tensor, positions: &Tensor) -> Result<Tensor> {
+    pub fn through(&self, x: &Matrix, positions: &Matrix) -> Result<Matrix> {
         let mut x = x.clone();
         for layer in &self.layers {
-            x = residual(&x, &layer.norm1, self.pre_norm, |x| {
-                let placed = (x + positions)?;
-                layer.attention.forward(&placed, &placed, x, Visible::All)
+            x = residual(&x, &layer.norm1, self.pre_norm, |x, added| {
+                let placed = &sum(x, positions)?;
+                layer.attention.through((placed, placed, x), Visible::All, Some(added))
             })?;
-            x = residual(&x, &layer.norm2, self.pre_norm, |x| layer.mlp.forward(x))?;
+            x = residual(&x, &layer.norm2, self.pre_norm, |x, added| layer.mlp.through(x, added))?;
         }
-        self.norm.as_ref().map_or(Ok(x.clone()), |norm| norm.forward(&x))
+        match &self.norm {
+            Some(norm) => norm.through(&x),
+            None => Ok(x),
+        }
     }
 }
 
@@ -114,7 +118,7 @@ pub(super) struct Decoder {
     layers: Vec<DecoderLayer>,
     norm: LayerNorm,
     /// `[H, D]`
-    positions: Tensor,
+    positions: Matrix,
     pre_norm: bool,
 }
 
@@ -138,25 +142,29 @@ impl Decoder {
         Ok(Self {
             layers,
             norm: LayerNorm::load(store, "decoder.norm", width, EPS)?,
-            positions: store.tensor("decoder_pos_embed.weight", &[config.chunk_size, width])?,
+            positions: Matrix::of_tensor(
+                &store.tensor("decoder_pos_embed.weight", &[config.chunk_size, width])?,
+            )?,
             pre_norm: config.pre_norm,
         })
     }
 
     /// One row for each action, `[H, D]`, from the encoder's tokens and their positions.
-    pub fn forward(&self, memory: &Tensor, memory_positions: &Tensor) -> Result<Tensor> {
-        let keys = (memory + memory_positions)?;
-        let mut x = self.positions.zeros_like()?;
+    pub fn through(&self, memory: &Matrix, memory_positions: &Matrix) -> Result<Matrix> {
+        let keys = sum(memory, memory_positions)?;
+        let mut x = Matrix::unwritten(self.positions.rows(), self.positions.width());
+        x.values_mut().fill(0.0);
         for layer in &self.layers {
-            x = residual(&x, &layer.norm1, self.pre_norm, |x| {
-                let placed = (x + &self.positions)?;
-                layer.own.forward(&placed, &placed, x, Visible::All)
+            x = residual(&x, &layer.norm1, self.pre_norm, |x, added| {
+                let placed = &sum(x, &self.positions)?;
+                layer.own.through((placed, placed, x), Visible::All, Some(added))
             })?;
-            x = residual(&x, &layer.norm2, self.pre_norm, |x| {
-                layer.cross.forward(&(x + &self.positions)?, &keys, memory, Visible::All)
+            x = residual(&x, &layer.norm2, self.pre_norm, |x, added| {
+                let placed = &sum(x, &self.positions)?;
+                layer.cross.through((placed, &keys, memory), Visible::All, Some(added))
             })?;
-            x = residual(&x, &layer.norm3, self.pre_norm, |x| layer.mlp.forward(x))?;
+            x = residual(&x, &layer.norm3, self.pre_norm, |x, added| layer.mlp.through(x, added))?;
         }
-        self.norm.forward(&x)
+        self.norm.through(&x)
     }
 }

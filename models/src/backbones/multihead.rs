@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 
 use crate::ModelError;
 use crate::checkpoint::TensorStore;
-use crate::kernels::{Linear, Visible, attend, split_heads};
+use crate::kernels::{Activation, Linear, Matrix, Visible, attend_rows};
 
 /// Attention whose three input matrices lie in one tensor, `in_proj_weight`.
 #[derive(Debug)]
@@ -36,10 +36,27 @@ impl MultiheadAttention {
         Ok(Self { q: part(0)?, k: part(1)?, v: part(2)?, out, heads })
     }
 
-    /// Rows of `query` (`[L, D]`) attend to those of `key` and `value` (`[C, D]`): `[L, D]`.
+    /// Rows of `query` (`[L, D]`) attend to those of `key` and `value` (`[C, D]`): `[L, D]`, to which `residual` is added.
     ///
     /// # Errors
-    /// When a width does not fit.
+    /// When a shape does not fit.
+    pub fn through(
+        &self,
+        (query, key, value): (&Matrix, &Matrix, &Matrix),
+        visible: Visible,
+        residual: Option<&Matrix>,
+    ) -> Result<Matrix> {
+        let side = |linear: &Linear, x: &Matrix| linear.through(x, Activation::None, None);
+        let (q, k, v) = (side(&self.q, query)?, side(&self.k, key)?, side(&self.v, value)?);
+        let [q, k, v] = [&q, &k, &v].map(|side| side.columns(0..side.width()));
+        let seen = attend_rows(&q, &k, &v, (self.heads, self.heads), visible)?;
+        self.out.through(&seen, Activation::None, residual)
+    }
+
+    /// As [`Self::through`], on tensors.
+    ///
+    /// # Errors
+    /// When a shape does not fit.
     pub fn forward(
         &self,
         query: &Tensor,
@@ -47,8 +64,8 @@ impl MultiheadAttention {
         value: &Tensor,
         visible: Visible,
     ) -> Result<Tensor> {
-        let heads = |linear: &Linear, x: &Tensor| split_heads(&linear.forward(x)?, self.heads);
-        let (q, k, v) = (heads(&self.q, query)?, heads(&self.k, key)?, heads(&self.v, value)?);
-        self.out.forward(&attend(&q, &k, &v, visible)?)
+        let (query, key) = (Matrix::of_tensor(query)?, Matrix::of_tensor(key)?);
+        let value = Matrix::of_tensor(value)?;
+        self.through((&query, &key, &value), visible, None)?.to_tensor()
     }
 }

@@ -200,11 +200,11 @@ impl ResNet {
         self.outputs
     }
 
-    /// `pixels` (`[3, height, width]`) as a feature map `[C, height/32, width/32]`, sizes rounded up.
+    /// `pixels` (`[3, height, width]`) as a feature map a 32nd as high and wide, rounded up.
     ///
     /// # Errors
     /// When `pixels` has no three channels.
-    pub fn forward(&self, pixels: &Tensor) -> Result<Tensor> {
+    pub fn forward(&self, pixels: &Tensor) -> Result<Map> {
         let mut x = max_pool(&self.stem.forward(&Map::of_image(pixels)?, Activation::Relu)?);
         for block in &self.blocks {
             let y = block.first.forward(&x, Activation::Relu)?;
@@ -216,6 +216,6 @@ impl ResNet {
                 None => block.second.forward_add_relu(&y, &x)?,
             };
         }
-        x.to_image()
+        Ok(x)
     }
 }

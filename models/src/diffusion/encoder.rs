@@ -7,13 +7,13 @@ use candle_core::{Device, Result, Tensor};
 use crate::ModelError;
 use crate::backbones::resnet::{Naming, Norm, ResNet};
 use crate::checkpoint::TensorStore;
-use crate::kernels::Linear;
+use crate::kernels::{Activation, Linear, Map};
 
 /// What one image became.
 #[derive(Debug, Clone)]
 pub struct RgbFeatures {
-    /// The ResNet's last feature map, `[C, h, w]`.
-    pub map: Tensor,
+    /// The ResNet's last feature map.
+    pub map: Map,
     /// Where each keypoint is, `[K, 2]`: x and y from −1 to 1.
     pub keypoints: Tensor,
     /// Features, `[1, 2·K]`.
@@ -55,9 +55,9 @@ impl RgbEncoder {
     /// When `pixels` has no three channels.
     pub fn forward(&self, pixels: &Tensor) -> Result<RgbFeatures> {
         let map = self.backbone.forward(pixels)?;
-        let (channels, rows, columns) = map.dims3()?;
-        let places = map.reshape((channels, rows * columns))?.t()?.contiguous()?;
-        let heat = self.heat.forward(&places)?.t()?.contiguous()?;
+        let (rows, columns) = map.size;
+        let heat = self.heat.through(&map.values, Activation::None, None)?;
+        let heat = heat.to_tensor()?.t()?.contiguous()?;
         let weights = candle_nn::ops::softmax_last_dim(&heat)?;
         let keypoints = weights.matmul(&grid(rows, columns)?)?;
         let flat = keypoints.reshape((1, keypoints.elem_count()))?;

@@ -16,7 +16,7 @@ use super::tensors;
 use super::window::{Seen, Window};
 
 /// Features of an image.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Map {
     /// `[height·width, C]`, row by row.
     pub values: Matrix,

@@ -138,3 +138,13 @@ pub fn add_all(x: &mut Matrix, y: &Matrix) -> Result<()> {
     add_slices(x.values_mut(), y.values());
     Ok(())
 }
+
+/// `x + y`.
+///
+/// # Errors
+/// When the sizes differ.
+pub fn sum(x: &Matrix, y: &Matrix) -> Result<Matrix> {
+    let mut out = x.clone();
+    add_all(&mut out, y)?;
+    Ok(out)
+}

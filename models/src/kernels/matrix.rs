@@ -59,6 +59,27 @@ impl Matrix {
         all
     }
 
+    /// Matrices of `width` columns, one below the other, copied.
+    ///
+    /// # Errors
+    /// When one has another width.
+    pub fn stacked<'a>(
+        parts: impl Iterator<Item = &'a Self> + Clone,
+        width: usize,
+    ) -> Result<Self> {
+        if let Some(other) = parts.clone().find(|part| part.width != width) {
+            candle_core::bail!("{} columns do not fit below {width}", other.width);
+        }
+        let mut all = Self::unwritten(parts.clone().map(|part| part.rows).sum(), width);
+        let mut rest = all.values_mut();
+        for part in parts {
+            let (to, below) = rest.split_at_mut(part.values().len());
+            to.copy_from_slice(part.values());
+            rest = below;
+        }
+        Ok(all)
+    }
+
     /// The values of a tensor of two dimensions, copied.
     ///
     /// # Errors
@@ -106,6 +127,14 @@ impl Matrix {
     /// Some columns of all rows.
     pub fn columns(&self, columns: Range<usize>) -> Columns<'_> {
         Columns { values: self.values(), rows: self.rows, step: self.width, columns }
+    }
+}
+
+impl Clone for Matrix {
+    fn clone(&self) -> Self {
+        let mut copy = Self::unwritten(self.rows, self.width);
+        copy.values_mut().copy_from_slice(self.values());
+        copy
     }
 }
 
@@ -196,6 +225,13 @@ mod tests {
         assert_eq!(tensor.dims(), [1, 4]);
         assert_eq!(Matrix::of_tensor(&tensor)?.values(), [7.0; 4]);
         assert!(Columns::all(&[0.0; 5], 2).is_err());
+        let (one, two) = (
+            Matrix::of_tensor(&tensor)?,
+            Matrix::of_rows([[8.0f32; 4]; 2].iter().map(|r| &r[..]), 4),
+        );
+        let both = Matrix::stacked([&one, &two].into_iter(), 4)?;
+        assert_eq!((both.rows(), both.row(0), both.row(2)), (3, &[7.0; 4][..], &[8.0; 4][..]));
+        assert!(Matrix::stacked([&one, &both].into_iter(), 3).is_err());
         Ok(())
     }
 

@@ -32,7 +32,7 @@ pub use attention::{Visible, attend, attend_rows, split_heads};
 pub use convolution::{Convolution, Doubling, Map, max_pool};
 pub use epilogue::Epilogue;
 pub use functions::Activation;
-pub use inplace::{add, add_all, mish, relu_all, silu};
+pub use inplace::{add, add_all, mish, relu_all, silu, sum};
 pub use isa::Isa;
 pub use linear::{After, Linear};
 pub use matrix::{Columns, Matrix, buffers_taken};
