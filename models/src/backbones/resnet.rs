@@ -69,6 +69,14 @@ impl Unit {
         Ok(y)
     }
 
+    /// `x` through convolution, norm, a ReLU and a pool.
+    fn forward_pooled(&self, x: &Map) -> Result<Map> {
+        match self.norm {
+            Some(_) => Ok(max_pool(&self.forward(x, Activation::Relu)?)),
+            None => self.conv.forward_pooled(x, Activation::Relu),
+        }
+    }
+
     /// `x` through convolution and norm; then `residual` is added, and a ReLU follows.
     fn forward_add_relu(&self, x: &Map, residual: &Map) -> Result<Map> {
         if self.norm.is_none() {
@@ -205,7 +213,7 @@ impl ResNet {
     /// # Errors
     /// When `pixels` has no three channels.
     pub fn forward(&self, pixels: &Tensor) -> Result<Map> {
-        let mut x = max_pool(&self.stem.forward(&Map::of_image(pixels)?, Activation::Relu)?);
+        let mut x = self.stem.forward_pooled(&Map::of_image(pixels)?)?;
         for block in &self.blocks {
             let y = block.first.forward(&x, Activation::Relu)?;
             x = match &block.shortcut {

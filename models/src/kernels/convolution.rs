@@ -14,6 +14,12 @@ use super::pool::pool;
 use super::simd::{BLOCK, Interleave, Loop, TILE_ROWS};
 use super::tensors;
 use super::window::{Seen, Window};
+use super::winograd::Winograd;
+
+/// What is seen of the places that a pooled place stands for.
+const POOL: Window = Window { kernel: (3, 3), stride: 2, padding: (1, 1) };
+/// Pooled lines that a convolution before the pool makes at a time.
+const BAND: usize = 8;
 
 /// Features of an image.
 #[derive(Debug, Clone)]
@@ -61,11 +67,18 @@ impl Map {
     }
 }
 
+/// How a convolution is computed.
+#[derive(Debug)]
+enum Kernel {
+    /// As a product with `[out, kernel·C]`, parts filled up to whole blocks where it is rounded.
+    Plain(Packed),
+    Winograd(Winograd),
+}
+
 /// A convolution.
 #[derive(Debug)]
 pub struct Convolution {
-    /// `[out, kernel·C]`, parts filled up to whole blocks where it is rounded.
-    weight: Packed,
+    kernel: Kernel,
     bias: Option<Vec<f32>>,
     window: Window,
     channels: usize,
@@ -88,12 +101,16 @@ impl Convolution {
         if inputs == 0 || !weight.len().is_multiple_of(inputs) || window.stride == 0 {
             bail!("{} weights are no convolution over {channels} channels", weight.len());
         }
+        let kernel = |kernel| Ok(Self { kernel, bias, window, channels });
+        if compute == Compute::Exact && Winograd::suits(window, channels, weight.len() / inputs) {
+            return kernel(Kernel::Winograd(Winograd::new(weight, channels)));
+        }
         // Channels side by side, as the features have them.
         let part = window.part(channels);
-        let filled = match compute {
-            Compute::Exact => part,
-            Compute::Int8 => part.next_multiple_of(BLOCK),
-        };
+        let whole = part.next_multiple_of(BLOCK);
+        // Where blocks are filled up by half, rounding gains nothing (the three channels of an image).
+        let compute = if 3 * part < 2 * whole { Compute::Exact } else { compute };
+        let filled = if compute == Compute::Int8 { whole } else { part };
         let width = inputs / part * filled;
         let mut turned = vec![0.0; weight.len() / inputs * width];
         for (row, w) in turned.chunks_exact_mut(width).zip(weight.chunks_exact(inputs)) {
@@ -102,13 +119,15 @@ impl Convolution {
                 *to = w[at % channels * places + at / channels];
             }
         }
-        let weight = Packed::from_values(&turned, width, compute);
-        Ok(Self { weight, bias, window, channels })
+        kernel(Kernel::Plain(Packed::from_values(&turned, width, compute)))
     }
 
     /// Channels of the result.
     pub fn outputs(&self) -> usize {
-        self.weight.outputs()
+        match &self.kernel {
+            Kernel::Plain(weight) => weight.outputs(),
+            Kernel::Winograd(winograd) => winograd.outputs(),
+        }
     }
 
     /// `x` convolved, followed by `activation`.
@@ -133,6 +152,47 @@ impl Convolution {
         self.map(x, Epilogue { residual, last, ..Epilogue::default() })
     }
 
+    /// `x` convolved, followed by `activation` and [`max_pool`]: a few lines at a time, so that the larger map in between
+    /// stays in the cache.
+    ///
+    /// # Errors
+    /// When the number of channels does not fit.
+    pub fn forward_pooled(&self, x: &Map, activation: Activation) -> Result<Map> {
+        let Kernel::Plain(weight) = &self.kernel else {
+            return Ok(max_pool(&self.forward(x, activation)?));
+        };
+        let (size, window, outputs) = (x.size, self.window, self.outputs());
+        self.check(x.values.values(), size, x.values.width())?;
+        let (lines, width) = window.result(size.0, size.1);
+        let pooled = POOL.result(lines, width);
+        let mut values = Matrix::unwritten(pooled.0 * pooled.1, outputs);
+        let (line, pooled_line) = (width * outputs, pooled.1 * outputs);
+        let epilogue = Epilogue { bias: self.bias.as_deref(), activation, ..Epilogue::default() };
+        // The last line of the band before, and the lines of this one.
+        let mut band = Matrix::unwritten((1 + 2 * BAND) * width, outputs);
+        band.values_mut()[..line].fill(f32::NEG_INFINITY);
+        let isa = Isa::current();
+        let bands = values.values_mut().chunks_mut((BAND * pooled_line).max(1));
+        for (index, out) in bands.enumerate() {
+            let top = 2 * BAND * index;
+            let lines = top..(top + 2 * BAND).min(lines);
+            let band = band.values_mut();
+            if index > 0 {
+                band.copy_within(2 * BAND * line.., 0);
+            }
+            let end = 1 + lines.len();
+            let seen =
+                Seen { values: x.values.values(), size, channels: self.channels, window, lines };
+            multiply(&seen, weight, &epilogue, &mut band[line..end * line]);
+            let values = &*band;
+            pool().chunks(out, pooled_line.max(1), |top, out| {
+                let lines = 2 * top..(2 * top + 3).min(end);
+                isa.run(Largest { values, width, channels: outputs, lines, out });
+            });
+        }
+        Ok(Map { values, size: pooled })
+    }
+
     /// The sequence `x` (`[L, C]`) convolved: `[L', out]`.
     ///
     /// # Errors
@@ -153,6 +213,13 @@ impl Convolution {
         Ok(Map { values, size })
     }
 
+    fn check(&self, values: &[f32], size: (usize, usize), channels: usize) -> Result<()> {
+        if channels != self.channels || values.len() != size.0 * size.1 * channels {
+            bail!("a convolution over {} channels met {channels} at {size:?}", self.channels);
+        }
+        Ok(())
+    }
+
     fn apply(
         &self,
         values: &[f32],
@@ -161,12 +228,16 @@ impl Convolution {
         epilogue: Epilogue<'_>,
         out: &mut [f32],
     ) -> Result<()> {
-        if channels != self.channels || values.len() != size.0 * size.1 * channels {
-            bail!("a convolution over {} channels met {channels} at {size:?}", self.channels);
-        }
-        let seen = Seen { values, size, channels, window: self.window };
+        self.check(values, size, channels)?;
         let epilogue = Epilogue { bias: self.bias.as_deref(), ..epilogue };
-        multiply(&seen, &self.weight, &epilogue, out);
+        match &self.kernel {
+            Kernel::Winograd(winograd) => winograd.apply(values, size, &epilogue, out),
+            Kernel::Plain(weight) => {
+                let (window, lines) = (self.window, 0..self.window.result(size.0, size.1).0);
+                let seen = Seen { values, size, channels, window, lines };
+                multiply(&seen, weight, &epilogue, out);
+            }
+        }
         Ok(())
     }
 }
@@ -217,8 +288,7 @@ impl Doubling {
 /// Largest value of each 3 × 3 square, at every second place; the border counts for nothing.
 pub fn max_pool(x: &Map) -> Map {
     let (channels, (height, width)) = (x.values.width(), x.size);
-    let window = Window { kernel: (3, 3), stride: 2, padding: (1, 1) };
-    let size = window.result(height, width);
+    let size = POOL.result(height, width);
     let mut values = Matrix::unwritten(size.0 * size.1, channels);
     let isa = Isa::current();
     pool().chunks(values.values_mut(), (size.1 * channels).max(1), |top, out| {
@@ -339,6 +409,21 @@ mod tests {
         let w = Tensor::from_vec(w, (7, channels, 3), cpu)?;
         let theirs = theirs_x.conv1d(&w, 1, 2, 1, 1)?.squeeze(0)?.t()?;
         assert!(worst(&ours, &theirs)? < 1e-5);
+        Ok(())
+    }
+
+    #[test]
+    fn pooled_by_bands_is_pooled_as_a_whole() -> Result<()> {
+        for (channels, height, width) in [(3, 97, 41), (3, 64, 30), (3, 1, 9), (32, 40, 7)] {
+            let x = numbers(channels * height * width, 1);
+            let x = Map::of_image(&Tensor::from_vec(x, (channels, height, width), &Device::Cpu)?)?;
+            let (w, bias) = (numbers(5 * channels * 49, 2), Some(numbers(5, 3)));
+            let window = Window { kernel: (7, 7), stride: 2, padding: (3, 3) };
+            let conv = Convolution::new(&w, bias, channels, window, Compute::Exact)?;
+            let whole = max_pool(&conv.forward(&x, Activation::Relu)?);
+            let bands = conv.forward_pooled(&x, Activation::Relu)?;
+            assert_eq!((bands.size, bands.values.values()), (whole.size, whole.values.values()));
+        }
         Ok(())
     }
 

@@ -27,6 +27,7 @@ mod tensors;
 #[cfg(test)]
 mod tests;
 mod window;
+mod winograd;
 
 pub use attention::{Visible, attend, attend_rows, split_heads};
 pub use convolution::{Convolution, Doubling, Map, max_pool};

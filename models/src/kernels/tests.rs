@@ -11,7 +11,7 @@ use super::packed::{Compute, Form, Packed};
 use super::simd::{BLOCK, round};
 use super::strips::Tiles;
 
-fn numbers(count: usize, seed: usize) -> Vec<f32> {
+pub(super) fn numbers(count: usize, seed: usize) -> Vec<f32> {
     (0..count).map(|i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 504.0 - 1.0).collect()
 }
 
@@ -73,7 +73,7 @@ fn rounded(x: &[f32], weights: &[f32], inputs: usize, outputs: usize) -> Vec<f32
 }
 
 /// Runs `check` for every instruction set of this machine. One at a time: the choice is the process's.
-fn each_isa(mut check: impl FnMut(Isa)) {
+pub(super) fn each_isa(mut check: impl FnMut(Isa)) {
     static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
     let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     for isa in Isa::ALL {

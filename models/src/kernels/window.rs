@@ -4,6 +4,8 @@
 //! every `stride`-th place of a line of the image, and each tap of the window a part of the depth. Few channels are
 //! spread first: a place of a strip is then all that a window sees in that line, and each line of the window a part.
 
+use std::ops::Range;
+
 use super::simd::BLOCK;
 use super::strips::{Part, Rows, Strips, Tiles};
 
@@ -39,7 +41,7 @@ impl Window {
 }
 
 /// An image seen through a window.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Seen<'a> {
     /// `[height·width, C]`
     pub values: &'a [f32],
@@ -49,36 +51,33 @@ pub struct Seen<'a> {
     pub channels: usize,
     /// What it is seen through.
     pub window: Window,
+    /// Lines of the result that are wanted.
+    pub lines: Range<usize>,
 }
 
 impl Rows for Seen<'_> {
     fn count(&self) -> usize {
-        let (rows, columns) = self.window.result(self.size.0, self.size.1);
-        rows * columns
+        self.lines.len() * self.window.result(self.size.0, self.size.1).1
     }
 
     fn strips(&self, most: usize) -> impl Strips {
-        let result = self.window.result(self.size.0, self.size.1);
+        let across = self.window.result(self.size.0, self.size.1).1;
         let spread = self.window.spreads(self.channels);
-        let Window { kernel, stride, .. } = self.window;
+        let Window { kernel, stride, padding } = self.window;
         let (phases, places) =
-            if spread { (1, result.1) } else { (stride, result.1 + (kernel.1 - 1) / stride) };
-        Lines {
-            seen: *self,
-            lines: result.0,
-            across: Tiles::new(result.1, most),
-            spread,
-            phases,
-            places,
-        }
+            if spread { (1, across) } else { (stride, across + (kernel.1 - 1) / stride) };
+        let seen = (self.lines.start * stride).saturating_sub(padding.0)
+            ..(self.lines.end * stride + kernel.0).saturating_sub(stride + padding.0);
+        let seen = seen.start..seen.end.min(self.size.0).max(seen.start);
+        Lines { image: self, seen, across: Tiles::new(across, most), spread, phases, places }
     }
 }
 
 /// The lines of an image.
 struct Lines<'a> {
-    seen: Seen<'a>,
-    /// Lines of the result.
-    lines: usize,
+    image: &'a Seen<'a>,
+    /// Lines that are seen.
+    seen: Range<usize>,
     /// Tiles of one of them.
     across: Tiles,
     spread: bool,
@@ -91,17 +90,17 @@ struct Lines<'a> {
 impl Lines<'_> {
     /// The columns of the window at column `left` that lie in the image (places of the window), and the first of them
     /// in the image.
-    fn inside(&self, left: usize) -> (std::ops::Range<usize>, usize) {
-        let (kernel, padding) = (self.seen.window.kernel.1, self.seen.window.padding.1);
+    fn inside(&self, left: usize) -> (Range<usize>, usize) {
+        let (kernel, padding) = (self.image.window.kernel.1, self.image.window.padding.1);
         let first = padding.saturating_sub(left).min(kernel);
-        let end = (self.seen.size.1 + padding).saturating_sub(left).min(kernel).max(first);
+        let end = (self.image.size.1 + padding).saturating_sub(left).min(kernel).max(first);
         (first..end, (left + first).saturating_sub(padding))
     }
 }
 
 impl Strips for Lines<'_> {
     fn tiles(&self) -> usize {
-        self.lines * self.across.count
+        self.image.lines.len() * self.across.count
     }
 
     fn start(&self, index: usize) -> usize {
@@ -110,12 +109,12 @@ impl Strips for Lines<'_> {
     }
 
     fn strips(&self) -> usize {
-        self.seen.size.0 * self.phases
+        self.seen.len() * self.phases
     }
 
     fn places(&self, index: usize) -> usize {
-        let Window { kernel, stride, padding } = self.seen.window;
-        let (line, phase) = (index / self.phases, index % self.phases);
+        let Window { kernel, stride, padding } = self.image.window;
+        let (line, phase) = (self.seen.start + index / self.phases, index % self.phases);
         // A window smaller than its step passes over some.
         let seen = (line + padding.0) % stride < kernel.0 && phase < kernel.1;
         if seen { self.places } else { 0 }
@@ -126,12 +125,12 @@ impl Strips for Lines<'_> {
     }
 
     fn depth(&self) -> usize {
-        self.seen.window.part(self.seen.channels)
+        self.image.window.part(self.image.channels)
     }
 
     fn place<'a>(&'a self, strip: usize, place: usize, buffer: &'a mut Vec<f32>) -> &'a [f32] {
-        let Seen { values, size: (_, width), channels, window } = self.seen;
-        let (line, phase) = (strip / self.phases, strip % self.phases);
+        let Seen { values, size: (_, width), channels, window, .. } = *self.image;
+        let (line, phase) = (self.seen.start + strip / self.phases, strip % self.phases);
         let left = place * window.stride + phase;
         let line = &values[line * width * channels..][..width * channels];
         if !self.spread {
@@ -151,17 +150,18 @@ impl Strips for Lines<'_> {
     }
 
     fn parts(&self) -> usize {
-        let kernel = self.seen.window.kernel;
+        let kernel = self.image.window.kernel;
         if self.spread { kernel.0 } else { kernel.0 * kernel.1 }
     }
 
     fn each_part(&self, index: usize, mut each: impl FnMut(Part)) {
-        let Window { kernel, stride, padding } = self.seen.window;
+        let Window { kernel, stride, padding } = self.image.window;
         let (line, tile) = (index / self.across.count, index % self.across.count);
-        let column = self.across.start(tile);
+        let (line, column) = (self.image.lines.start + line, self.across.start(tile));
         for down in 0..kernel.0 {
             let line = (line * stride + down).checked_sub(padding.0);
-            let Some(line) = line.filter(|line| *line < self.seen.size.0) else { continue };
+            let Some(line) = line.filter(|line| self.seen.contains(line)) else { continue };
+            let line = line - self.seen.start;
             if self.spread {
                 each(Part { strip: line, place: column, index: down });
                 continue;
@@ -220,9 +220,14 @@ mod tests {
             let values: Vec<f32> =
                 places.flat_map(|(y, x)| (0..channels).map(move |c| value(y, x, c))).collect();
             let window = Window { kernel, stride, padding };
-            let image = Seen { values: &values, size: (height, width), channels, window };
-            let columns = window.result(height, width).1;
-            for (row, parts) in seen(&image, 3).into_iter().enumerate() {
+            let (lines, columns) = window.result(height, width);
+            let all = [0..lines, 0..1, lines / 2..lines].into_iter();
+            for (row, parts) in all.flat_map(|lines| {
+                let first = lines.start * columns;
+                let size = (height, width);
+                let image = Seen { values: &values, size, channels, window, lines };
+                (first..).zip(seen(&image, 3))
+            }) {
                 let all: Vec<f32> = parts
                     .into_iter()
                     .flat_map(|part| part.unwrap_or_else(|| vec![0.0; window.part(channels)]))

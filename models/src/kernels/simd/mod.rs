@@ -2,8 +2,7 @@
 //!
 //! A *tile* is a few rows of the result by a few vectors of columns, held in registers while the products of a whole
 //! depth are added to it. Everything above (blocking, threads, epilogues) is safe code that calls
-//! [`Isa::multiply_tile`], [`Isa::dot_tile`], [`Isa::widen_panel`], [`Isa::softmax_step`] and [`Isa::run`], which check
-//! their slices once.
+//! [`Isa::multiply_tile`] and its kin, which check their slices once.
 
 #![allow(unsafe_code)]
 
@@ -14,6 +13,7 @@ mod neon;
 mod portable;
 mod round;
 mod softmax;
+mod square;
 mod tile;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -22,6 +22,7 @@ pub use aligned::{Aligned, Plain};
 pub use interleave::Interleave;
 pub use round::{Rounding, round};
 pub use softmax::Softmax;
+pub use square::{Back, Forth, PLACES, SIDE};
 pub use tile::{Dots, Piece, Products, Quants, Widening};
 
 use super::isa::Isa;
@@ -184,6 +185,46 @@ impl Isa {
                 #[cfg(target_arch = "aarch64")]
                 Self::NeonDot => neon::softmax(s),
                 _ => portable::softmax(s),
+            }
+        }
+    }
+
+    /// Transforms a square of places; see [`Forth`].
+    ///
+    /// # Panics
+    /// As [`Self::multiply_tile`].
+    pub fn square_forth(self, f: Forth<'_>) {
+        f.check(self.float_shape());
+        // SAFETY: as in `multiply_tile`.
+        unsafe {
+            match self {
+                #[cfg(target_arch = "x86_64")]
+                Self::Avx512 | Self::Avx512Vnni => x86::forth_avx512(f),
+                #[cfg(target_arch = "x86_64")]
+                Self::Avx2 | Self::AvxVnni => x86::forth_avx2(f),
+                #[cfg(target_arch = "aarch64")]
+                Self::NeonDot => neon::forth(f),
+                _ => portable::forth(f),
+            }
+        }
+    }
+
+    /// Transforms sums back; see [`Back`].
+    ///
+    /// # Panics
+    /// As [`Self::multiply_tile`].
+    pub fn square_back(self, b: Back<'_>) {
+        b.check(self.float_shape());
+        // SAFETY: as in `multiply_tile`.
+        unsafe {
+            match self {
+                #[cfg(target_arch = "x86_64")]
+                Self::Avx512 | Self::Avx512Vnni => x86::back_avx512(b),
+                #[cfg(target_arch = "x86_64")]
+                Self::Avx2 | Self::AvxVnni => x86::back_avx2(b),
+                #[cfg(target_arch = "aarch64")]
+                Self::NeonDot => neon::back(b),
+                _ => portable::back(b),
             }
         }
     }

@@ -4,6 +4,7 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 
 use super::softmax::{self, Softmax};
+use super::square::{self, Back, Forth};
 use super::tile::{self, Bytes, Dots, Floats, Products, Widening, by_size, by_vectors};
 
 #[derive(Clone, Copy)]
@@ -142,6 +143,20 @@ pub(super) unsafe fn multiply(p: &mut Products<'_>) {
 pub(super) unsafe fn softmax(s: Softmax<'_>) {
     // SAFETY: the caller's.
     unsafe { by_vectors!(s, softmax::softmax::<Four>, [1 2 3]) }
+}
+
+/// # Safety
+/// `f` was checked.
+pub(super) unsafe fn forth(f: Forth<'_>) {
+    // SAFETY: the caller's.
+    unsafe { square::forth::<Four>(f) }
+}
+
+/// # Safety
+/// `b` was checked.
+pub(super) unsafe fn back(b: Back<'_>) {
+    // SAFETY: the caller's.
+    unsafe { square::back::<Four>(b) }
 }
 
 /// # Safety

@@ -2,6 +2,7 @@
 //! the others with.
 
 use super::softmax::{self, Softmax};
+use super::square::{self, Back, Forth};
 use super::tile::{self, Bytes, Dots, Floats, Products, Widening, by_size, by_vectors};
 use half::f16;
 
@@ -129,6 +130,20 @@ pub(super) unsafe fn multiply(p: &mut Products<'_>) {
 pub(super) unsafe fn softmax(s: Softmax<'_>) {
     // SAFETY: the caller's.
     unsafe { by_vectors!(s, softmax::softmax::<Four<false>>, [1 2 3]) }
+}
+
+/// # Safety
+/// `f` was checked.
+pub(super) unsafe fn forth(f: Forth<'_>) {
+    // SAFETY: the caller's.
+    unsafe { square::forth::<Four<false>>(f) }
+}
+
+/// # Safety
+/// `b` was checked.
+pub(super) unsafe fn back(b: Back<'_>) {
+    // SAFETY: the caller's.
+    unsafe { square::back::<Four<false>>(b) }
 }
 
 /// # Safety

@@ -4,6 +4,7 @@ use std::arch::x86_64::*;
 
 use super::Loop;
 use super::softmax::{self, Softmax};
+use super::square::{self, Back, Forth};
 use super::tile::{self, Bytes, Dots, Floats, Products, Widening, by_size, by_vectors};
 
 macro_rules! floats {
@@ -212,6 +213,30 @@ pub(super) unsafe fn softmax_avx2(s: Softmax<'_>) {
 pub(super) unsafe fn softmax_avx512(s: Softmax<'_>) {
     // SAFETY: the caller's.
     unsafe { by_vectors!(s, softmax::softmax::<Sixteen>, [1 2 3]) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn forth_avx2(f: Forth<'_>) {
+    // SAFETY: the caller's.
+    unsafe { square::forth::<Eight>(f) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn back_avx2(b: Back<'_>) {
+    // SAFETY: the caller's.
+    unsafe { square::back::<Eight>(b) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+pub(super) unsafe fn forth_avx512(f: Forth<'_>) {
+    // SAFETY: the caller's.
+    unsafe { square::forth::<Sixteen>(f) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+pub(super) unsafe fn back_avx512(b: Back<'_>) {
+    // SAFETY: the caller's.
+    unsafe { square::back::<Sixteen>(b) }
 }
 
 macro_rules! quantised {
