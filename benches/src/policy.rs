@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sinew_models::kernels::pool::pool;
 use sinew_models::kernels::tally::{self, Work};
@@ -13,6 +13,9 @@ use sinew_runtime::{
 };
 
 use crate::Spread;
+
+/// The longest time that the peak is held after a chunk.
+const HELD: Duration = Duration::from_millis(500);
 
 /// What to measure.
 #[derive(Debug, Clone, PartialEq)]
@@ -55,8 +58,10 @@ pub struct PolicyProfile {
     pub layers: KernelWork,
     /// Attention.
     pub attention: KernelWork,
-    /// Measured peak of the machine in 32-bit floats, between the chunks (10⁹ operations a second).
+    /// Measured peak of the machine in 32-bit floats (10⁹ operations a second): the best moment between the chunks.
     pub peak_gflops: f64,
+    /// What the machine held of it, for some time after each chunk, in the mean.
+    pub held_gflops: f64,
     /// Resident memory after the last chunk (MB).
     pub rss_mb: f64,
     /// Highest resident memory of the process since it started, loading included (MB).
@@ -70,17 +75,19 @@ pub struct KernelWork {
     pub ms: f64,
     /// 10⁹ operations a second; a multiplication with an addition counts as two.
     pub gops: f64,
-    /// The same as a share of the measured f32 peak.
+    /// The same as a share of the measured f32 peak in the best moment.
     pub of_peak: f64,
+    /// The same as a share of what the machine held in the same run: both are means, with the same disturbances.
+    pub of_held: f64,
 }
 
 impl KernelWork {
-    fn of(works: &[Work], peak_gflops: f64) -> Self {
+    fn of(works: &[Work], peak_gflops: f64, held_gflops: f64) -> Self {
         let products: u64 = works.iter().map(|w| w.products).sum();
         let seconds: f64 = works.iter().map(|w| w.time.as_secs_f64()).sum();
         let gops = if seconds > 0.0 { 2e-9 * products as f64 / seconds } else { 0.0 };
         let ms = seconds * 1e3 / works.len().max(1) as f64;
-        Self { ms, gops, of_peak: gops / peak_gflops }
+        Self { ms, gops, of_peak: gops / peak_gflops, of_held: gops / held_gflops }
     }
 }
 
@@ -97,7 +104,7 @@ pub fn profile(
     let mut stages: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     let mut cpu = 0.0;
     let (mut layers, mut attention) = (Vec::new(), Vec::new());
-    let mut peak = peak::floats(50);
+    let (mut peak, mut held) = (peak::floats(50), peak::Held::default());
     let mut cameras = 0;
     for k in 0..case.warmup + case.iterations {
         // Fresh frames for each chunk: frames that did not change would not be computed again.
@@ -121,11 +128,12 @@ pub fn profile(
         layers.push(tally.layers);
         attention.push(tally.attention);
         peak = peak.max(peak::floats(10));
+        held += peak::held((start.elapsed() / 4).min(HELD));
         for stage in chunk.report.stages {
             stages.entry(stage.stage.to_owned()).or_default().push(stage.time.as_secs_f64() * 1e3);
         }
     }
-    let peak_gflops = 2e-9 * peak;
+    let (peak_gflops, held_gflops) = (2e-9 * peak, 2e-9 * held.rate());
     let none = PolicyError::OutOfTurn("no iteration was asked for: measure at least one");
     Ok(PolicyProfile {
         iterations: case.iterations,
@@ -136,9 +144,10 @@ pub fn profile(
         compute: compute.name(),
         isa: Isa::current().name(),
         threads: pool().threads(),
-        layers: KernelWork::of(&layers, peak_gflops),
-        attention: KernelWork::of(&attention, peak_gflops),
+        layers: KernelWork::of(&layers, peak_gflops, held_gflops),
+        attention: KernelWork::of(&attention, peak_gflops, held_gflops),
         peak_gflops,
+        held_gflops,
         rss_mb: memory_mb("VmRSS:"),
         peak_rss_mb: memory_mb("VmHWM:"),
     })

@@ -71,18 +71,20 @@ pub fn run(verb: BenchVerb) -> Result<(), Failure> {
                 print_row(stage, spread);
             }
             say!(
-                "  kernels: {}, {}, {} threads; measured peak {:.0} GFLOP/s in f32",
+                "  kernels: {}, {}, {} threads; measured peak {:.0} GFLOP/s in f32, {:.0} held",
                 profile.compute,
                 profile.isa,
                 profile.threads,
-                profile.peak_gflops
+                profile.peak_gflops,
+                profile.held_gflops
             );
             for (what, work) in [("layers", profile.layers), ("attention", profile.attention)] {
                 say!(
-                    "  {what:<12} {:>9.1} ms a chunk, {:.0} GOP/s, {:.0} % of the peak",
+                    "  {what:<12} {:>9.1} ms a chunk, {:.0} GOP/s, {:.0} % of the peak, {:.0} % of what was held",
                     work.ms,
                     work.gops,
-                    work.of_peak * 100.0
+                    work.of_peak * 100.0,
+                    work.of_held * 100.0
                 );
             }
         }
