@@ -7,6 +7,7 @@ use std::path::Path;
 use candle_core::{Device, Tensor};
 use common::{Case, Worst, cases, fixtures, max_difference, reference, values};
 use sinew_models::act::{Act, ActPolicy, sine_positions};
+use sinew_models::kernels::buffers_taken;
 use sinew_models::{Checkpoint, LoadOptions, QuantType, load_policy, quantize};
 use sinew_runtime::{ChunkRequest, Policy, PolicyError, Prefix, PrefixUse, Progress, inference};
 
@@ -86,6 +87,21 @@ fn it_advances_by_bounded_steps_and_knows_nothing_of_plans() {
     blind.images.pop();
     let refused = policy.begin(&blind, &ChunkRequest::default());
     assert!(matches!(refused, Err(PolicyError::MissingCamera { .. })), "{refused:?}");
+}
+
+#[test]
+fn it_takes_no_memory_after_its_first_chunk() {
+    let dir = fixtures().join("onnx/act");
+    let mut policy = ActPolicy::load(&checkpoint(&dir), &options()).expect("the fixture is whole");
+    let seen = Case::open(&dir.join("case.safetensors")).observation(0, "");
+    let mut chunk = || {
+        inference::run(&mut policy, &seen, &ChunkRequest::default()).expect("it runs");
+        buffers_taken()
+    };
+    let before = buffers_taken();
+    let first = chunk();
+    assert!(first > before, "its results are held there");
+    assert_eq!([chunk(), chunk()], [first; 2]);
 }
 
 /// The fixture that comes with the repository: checkpoint and results of LeRobot's ACT.

@@ -10,7 +10,7 @@ use super::simd::Aligned;
 use super::tensors;
 
 /// The most buffers that a thread keeps for later.
-const SPARE: usize = 8;
+const SPARE: usize = 32;
 
 thread_local! {
     static BUFFERS: RefCell<Vec<Aligned<f32>>> = const { RefCell::new(Vec::new()) };
