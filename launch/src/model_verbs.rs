@@ -125,6 +125,7 @@ fn stored(kind: Kind) -> QuantType {
     match kind {
         Kind::Q8_0 => QuantType::Q8_0,
         Kind::Q4_0 => QuantType::Q4_0,
+        Kind::Q4K => QuantType::Q4K,
         Kind::F16 => QuantType::F16,
     }
 }

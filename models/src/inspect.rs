@@ -4,12 +4,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 
 use crate::checkpoint::map::MappedFile;
 use crate::checkpoint::{ActionInfo, KeptLayer};
 use crate::families::{FAMILIES, Family};
-use crate::gguf::{QuantType, hex};
+use crate::gguf::QuantType;
 use crate::processors::{Boundary, NormMode, Normalizer};
 use crate::{Checkpoint, ModelError};
 
@@ -109,6 +108,9 @@ pub struct Part {
     pub bytes: usize,
     /// Values by stored type.
     pub types: BTreeMap<String, usize>,
+    /// Tensors whose rows are filled up with zeros to whole blocks, by what is added to how many values.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub filled: BTreeMap<String, usize>,
 }
 
 /// Layers kept in higher precision for one reason.
@@ -155,7 +157,7 @@ pub fn inspect(path: &Path) -> Result<Inspection, ModelError> {
     let parts = parts(&checkpoint);
     let source_sha256 = match &checkpoint.origin.source_sha256 {
         Some(hash) => Some(hash.clone()),
-        None => Some(hex(&Sha256::digest(MappedFile::open(checkpoint.store.path())?.bytes()))),
+        None => Some(MappedFile::open(checkpoint.store.path())?.sha256(0)),
     };
     let (state, action) = boundary.normalizers();
     Ok(Inspection {
@@ -195,6 +197,10 @@ fn parts(checkpoint: &Checkpoint) -> Vec<Part> {
         part.parameters += tensor.values();
         part.bytes += tensor.bytes().len();
         *part.types.entry(tensor.dtype.name().to_owned()).or_default() += tensor.values();
+        let (width, filled) = tensor.widths();
+        if width != filled {
+            *part.filled.entry(format!("{width} + {}", filled - width)).or_default() += 1;
+        }
     }
     parts
 }

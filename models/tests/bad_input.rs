@@ -27,7 +27,8 @@ fn copy_of(name: &str) -> TempDir {
 fn bundle() -> (TempDir, PathBuf) {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let path = dir.path().join("tiny.gguf");
-    quantize(&fixtures().join("smolvla_tiny"), QuantType::Q4_0, &path)
+    // Both forms of blocks are in it.
+    quantize(&fixtures().join("smolvla_tiny"), QuantType::Q4K, &path)
         .expect("the fixture is whole");
     (dir, path)
 }
@@ -358,6 +359,30 @@ fn cut_off_and_hostile_bundles_are_refused() {
         let error = failure(&path);
         assert!(matches!(error, ModelError::Malformed { .. }), "{name}: {error}");
         says(&error, &["tiny.gguf"]);
+    }
+}
+
+#[test]
+fn rows_that_were_not_filled_up_have_no_other_width() {
+    let (_dir, path) = bundle();
+    let whole = std::fs::read(&path).expect("it was written");
+    const KEY: &[u8] = b"sinew.widths";
+    let at = whole.windows(KEY.len()).position(|w| w == KEY).expect("every bundle has it");
+    // After the key: array, of texts, none.
+    let count = at + KEY.len() + 8;
+    assert_eq!(whole[count..count + 8], [0; 8]);
+    // Each with its length as long as the data's alignment, so that these stay where they are asked for.
+    for line in ["action_in_proj.weight|31", "no.such.tensor.at.all|32", "action_in_proj.weight 32"]
+    {
+        assert_eq!(line.len() + 8, 32);
+        let mut bytes = whole.clone();
+        bytes[count] = 1;
+        let text = (line.len() as u64).to_le_bytes().into_iter().chain(line.bytes());
+        bytes.splice(count + 8..count + 8, text);
+        std::fs::write(&path, bytes).expect("a temporary folder can be written");
+        let error = failure(&path);
+        assert!(matches!(error, ModelError::Malformed { .. }), "{line}: {error}");
+        says(&error, &["sinew.widths", line, "tiny.gguf"]);
     }
 }
 

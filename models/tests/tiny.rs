@@ -9,8 +9,8 @@ use safetensors::tensor::{Dtype, TensorView};
 use sinew_models::kernels::{Compute, buffers_taken};
 use sinew_models::smolvla::SmolVlaPolicy;
 use sinew_models::{
-    Checkpoint, LoadOptions, ModelError, QuantType, RandomSize, inspect, load_policy,
-    quantization_errors, quantize, random_smolvla, sensitivity, verify,
+    Checkpoint, LoadOptions, ModelError, QuantType, QuantizationError, RandomSize, inspect,
+    load_policy, quantization_errors, quantize, random_smolvla, sensitivity, verify,
 };
 use sinew_runtime::{ActionChunk, ChunkRequest, Policy, PolicyError, Progress, inference};
 
@@ -125,6 +125,7 @@ fn bundles_give_nearly_the_same_actions() {
     for (kind, name, bound) in [
         (QuantType::F16, "f16", 5e-4),
         (QuantType::Q8_0, "q8_0", 5e-3),
+        (QuantType::Q4K, "q4_k", 2e-2),
         (QuantType::Q4_0, "q4_0", 8e-2),
     ] {
         let path = temporary.path().join(format!("{name}.gguf"));
@@ -206,6 +207,12 @@ fn inspection_tells_what_a_bundle_holds() {
     assert!(b.bytes * 2 < a.bytes && !b.kept.is_empty());
     assert!(b.kept.iter().any(|g| g.reason.contains("32")), "an expert of width 48 is kept");
     assert!(serde_json::to_string(&b).is_ok());
+    quantize(&folder, QuantType::Q4K, &path).expect("the fixture is whole");
+    let c = inspect(&path).expect("whole");
+    assert_eq!((c.parameters, c.quantization.as_deref()), (a.parameters, Some("Q4_K")));
+    let expert = c.parts.iter().find(|part| part.name == "expert").expect("it is there");
+    assert!(expert.types.contains_key("Q4_K") && expert.types.contains_key("Q8_0"), "{expert:?}");
+    assert!(c.kept.iter().any(|g| g.dtype == "Q8_0" && g.reason.contains("256")), "{:?}", c.kept);
 }
 
 #[test]
@@ -295,11 +302,11 @@ fn one_table_says_what_quantising_costs() {
     let scratch = tempfile::tempdir().expect("there is room");
     let rows =
         quantization_errors(&folders, scratch.path(), 3, 1).unwrap_or_else(|e| panic!("{e}"));
-    assert_eq!(rows.len(), 4 * folders.len());
-    for (group, folder) in rows.chunks_exact(4).zip(&folders) {
-        let [eight, eight_rounded, four, four_rounded] = group else { panic!("four rows each") };
-        for (pair, kind) in [([eight, eight_rounded], "Q8_0"), ([four, four_rounded], "Q4_0")] {
-            let [exact, rounded] = pair;
+    assert_eq!(rows.len(), 6 * folders.len());
+    for (group, folder) in rows.chunks_exact(6).zip(&folders) {
+        let (eight, four) = (&group[..2], &group[4..]);
+        for (pair, kind) in group.chunks_exact(2).zip(["Q8_0", "Q4_K", "Q4_0"]) {
+            let [exact, rounded] = pair else { panic!("two rows each") };
             assert_eq!((exact.compute, rounded.compute), (Compute::Exact, Compute::Int8));
             assert_ne!(exact.mean, rounded.mean, "activations were rounded: {rounded:?}");
             for row in pair {
@@ -308,7 +315,8 @@ fn one_table_says_what_quantising_costs() {
                 assert!(row.mean_relative > 0.0 && row.smaller > 0.0, "{row:?}");
             }
         }
-        assert!(eight.mean < four.mean && eight_rounded.mean < four_rounded.mean, "{group:?}");
+        let less = |(a, b): (&QuantizationError, &QuantizationError)| a.mean < b.mean;
+        assert!(eight.iter().zip(four).all(less), "{group:?}");
     }
     let left = std::fs::read_dir(scratch.path()).expect("it is a folder").count();
     assert_eq!(left, 0, "the bundles are removed");

@@ -8,6 +8,7 @@ mod shapes;
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
+use sinew_models::checkpoint::StoredType;
 use sinew_models::kernels::gemm::{Dense, multiply};
 use sinew_models::kernels::pool::pool;
 use sinew_models::kernels::{Compute, Epilogue, Isa, Packed, peak};
@@ -60,29 +61,30 @@ pub fn profile(filter: &str, rounds: usize) -> candle_core::Result<KernelProfile
             (0..count).map(|i| ((i * 7919 + seed) % 1009) as f32 / 504.0 - 1.0).collect()
         };
         let (x, w) = (values(m * k, 1), values(n * k, 2));
-        let exact = Packed::from_values(&w, k, Compute::Exact);
-        let rounded = Packed::from_values(&w, k, Compute::Int8);
-        let widened = Packed::from_values(&w, k, Compute::Int8).with_compute(Compute::Exact);
+        let blocks = |dtype, compute| Packed::in_blocks(&w, k, dtype, compute);
+        let forms = [
+            ("f32", Packed::from_values(&w, k, Compute::Exact)),
+            ("w8a8", blocks(StoredType::Q8_0, Compute::Int8)),
+            ("w8a8, q4_0", blocks(StoredType::Q4_0, Compute::Int8)),
+            ("w8a8, q4_k", blocks(StoredType::Q4K, Compute::Int8)),
+            ("q8_0 widened", blocks(StoredType::Q8_0, Compute::Exact)),
+            ("q4_0 widened", blocks(StoredType::Q4_0, Compute::Exact)),
+            ("q4_k widened", blocks(StoredType::Q4K, Compute::Exact)),
+        ];
         let theirs = Tensor::from_slice(&w, (n, k), &Device::Cpu)?.t()?;
         let input = Tensor::from_slice(&x, (m, k), &Device::Cpu)?;
         let mut out = vec![0.0; m * n];
-        let mut times: [Vec<f64>; 4] = Default::default();
+        let names = forms.iter().map(|(name, _)| *name).chain(["gemm crate f32"]);
+        let mut times: Vec<(&str, Vec<f64>)> = names.map(|name| (name, Vec::new())).collect();
         for round in 0..rounds + 1 {
-            for (form, times) in times.iter_mut().enumerate() {
+            for (form, (_, times)) in times.iter_mut().enumerate() {
                 let start = Instant::now();
-                let mut ours = |weights| {
-                    multiply(
-                        &Dense { values: &x, width: k },
-                        weights,
-                        &Epilogue::default(),
-                        &mut out,
-                    );
-                };
-                match form {
-                    0 => ours(&exact),
-                    1 => ours(&rounded),
-                    2 => ours(&widened),
-                    _ => drop(input.matmul(&theirs)?),
+                match forms.get(form) {
+                    Some((_, weights)) => {
+                        let rows = Dense { values: &x, width: k };
+                        multiply(&rows, weights, &Epilogue::default(), &mut out);
+                    }
+                    None => drop(input.matmul(&theirs)?),
                 }
                 // The first round warms up.
                 if round > 0 {
@@ -91,10 +93,10 @@ pub fn profile(filter: &str, rounds: usize) -> candle_core::Result<KernelProfile
             }
         }
         peak_products = peak_products.max(peak::floats(20));
-        times.iter_mut().for_each(|t| t.sort_by(f64::total_cmp));
+        times.iter_mut().for_each(|(_, t)| t.sort_by(f64::total_cmp));
         let operations = (2 * m * k * n) as f64;
-        let forms = ["f32", "w8a8", "q8_0 widened", "gemm crate f32"];
-        for (form, times_of) in forms.into_iter().zip(&times) {
+        let of_f32 = times[0].1[times[0].1.len() / 2];
+        for (form, times_of) in &times {
             let middle = times_of[times_of.len() / 2];
             rows.push(KernelRow {
                 shape,
@@ -102,7 +104,7 @@ pub fn profile(filter: &str, rounds: usize) -> candle_core::Result<KernelProfile
                 form,
                 gops: operations / middle / 1e9,
                 best_gops: operations / times_of[0] / 1e9,
-                against_f32: times[0][times[0].len() / 2] / middle,
+                against_f32: of_f32 / middle,
                 of_peak: 0.0,
             });
         }

@@ -175,7 +175,7 @@ pub enum ModelVerb {
         #[arg(long)]
         json: bool,
     },
-    /// Say what quantising costs: action errors of q8_0, q4_0 and w8a8 for each checkpoint, in one table.
+    /// Say what quantising costs: action errors of q8_0, q4_k, q4_0 and w8a8 for each checkpoint, in one table.
     Errors {
         /// LeRobot checkpoint folders.
         #[arg(required = true)]
@@ -261,6 +261,9 @@ pub enum Kind {
     /// 4 bits, blocks of 32.
     #[value(name = "q4_0")]
     Q4_0,
+    /// 4 bits, blocks of 32 with a scale and a minimum in super-blocks of 256.
+    #[value(name = "q4_k")]
+    Q4K,
     /// 16-bit floats.
     F16,
 }

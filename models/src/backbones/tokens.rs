@@ -15,7 +15,6 @@ const SLICE: usize = 1 << 22;
 pub struct TokenTable {
     stored: StoredTensor,
     width: usize,
-    row_bytes: usize,
 }
 
 impl TokenTable {
@@ -30,8 +29,7 @@ impl TokenTable {
     ) -> std::result::Result<Self, ModelError> {
         let rows = store.find(name)?.shape.first().copied().unwrap_or(0);
         let stored = store.get(name, &[rows, width])?.clone();
-        let row_bytes = width / stored.dtype.block_values() * stored.dtype.block_bytes();
-        Ok(Self { stored, width, row_bytes })
+        Ok(Self { stored, width })
     }
 
     /// Number of tokens `V`.
@@ -40,8 +38,7 @@ impl TokenTable {
     }
 
     fn bytes(&self, rows: Range<usize>) -> Result<&[u8]> {
-        let bytes = self.stored.bytes().get(rows.start * self.row_bytes..rows.end * self.row_bytes);
-        match bytes {
+        match self.stored.row_bytes(rows.clone()) {
             Some(bytes) => Ok(bytes),
             None => bail!("token {} is not among the table's {}", rows.end - 1, self.tokens()),
         }
@@ -65,7 +62,8 @@ impl TokenTable {
         for start in range.clone().step_by(step) {
             let rows = start..range.end.min(start + step);
             let mut values = vec![0.0; rows.len() * self.width];
-            blocks::decode_parallel(self.stored.dtype, self.bytes(rows.clone())?, &mut values);
+            let bytes = self.bytes(rows.clone())?;
+            blocks::decode_rows(self.stored.dtype, self.width, bytes, &mut values);
             let table = Tensor::from_vec(values, (rows.len(), self.width), &Device::Cpu)?;
             parts.push(h.matmul(&table.t()?)?);
         }

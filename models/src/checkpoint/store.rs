@@ -34,6 +34,9 @@ pub enum StoredType {
     /// Blocks of 32 4-bit values with one half-precision scale.
     #[serde(rename = "Q4_0")]
     Q4_0,
+    /// Blocks of 256 4-bit values, a 6-bit scale and minimum for every 32 of them.
+    #[serde(rename = "Q4_K")]
+    Q4K,
 }
 
 impl StoredType {
@@ -45,6 +48,7 @@ impl StoredType {
             Self::Bf16 => "BF16",
             Self::Q8_0 => "Q8_0",
             Self::Q4_0 => "Q4_0",
+            Self::Q4K => "Q4_K",
         }
     }
 
@@ -52,6 +56,7 @@ impl StoredType {
     pub fn block_values(self) -> usize {
         match self {
             Self::Q8_0 | Self::Q4_0 => blocks::BLOCK,
+            Self::Q4K => blocks::SUPER_BLOCK,
             _ => 1,
         }
     }
@@ -63,17 +68,33 @@ impl StoredType {
             Self::F16 | Self::Bf16 => 2,
             Self::Q8_0 => blocks::Q8_0_BYTES,
             Self::Q4_0 => blocks::Q4_0_BYTES,
+            Self::Q4K => blocks::Q4_K_BYTES,
         }
     }
 
-    /// Bytes that a tensor of `shape` takes; `None` when that overflows or does not divide into blocks.
-    pub fn bytes(self, shape: &[usize]) -> Option<usize> {
-        let values = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d))?;
+    /// Values that a row of `width` takes in a file: blocks are whole, what lacks to the last one is zero.
+    pub fn filled(self, width: usize) -> Option<usize> {
+        width.checked_next_multiple_of(self.block_values())
+    }
+
+    /// Values in a row of a tensor of `shape` (its innermost dimension), and how many a row takes in a file.
+    pub fn widths(self, shape: &[usize]) -> (usize, usize) {
         let width = shape.last().copied().unwrap_or(1);
-        if !width.is_multiple_of(self.block_values()) {
-            return None;
-        }
-        (values / self.block_values()).checked_mul(self.block_bytes())
+        (width, self.filled(width).unwrap_or(width))
+    }
+
+    /// Bytes of a row of `width` values.
+    pub fn row_bytes(self, width: usize) -> Option<usize> {
+        width.div_ceil(self.block_values()).checked_mul(self.block_bytes())
+    }
+
+    /// Bytes that a tensor of `shape` takes, row by row; `None` when that overflows.
+    pub fn bytes(self, shape: &[usize]) -> Option<usize> {
+        let (width, outer) = shape.split_last().map_or((1, shape), |(w, outer)| (*w, outer));
+        let rows = outer.iter().try_fold(1usize, |n, d| n.checked_mul(*d))?;
+        // That the values can be counted, too, is what everything else relies on.
+        rows.checked_mul(self.filled(width)?)?;
+        rows.checked_mul(self.row_bytes(width)?)
     }
 }
 
@@ -105,6 +126,14 @@ impl StoredTensor {
         fits.then_some(Self { name, dtype, shape, range, file })
     }
 
+    /// The same with rows of `width` values, of which the stored ones are filled up to whole blocks; `None` when they are
+    /// not, or it is no matrix.
+    pub(crate) fn narrowed(&self, width: usize) -> Option<Self> {
+        let &[rows, filled] = self.shape.as_slice() else { return None };
+        let fits = self.dtype.filled(width) == Some(filled);
+        fits.then(|| Self { shape: vec![rows, width], ..self.clone() })
+    }
+
     /// Its bytes, straight from the mapped file.
     pub fn bytes(&self) -> &[u8] {
         &self.file.bytes()[self.range.clone()]
@@ -120,10 +149,15 @@ impl StoredTensor {
         self.file.path()
     }
 
+    /// Values in a row (the innermost dimension), and how many a row takes in the file.
+    pub fn widths(&self) -> (usize, usize) {
+        self.dtype.widths(&self.shape)
+    }
+
     /// Its values as 32-bit floats.
     pub fn to_f32(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.values()];
-        blocks::decode_parallel(self.dtype, self.bytes(), &mut out);
+        blocks::decode_rows(self.dtype, self.widths().0, self.bytes(), &mut out);
         out
     }
 
@@ -139,11 +173,10 @@ impl StoredTensor {
                 self.shape
             );
         };
-        let row_bytes = width / self.dtype.block_values() * self.dtype.block_bytes();
         let mut out = vec![0.0; indices.len() * width];
         for (row, index) in out.chunks_exact_mut(width.max(1)).zip(indices) {
-            let start = *index as usize * row_bytes;
-            let Some(bytes) = self.bytes().get(start..start + row_bytes) else {
+            let index = *index as usize;
+            let Some(bytes) = self.row_bytes(index..index + 1) else {
                 candle_core::bail!(
                     "row {index} is not among the {count} of tensor `{}`",
                     self.name
@@ -154,13 +187,18 @@ impl StoredTensor {
         Tensor::from_vec(out, (indices.len(), width), &Device::Cpu)
     }
 
-    /// Appends the values of `range` as 32-bit floats; it must begin and end with a block.
+    /// Bytes of rows `rows`; `None` when there are not so many.
+    pub(crate) fn row_bytes(&self, rows: Range<usize>) -> Option<&[u8]> {
+        let bytes = self.dtype.row_bytes(self.widths().0)?;
+        self.bytes().get(rows.start.checked_mul(bytes)?..rows.end.checked_mul(bytes)?)
+    }
+
+    /// Appends the values of `range` as 32-bit floats; it must begin and end with a row.
     pub(crate) fn read(&self, range: Range<usize>, out: &mut Vec<f32>) {
-        let byte = |value: usize| value / self.dtype.block_values() * self.dtype.block_bytes();
-        let start = out.len();
+        let (start, width) = (out.len(), self.widths().0.max(1));
         out.resize(start + range.len(), 0.0);
-        let bytes = &self.bytes()[byte(range.start)..byte(range.end)];
-        blocks::decode_parallel(self.dtype, bytes, &mut out[start..]);
+        let bytes = self.row_bytes(range.start / width..range.end / width).unwrap_or_default();
+        blocks::decode_rows(self.dtype, width, bytes, &mut out[start..]);
     }
 
     /// `count` rows from `start` on, as a tensor of their own; `None` when it has no such rows.
@@ -347,7 +385,10 @@ mod tests {
     #[test]
     fn sizes_that_overflow_have_no_bytes() {
         assert_eq!(StoredType::F32.bytes(&[usize::MAX, 2]), None);
-        assert_eq!(StoredType::Q8_0.bytes(&[2, 31]), None);
+        assert_eq!(StoredType::Q4K.bytes(&[2, usize::MAX]), None);
+        assert_eq!(StoredType::Q8_0.bytes(&[usize::MAX / 32, 33]), None);
         assert_eq!(StoredType::Q8_0.bytes(&[2, 64]), Some(4 * 34));
+        assert_eq!(StoredType::Q8_0.bytes(&[2, 65]), Some(6 * 34), "rows end with whole blocks");
+        assert_eq!(StoredType::Q4K.bytes(&[3, 720]), Some(9 * 144));
     }
 }

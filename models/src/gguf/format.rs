@@ -55,13 +55,14 @@ fn ggml_type(dtype: StoredType) -> u32 {
         StoredType::F16 => 1,
         StoredType::Q4_0 => 2,
         StoredType::Q8_0 => 8,
+        StoredType::Q4K => 12,
         StoredType::Bf16 => 30,
     }
 }
 
 fn stored_type(code: u32) -> Option<StoredType> {
-    use StoredType::{Bf16, F16, F32, Q4_0, Q8_0};
-    [F32, F16, Q4_0, Q8_0, Bf16].into_iter().find(|t| ggml_type(*t) == code)
+    use StoredType::{Bf16, F16, F32, Q4_0, Q4K, Q8_0};
+    [F32, F16, Q4_0, Q8_0, Q4K, Bf16].into_iter().find(|t| ggml_type(*t) == code)
 }
 
 /// A cursor over the mapped bytes.
@@ -226,8 +227,17 @@ pub(super) fn read(file: &Arc<MappedFile>) -> Result<Content, ModelError> {
             path: file.path().to_owned(),
             tensor: name.clone(),
             found: format!("ggml type {code}"),
-            expected: "F32, F16, BF16, Q8_0 or Q4_0",
+            expected: "F32, F16, BF16, Q8_0, Q4_0 or Q4_K",
         })?;
+        let width = shape.last().copied().unwrap_or(dtype.block_values());
+        if !width.is_multiple_of(dtype.block_values()) {
+            return Err(ModelError::malformed(
+                file.path(),
+                what,
+                format!("rows of {width} values"),
+                format!("whole blocks of {} ({})", dtype.block_values(), dtype.name()),
+            ));
+        }
         infos.push((name, dtype, shape, r.u64(&what)?));
     }
     let data = r.at.next_multiple_of(ALIGNMENT);
@@ -251,7 +261,7 @@ pub(super) fn read(file: &Arc<MappedFile>) -> Result<Content, ModelError> {
     Ok(Content { metadata, tensors, data })
 }
 
-/// Name, type and shape (outermost first) of a tensor to be written.
+/// Name, type and shape (outermost first, as a layer has it) of a tensor to be written.
 pub(super) struct TensorInfo {
     pub name: String,
     pub dtype: StoredType,
@@ -306,7 +316,9 @@ pub(super) fn write_header<W: Write + Seek>(
     for tensor in tensors {
         text(out, &tensor.name)?;
         out.write_all(&(tensor.shape.len() as u32).to_le_bytes())?;
-        for n in tensor.shape.iter().rev() {
+        let (_, filled) = tensor.dtype.widths(&tensor.shape);
+        let inner = tensor.shape.last().map(|_| filled);
+        for n in inner.iter().chain(tensor.shape.iter().rev().skip(1)) {
             out.write_all(&(*n as u64).to_le_bytes())?;
         }
         out.write_all(&ggml_type(tensor.dtype).to_le_bytes())?;
@@ -326,4 +338,58 @@ fn array(out: &mut impl Write, code: u32, len: usize) -> std::io::Result<()> {
 fn text(out: &mut impl Write, text: &str) -> std::io::Result<()> {
     out.write_all(&(text.len() as u64).to_le_bytes())?;
     out.write_all(text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file of one tensor `name`, whose header `change` may damage; its data are `bytes` bytes.
+    fn written(info: TensorInfo, bytes: usize, change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+        let mut out = std::io::Cursor::new(Vec::new());
+        write_header(&mut out, &[], &[info]).expect("memory has room");
+        let mut all = out.into_inner();
+        change(&mut all);
+        all.resize(all.len() + bytes, 0);
+        all
+    }
+
+    fn read_back(bytes: &[u8]) -> Result<Content, ModelError> {
+        let dir = tempfile::tempdir().expect("there is room");
+        let path = dir.path().join("one.gguf");
+        std::fs::write(&path, bytes).expect("there is room");
+        read(&Arc::new(MappedFile::open(&path)?))
+    }
+
+    #[test]
+    fn rows_are_whole_blocks_in_a_file_and_as_wide_as_a_layer_has_them_after_that() {
+        let info =
+            || TensorInfo { name: "layer".into(), dtype: StoredType::Q4K, shape: vec![5, 720] };
+        let content = read_back(&written(info(), 5 * 3 * 144, |_| {})).expect("it is whole");
+        let [tensor] = content.tensors.as_slice() else { panic!("one tensor") };
+        assert_eq!((tensor.shape.as_slice(), tensor.dtype), ([5, 768].as_slice(), info().dtype));
+        let narrow = tensor.narrowed(720).expect("that is what it was");
+        assert_eq!(
+            (narrow.shape.as_slice(), narrow.bytes().len()),
+            ([5, 720].as_slice(), 15 * 144)
+        );
+        assert_eq!(narrow.row_bytes(4..5).map(<[u8]>::len), Some(3 * 144));
+        assert!(narrow.row_bytes(4..6).is_none());
+        for width in [0, 512, 769, usize::MAX] {
+            assert!(tensor.narrowed(width).is_none(), "{width}");
+        }
+        // One byte less than the blocks take.
+        let error = read_back(&written(info(), 5 * 3 * 144 - 1, |_| {})).expect_err("cut off");
+        assert!(error.to_string().contains("Q4_K [5, 768]"), "{error}");
+        // A row that ends inside a block.
+        let wider = |bytes: &mut Vec<u8>| {
+            let width = 768u64.to_le_bytes();
+            let at = bytes.windows(8).position(|w| w == width).expect("it is in the header");
+            bytes[at..at + 8].copy_from_slice(&769u64.to_le_bytes());
+        };
+        let error = read_back(&written(info(), 1 << 14, wider)).expect_err("no whole blocks");
+        for word in ["layer", "769", "256", "Q4_K"] {
+            assert!(error.to_string().contains(word), "{error}");
+        }
+    }
 }

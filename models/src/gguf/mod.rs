@@ -2,13 +2,13 @@
 
 pub mod blocks;
 mod format;
+pub mod k_blocks;
 mod quantize;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use sha2::{Digest, Sha256};
 use sinew_runtime::action_space::SpaceKeys;
 
 pub use quantize::{QuantType, quantize};
@@ -44,6 +44,7 @@ mod keys {
     pub const SOURCE_HASH: &str = "sinew.source.sha256";
     pub const DATA_HASH: &str = "sinew.data.sha256";
     pub const KEPT: &str = "sinew.kept";
+    pub const WIDTHS: &str = "sinew.widths";
 
     /// A text file of the family, by its role.
     pub fn extra(role: &str) -> String {
@@ -118,8 +119,7 @@ pub(crate) fn open(path: &Path, verify_hash: bool) -> Result<Checkpoint, ModelEr
     let family = families::find(found.strip_prefix(ARCHITECTURE).unwrap_or(found), path)?;
     if verify_hash {
         let expected = metadata.text(keys::DATA_HASH)?;
-        let bytes = file.bytes().get(content.data..).unwrap_or_default();
-        let found = hex(&Sha256::digest(bytes));
+        let found = file.sha256(content.data);
         if found != expected {
             let (path, expected) = (path.to_owned(), expected.to_owned());
             return Err(ModelError::HashMismatch { path, found, expected });
@@ -166,8 +166,24 @@ pub(crate) fn open(path: &Path, verify_hash: bool) -> Result<Checkpoint, ModelEr
     };
     let (preprocessor, postprocessor) =
         (metadata.processor(keys::PREPROCESSOR)?, metadata.processor(keys::POSTPROCESSOR)?);
+    let widths = metadata.texts(keys::WIDTHS);
     let mut store = TensorStore::new(path, None);
     for tensor in content.tensors {
+        store.insert(tensor.name.clone(), tensor);
+    }
+    for line in &widths {
+        let narrowed = line
+            .rsplit_once('|')
+            .and_then(|(name, width)| store.find(name).ok()?.narrowed(width.parse().ok()?));
+        let tensor = narrowed.ok_or_else(|| {
+            let what = format!("metadata `{}`", keys::WIDTHS);
+            ModelError::malformed(
+                path,
+                what,
+                line,
+                "`TENSOR|WIDTH`, a row without what fills it up",
+            )
+        })?;
         store.insert(tensor.name.clone(), tensor);
     }
     Ok(Checkpoint {

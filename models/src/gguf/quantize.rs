@@ -22,13 +22,15 @@ pub enum QuantType {
     Q8_0,
     /// 4 bits in blocks of 32.
     Q4_0,
+    /// 4 bits in blocks of 32 with a minimum each, 8 of them in a super-block.
+    Q4K,
     /// Half precision.
     F16,
 }
 
 impl QuantType {
     /// Every type.
-    pub const ALL: [Self; 3] = [Self::F16, Self::Q8_0, Self::Q4_0];
+    pub const ALL: [Self; 4] = [Self::F16, Self::Q8_0, Self::Q4K, Self::Q4_0];
 
     /// Name, as in GGUF.
     pub fn name(self) -> &'static str {
@@ -39,6 +41,7 @@ impl QuantType {
         match self {
             Self::Q8_0 => StoredType::Q8_0,
             Self::Q4_0 => StoredType::Q4_0,
+            Self::Q4K => StoredType::Q4K,
             Self::F16 => StoredType::F16,
         }
     }
@@ -54,18 +57,18 @@ impl QuantType {
 pub fn quantize(folder: &Path, kind: QuantType, out: &Path) -> Result<(), ModelError> {
     let checkpoint = Checkpoint::open(folder, true)?;
     let source = checkpoint.store.path();
-    let hash = hex(&Sha256::digest(MappedFile::open(source)?.bytes()));
+    let hash = MappedFile::open(source)?.sha256(0);
     write_bundle(&checkpoint, kind, Some(&hash), &mut Stored(&checkpoint.store), out)
 }
 
-/// Values made, encoded and written at a time; a multiple of every block.
+/// Values made, encoded and written at a time, about.
 const SLICE: usize = 1 << 22;
 
 /// Where the values of a bundle come from.
 pub(crate) trait Weights {
     /// Our name and the shape of every tensor.
     fn tensors(&self) -> Vec<(String, Vec<usize>)>;
-    /// Appends values `range` of tensor `index`. Ranges follow each other, tensor by tensor.
+    /// Appends values `range` of tensor `index`, whole rows. Ranges follow each other, tensor by tensor.
     fn read(&mut self, index: usize, range: Range<usize>, out: &mut Vec<f32>);
     /// Tensor `index` will not be read again.
     fn release(&mut self, _index: usize) {}
@@ -116,6 +119,9 @@ pub(crate) fn write_bundle(
     written
 }
 
+/// Rows are filled up with zeros to whole blocks when that adds no more than this part of them.
+const FILL: usize = 8;
+
 /// How tensor `name` is stored, and why when that is not as `kind`.
 fn choose(
     family: &Family,
@@ -133,11 +139,22 @@ fn choose(
     if let Some((dtype, reason)) = (family.keep)(name) {
         return (dtype, Some(reason));
     }
-    let wanted = kind.stored();
-    if !width.is_multiple_of(wanted.block_values()) {
-        return (StoredType::F16, Some("input width is no multiple of the block of 32"));
+    let matrix = matches!(shape.len(), 2 | 4);
+    let fits = |dtype: StoredType| match dtype.filled(width) {
+        Some(filled) if matrix => filled - width <= width / FILL,
+        // Rows of other tensors are those of their innermost dimension.
+        _ => shape.last().is_some_and(|width| width.is_multiple_of(dtype.block_values())),
+    };
+    match kind.stored() {
+        wanted if fits(wanted) => (wanted, None),
+        StoredType::Q4K if fits(StoredType::Q8_0) => (
+            StoredType::Q8_0,
+            Some(
+                "rows much shorter than whole blocks of 256: 8 bits take no more than 4 filled up",
+            ),
+        ),
+        _ => (StoredType::F16, Some("rows much shorter than whole blocks of 32")),
     }
-    (wanted, None)
 }
 
 fn write(
@@ -162,8 +179,17 @@ fn write(
         };
         infos.push(TensorInfo { name, dtype, shape });
     }
-    let metadata =
-        |data_hash: String| metadata(checkpoint, kind, source_hash, data_hash, kept.clone());
+    let widths: Vec<_> = infos
+        .iter()
+        .filter_map(|info| {
+            let (width, filled) = info.dtype.widths(&info.shape);
+            (width != filled).then(|| format!("{}|{width}", info.name))
+        })
+        .collect();
+    let metadata = |data_hash: String| {
+        let lists = [(keys::KEPT, kept.clone()), (keys::WIDTHS, widths.clone())];
+        metadata(checkpoint, kind, source_hash, data_hash, lists)
+    };
     let mut file = BufWriter::new(File::create(out).map_err(io)?);
     // The hash of the data is known last; it has a fixed length, so the header is written twice.
     format::write_header(&mut file, &metadata("0".repeat(64)), &infos).map_err(io)?;
@@ -171,11 +197,13 @@ fn write(
     let (mut values, mut bytes) = (Vec::new(), Vec::new());
     for (index, info) in infos.iter().enumerate() {
         let (count, mut written) = (info.shape.iter().product::<usize>(), 0);
-        for start in (0..count).step_by(SLICE) {
+        let width = info.shape.last().map_or(1, |width| (*width).max(1));
+        let slice = (SLICE / width).max(1) * width;
+        for start in (0..count).step_by(slice) {
             values.clear();
             bytes.clear();
-            weights.read(index, start..count.min(start + SLICE), &mut values);
-            blocks::encode(info.dtype, &values, &mut bytes);
+            weights.read(index, start..count.min(start + slice), &mut values);
+            blocks::encode_rows(info.dtype, width, &values, &mut bytes);
             written += bytes.len();
             hash.update(&bytes);
             file.write_all(&bytes).map_err(io)?;
@@ -195,7 +223,7 @@ fn metadata(
     kind: QuantType,
     source_hash: Option<&str>,
     data_hash: String,
-    kept: Vec<String>,
+    lists: [(&str, Vec<String>); 2],
 ) -> Vec<(String, Value)> {
     let text = |key: &str, text: &str| (key.to_owned(), Value::Text(text.to_owned()));
     let mut all = vec![
@@ -205,10 +233,10 @@ fn metadata(
         text(keys::QUANTIZATION, kind.stored().name()),
         text(keys::DATA_HASH, &data_hash),
         text(keys::CONFIG, &checkpoint.config_text),
-        (keys::KEPT.to_owned(), Value::Texts(kept)),
         (keys::ACTION_NAMES.to_owned(), Value::Texts(checkpoint.actions.action_names.clone())),
         (keys::ACTION_UNITS.to_owned(), Value::Texts(checkpoint.actions.action_units.clone())),
     ];
+    all.extend(lists.into_iter().map(|(key, list)| (key.to_owned(), Value::Texts(list))));
     if checkpoint.actions.action_space != SpaceKeys::default() {
         let keys = serde_json::json!(checkpoint.actions.action_space);
         all.push(text(keys::ACTION_SPACE, &keys.to_string()));

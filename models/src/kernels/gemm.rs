@@ -10,10 +10,10 @@ use std::ops::Range;
 
 use super::epilogue::Epilogue;
 use super::isa::Isa;
-use super::packed::{Compute, Form, Packed, Panels};
+use super::packed::{Blocks, Compute, Form, Packed, Panels};
 use super::pool::{Cell, Grid, pool};
 use super::quantise::{Place, lay_words};
-use super::simd::{Aligned, BLOCK, Dots, Products, Quants, TILE_COLUMNS, TILE_ROWS, prefetch};
+use super::simd::{Aligned, BLOCK, Dots, Products, SUPER_BLOCK, TILE_COLUMNS, TILE_ROWS, prefetch};
 use super::strips::{Read, Rows, Strips, lay_floats};
 use super::tally;
 
@@ -64,11 +64,11 @@ pub fn multiply(x: &impl Rows, weights: &Packed, epilogue: &Epilogue<'_>, out: &
 
 fn multiply_all(x: &impl Rows, weights: &Packed, epilogue: &Epilogue<'_>, out: &mut [f32]) {
     match &weights.form {
-        Form::Blocks { quants, compute: Compute::Int8, .. } => ROUNDED.with_borrow_mut(|laid| {
+        Form::Blocks { blocks, compute: Compute::Int8 } => ROUNDED.with_borrow_mut(|laid| {
             let x = &x.strips(weights.isa.dot_shape().rows);
-            lay_words(laid, x, *quants, weights.isa);
-            each_unit(weights, x, quants.bytes() + 2, BLOCK, out, |unit| {
-                unit.dots(laid, *quants, epilogue);
+            lay_words(laid, x, blocks.quants, weights.isa);
+            each_unit(weights, x, blocks.quants.bytes() + 2, BLOCK, out, |unit| {
+                unit.dots(laid, blocks, epilogue);
             });
         }),
         _ => LAID.with_borrow_mut(|laid| {
@@ -144,7 +144,7 @@ impl<'c, X: Strips> Unit<'_, 'c, X> {
         let each = depth / self.x.parts().max(1);
         // Deep products in parts, so that a panel's part fits the cache.
         let parts = (depth * panels.width * 4).div_ceil(GROUP_BYTES).max(1);
-        let part = depth.div_ceil(parts).next_multiple_of(BLOCK);
+        let part = depth.div_ceil(parts).next_multiple_of(SUPER_BLOCK);
         let mut out = [0.0; TILE_ROWS * TILE_COLUMNS];
         for from in (0..depth).step_by(part) {
             let length = part.min(depth - from);
@@ -192,7 +192,7 @@ impl<'c, X: Strips> Unit<'_, 'c, X> {
     }
 
     /// Products of blocks, activations rounded.
-    fn dots(mut self, laid: &[u32], quants: Quants, epilogue: &Epilogue<'_>) {
+    fn dots(mut self, laid: &[u32], all: &Blocks, epilogue: &Epilogue<'_>) {
         let panels = self.weights.panels();
         let blocks = self.weights.inputs().div_ceil(BLOCK);
         let each = blocks / self.x.parts().max(1);
@@ -203,7 +203,7 @@ impl<'c, X: Strips> Unit<'_, 'c, X> {
                 read.find(self.x, tile, (0..blocks, each), place.lines());
                 let [a, starts, a_scales] = place.split(laid, read.step);
                 for panel in self.panels.clone() {
-                    let (b, b_scales) = self.weights.blocks(panel, 0, blocks);
+                    let b = self.weights.blocks_of(all, panel, 0, blocks);
                     let vectors = panels.columns(panel) / panels.lanes;
                     let mut target = self.target(tile, panel);
                     target.prefetch();
@@ -213,9 +213,7 @@ impl<'c, X: Strips> Unit<'_, 'c, X> {
                         starts,
                         a_scales,
                         step: read.step,
-                        quants,
                         b,
-                        b_scales,
                         rows: target.rows,
                         vectors,
                         out: &mut out,

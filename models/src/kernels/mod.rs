@@ -2,7 +2,7 @@
 //!
 //! Networks are written with [`Linear`], [`attend`] and their kin on tensors, or on a [`Matrix`] where results are
 //! large. Below lie, from the top: [`gemm`] cuts a product into cache-sized pieces for the threads of [`pool`];
-//! [`strips`] puts activations, and [`packed`] weights, in the order in which they are read; `quantise` rounds
+//! [`strips`] puts activations, and `packing` the weights of [`packed`], in the order in which they are read; `quantise` rounds
 //! activations to 8 bits; and [`simd`] has the innermost loops of every instruction set that [`isa`] knows.
 
 mod attention;
@@ -16,6 +16,7 @@ mod linear;
 mod matrix;
 mod norm;
 pub mod packed;
+mod packing;
 pub mod peak;
 pub mod pool;
 mod quantise;

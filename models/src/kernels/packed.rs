@@ -7,8 +7,8 @@
 use half::f16;
 
 use super::isa::Isa;
-use super::pool::pool;
-use super::simd::{Aligned, BLOCK, Plain, Quants, Shape, Widening};
+use super::packing::{Source, blocks_of, pack_blocks, quantise_row, transposed};
+use super::simd::{Aligned, BLOCK, Quants, SUPER_BLOCK, SUPER_BLOCKS, Shape, Weights, Widening};
 use crate::checkpoint::{StoredTensor, StoredType};
 use crate::gguf::blocks;
 
@@ -30,8 +30,20 @@ pub(super) enum Form {
     Float(Aligned<f32>),
     /// The same in half precision.
     Half(Aligned<u16>),
-    /// Per block and group of depths, `[column][depth]`; scales `[block][column]`.
-    Blocks { quants: Quants, bytes: Aligned<u8>, scales: Aligned<u16>, compute: Compute },
+    /// Blocks of depths.
+    Blocks { blocks: Blocks, compute: Compute },
+}
+
+/// Quantised weights, panel by panel.
+#[derive(Debug)]
+pub(super) struct Blocks {
+    pub quants: Quants,
+    /// Per block and group of depths, `[column][depth]`.
+    pub bytes: Aligned<u8>,
+    /// `[block][column]`; what they are, [`Quants`] says.
+    pub scales: Aligned<u16>,
+    /// `[super-block][2][column]`, where there are any.
+    pub factors: Aligned<u16>,
 }
 
 /// A packed matrix.
@@ -52,7 +64,7 @@ pub(super) struct Panels {
 }
 
 impl Panels {
-    fn new(shape: Shape, outputs: usize) -> Self {
+    pub fn new(shape: Shape, outputs: usize) -> Self {
         Self { lanes: shape.lanes, width: shape.lanes * shape.vectors, outputs }
     }
 
@@ -71,7 +83,7 @@ impl Panels {
     }
 
     /// Columns of all panels.
-    fn all_columns(self) -> usize {
+    pub fn all_columns(self) -> usize {
         self.outputs.next_multiple_of(self.lanes)
     }
 }
@@ -90,6 +102,8 @@ impl Packed {
             blocks_of(isa, outputs, &source, Quants::Bytes, compute)
         } else if same(StoredType::Q4_0) {
             blocks_of(isa, outputs, &source, Quants::Nibbles, compute)
+        } else if same(StoredType::Q4K) {
+            blocks_of(isa, outputs, &source, Quants::Minima, compute)
         } else if compute == Compute::Int8 {
             blocks_of(isa, outputs, &source, Quants::Bytes, compute)
         } else if same(StoredType::F16) {
@@ -117,12 +131,32 @@ impl Packed {
                 }))
             }
             Compute::Int8 => {
-                pack_blocks(isa, outputs, inputs, Quants::Bytes, compute, |index, out| {
-                    quantise_row(row(index), out);
-                })
+                let blocks = pack_blocks(isa, outputs, inputs, Quants::Bytes, |index, out| {
+                    quantise_row(row(index), &mut out.blocks);
+                });
+                Form::Blocks { blocks, compute }
             }
         };
         Self { isa, outputs, inputs, form }
+    }
+
+    /// The matrix `values` (`[outputs, inputs]` row by row) in the blocks of `dtype`, as a bundle of that type has it; of a
+    /// type without blocks as [`Self::from_values`].
+    pub fn in_blocks(values: &[f32], inputs: usize, dtype: StoredType, compute: Compute) -> Self {
+        let quants = match dtype {
+            StoredType::Q8_0 => Quants::Bytes,
+            StoredType::Q4_0 => Quants::Nibbles,
+            StoredType::Q4K => Quants::Minima,
+            _ => return Self::from_values(values, inputs, compute),
+        };
+        let (isa, outputs) = (Isa::current(), values.len() / inputs.max(1));
+        let mut stored = Vec::new();
+        blocks::encode_rows(dtype, inputs, values, &mut stored);
+        let row_bytes = stored.len() / outputs.max(1);
+        let blocks = pack_blocks(isa, outputs, inputs, quants, |row, out| {
+            out.take(dtype, &stored[row * row_bytes..(row + 1) * row_bytes]);
+        });
+        Self { isa, outputs, inputs, form: Form::Blocks { blocks, compute } }
     }
 
     /// The same blocks, computed with as `compute` says; other forms have one way only.
@@ -149,7 +183,9 @@ impl Packed {
         match &self.form {
             Form::Float(values) => values.len() * 4,
             Form::Half(values) => values.len() * 2,
-            Form::Blocks { bytes, scales, .. } => bytes.len() + scales.len() * 2,
+            Form::Blocks { blocks: b, .. } => {
+                b.bytes.len() + (b.scales.len() + b.factors.len()) * 2
+            }
         }
     }
 
@@ -188,198 +224,36 @@ impl Packed {
                     .convert_to_f32_slice(scratch);
                 scratch
             }
-            Form::Blocks { quants, .. } => {
+            Form::Blocks { blocks: all, .. } => {
                 let blocks = depth.div_ceil(BLOCK);
-                let (b, b_scales) = self.blocks(index, from / BLOCK, blocks);
+                let b = self.blocks_of(all, index, from / BLOCK, blocks);
                 let vectors = columns / panels.lanes;
-                let quants = *quants;
-                self.isa.widen_panel(Widening {
-                    blocks,
-                    quants,
-                    b,
-                    b_scales,
-                    vectors,
-                    out: scratch,
-                });
+                self.isa.widen_panel(Widening { blocks, b, vectors, out: scratch });
                 scratch
             }
         }
     }
 
-    /// `count` blocks of panel `index` from block `from` on, with their scales; nothing for other forms.
-    pub(super) fn blocks(&self, index: usize, from: usize, count: usize) -> (&[u8], &[u16]) {
-        let Form::Blocks { quants, bytes, scales, .. } = &self.form else { return (&[], &[]) };
-        let panels = self.panels();
+    /// `count` blocks of panel `index` of `all`, from block `from` on, with which a super-block begins.
+    pub(super) fn blocks_of<'a>(
+        &self,
+        all: &'a Blocks,
+        index: usize,
+        from: usize,
+        count: usize,
+    ) -> Weights<'a> {
+        let (panels, quants) = (self.panels(), all.quants);
         let columns = panels.columns(index);
         let start = index * panels.width * self.inputs.div_ceil(BLOCK) + from * columns;
         let end = start + count * columns;
-        (&bytes[start * quants.bytes()..end * quants.bytes()], &scales[start..end])
-    }
-}
-
-/// Rows of stored matrices, one below the other.
-struct Source<'a> {
-    parts: &'a [StoredTensor],
-    inputs: usize,
-}
-
-impl Source<'_> {
-    fn find(&self, mut row: usize) -> Option<(&StoredTensor, usize)> {
-        for part in self.parts {
-            let rows = part.values() / self.inputs.max(1);
-            if row < rows {
-                return Some((part, row));
-            }
-            row -= rows;
-        }
-        None
-    }
-
-    fn bytes(&self, row: usize) -> Option<(StoredType, &[u8])> {
-        let (part, row) = self.find(row)?;
-        let width = part.dtype.bytes(&[self.inputs])?;
-        Some((part.dtype, &part.bytes()[row * width..(row + 1) * width]))
-    }
-
-    fn floats(&self, row: usize, out: &mut [f32]) {
-        if let Some((dtype, bytes)) = self.bytes(row) {
-            blocks::decode(dtype, bytes, out);
-        }
-    }
-
-    fn halves(&self, row: usize, out: &mut [u16]) {
-        if let Some((_, bytes)) = self.bytes(row) {
-            for (o, b) in out.iter_mut().zip(bytes.chunks_exact(2)) {
-                *o = u16::from_le_bytes([b[0], b[1]]);
-            }
-        }
-    }
-}
-
-/// Panels `[k][column]` of the rows that `read` gives.
-fn transposed<T: Plain + Default + Send>(
-    isa: Isa,
-    outputs: usize,
-    inputs: usize,
-    read: impl Fn(usize, &mut [T]) + Sync,
-) -> Aligned<T> {
-    let panels = Panels::new(isa.float_shape(), outputs);
-    let mut values = Aligned::zeros(panels.all_columns() * inputs);
-    pool().chunks(&mut values, panels.width * inputs, |index, panel| {
-        let columns = panels.columns(index);
-        let mut row = vec![T::default(); inputs];
-        for (column, output) in panels.outputs(index).enumerate() {
-            read(output, &mut row);
-            for (to, value) in panel[column..].iter_mut().step_by(columns).zip(&row) {
-                *to = *value;
-            }
-        }
-    });
-    values
-}
-
-/// A row's blocks: values without sign, and the scale's bits.
-type RowBlock = ([u8; BLOCK], u16);
-
-fn blocks_of(
-    isa: Isa,
-    outputs: usize,
-    source: &Source<'_>,
-    quants: Quants,
-    compute: Compute,
-) -> Form {
-    pack_blocks(isa, outputs, source.inputs, quants, compute, |row, out| match source.bytes(row) {
-        Some((StoredType::Q8_0, bytes)) => {
-            for (block, b) in out.iter_mut().zip(bytes.chunks_exact(blocks::Q8_0_BYTES)) {
-                let values = block.0.iter_mut().zip(&b[2..]);
-                values.for_each(|(value, q)| *value = q ^ 0x80);
-                block.1 = u16::from_le_bytes([b[0], b[1]]);
-            }
-        }
-        Some((StoredType::Q4_0, bytes)) => {
-            for (block, b) in out.iter_mut().zip(bytes.chunks_exact(blocks::Q4_0_BYTES)) {
-                let (low, high) = block.0.split_at_mut(BLOCK / 2);
-                for ((low, high), q) in low.iter_mut().zip(high).zip(&b[2..]) {
-                    (*low, *high) = (q & 15, q >> 4);
-                }
-                block.1 = u16::from_le_bytes([b[0], b[1]]);
-            }
-        }
-        _ => {
-            let mut row_values = vec![0.0; source.inputs];
-            source.floats(row, &mut row_values);
-            quantise_row(&row_values, out);
-        }
-    })
-}
-
-/// A row of floats as 8-bit blocks; the last one is filled up with zeros.
-fn quantise_row(values: &[f32], out: &mut [RowBlock]) {
-    for (block, x) in out.iter_mut().zip(values.chunks(BLOCK)) {
-        // What is no number has to reach the scale.
-        let larger = |m: f32, v: &f32| if v.abs() > m || v.is_nan() { v.abs() } else { m };
-        let largest = x.iter().fold(0f32, larger);
-        let scale = f16::from_f32(largest / 127.0);
-        // By the scale as it is stored, so that rounding it is not a second error.
-        let inverse = if scale > f16::ZERO { 1.0 / scale.to_f32() } else { 0.0 };
-        block.0 = [128; BLOCK];
-        for (value, v) in block.0.iter_mut().zip(x) {
-            *value = ((v * inverse).round() as i8).max(-127) as u8 ^ 0x80;
-        }
-        block.1 = scale.to_bits();
-    }
-}
-
-fn pack_blocks(
-    isa: Isa,
-    outputs: usize,
-    inputs: usize,
-    quants: Quants,
-    compute: Compute,
-    read: impl Fn(usize, &mut [RowBlock]) + Sync,
-) -> Form {
-    let panels = Panels::new(isa.dot_shape(), outputs);
-    let (depth_blocks, group) = (inputs.div_ceil(BLOCK), isa.group());
-    let mut bytes = Aligned::<u8>::zeros(panels.all_columns() * depth_blocks * quants.bytes());
-    let mut scales = Aligned::<u16>::zeros(panels.all_columns() * depth_blocks);
-    let panel_blocks = panels.width * depth_blocks;
-    let parts = bytes.chunks_mut((panel_blocks * quants.bytes()).max(1));
-    let mut parts: Vec<_> = parts.zip(scales.chunks_mut(panel_blocks.max(1))).collect();
-    pool().chunks(&mut parts, 1, |index, parts| {
-        let columns = panels.columns(index);
-        let mut row = vec![([0; BLOCK], 0); depth_blocks];
-        for (bytes, scales) in parts {
-            for (column, output) in panels.outputs(index).enumerate() {
-                read(output, &mut row);
-                for (block, (values, scale)) in row.iter().enumerate() {
-                    let line = &mut bytes[block * quants.bytes() * columns..];
-                    place(values, quants, group, columns, column, line);
-                    scales[block * columns + column] = *scale;
-                }
-            }
-        }
-    });
-    Form::Blocks { quants, bytes, scales, compute }
-}
-
-/// Puts one block of one column where the tiles look for it.
-fn place(
-    values: &[u8; BLOCK],
-    quants: Quants,
-    group: usize,
-    columns: usize,
-    column: usize,
-    block: &mut [u8],
-) {
-    for (index, depths) in values.chunks_exact(group).enumerate() {
-        let (line, shift) = match quants {
-            Quants::Bytes => (index, 0),
-            // Two groups share their bytes.
-            Quants::Nibbles => (index / 2, index % 2 * 4),
-        };
-        let start = (line * columns + column) * group;
-        for (to, value) in block[start..start + group].iter_mut().zip(depths) {
-            *to |= value << shift;
+        let supers = self.inputs.div_ceil(SUPER_BLOCK);
+        let factors = index * panels.width * supers + from / SUPER_BLOCKS * columns;
+        let last = factors + count.div_ceil(SUPER_BLOCKS) * columns;
+        Weights {
+            quants,
+            bytes: &all.bytes[start * quants.bytes()..end * quants.bytes()],
+            scales: &all.scales[start..end],
+            factors: all.factors.get(2 * factors..2 * last).unwrap_or_default(),
         }
     }
 }

@@ -62,6 +62,9 @@ pub(super) fn lay_words(laid: &mut Vec<u32>, x: &impl Strips, quants: Quants, is
                     for (r, row) in rounded.chunks_exact_mut(lines).enumerate().take(height) {
                         let x = x.place(strip, first + r, buffer);
                         round_row(x, isa, offset, row, place.words());
+                        if quants == Quants::Minima {
+                            scale_starts(&mut row[place.words()..]);
+                        }
                     }
                     let mut rows: [&[u32]; TILE_ROWS] = [&[]; TILE_ROWS];
                     let used = rounded.chunks_exact(lines).take(height);
@@ -71,6 +74,14 @@ pub(super) fn lay_words(laid: &mut Vec<u32>, x: &impl Strips, quants: Quants, is
             });
         });
     });
+}
+
+/// Starts by their scales: what the minima are multiplied with.
+fn scale_starts(sides: &mut [u32]) {
+    let (starts, scales) = sides.split_at_mut(sides.len() / 2);
+    for (start, scale) in starts.iter_mut().zip(scales) {
+        *start = (*start as i32 as f32 * f32::from_bits(*scale)).to_bits();
+    }
 }
 
 /// One row: its words, then where the sums start, then the scales. What lacks to a whole block is zero.

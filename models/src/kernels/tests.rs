@@ -8,8 +8,11 @@ use super::functions::{Activation, activate};
 use super::gemm::{Dense, multiply};
 use super::isa::Isa;
 use super::packed::{Compute, Form, Packed};
-use super::simd::{BLOCK, round};
+use super::simd::{BLOCK, SUPER_BLOCK, round};
 use super::strips::Tiles;
+use crate::checkpoint::StoredType;
+use crate::gguf::blocks::{Q4_K_BYTES, decode_rows, encode_rows};
+use crate::gguf::k_blocks::{self, Head};
 
 pub(super) fn numbers(count: usize, seed: usize) -> Vec<f32> {
     (0..count).map(|i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 504.0 - 1.0).collect()
@@ -65,6 +68,33 @@ fn rounded(x: &[f32], weights: &[f32], inputs: usize, outputs: usize) -> Vec<f32
             for ((q, x_scale, _), (w, w_scale)) in x.iter().zip(weights) {
                 let sum: i32 = q.iter().zip(w).map(|(q, w)| i32::from(*q) * w).sum();
                 total = (sum as f32).mul_add(w_scale * x_scale, total);
+            }
+            out.push(total);
+        }
+    }
+    out
+}
+
+/// The product of rounded activations with rows of stored `Q4_K`, block by block: the safe twin of the tiles.
+fn rounded_minima(x: &[f32], stored: &[u8], inputs: usize, outputs: usize) -> Vec<f32> {
+    let row_bytes = inputs.div_ceil(SUPER_BLOCK) * Q4_K_BYTES;
+    let factor = |bits: u16, by: u8| f16::from_bits(bits).to_f32() * f32::from(by);
+    let mut out = Vec::new();
+    for x in x.chunks(inputs) {
+        let part = |x: &[f32]| std::array::from_fn(|i| x.get(i).copied().unwrap_or(0.0));
+        let x: Vec<_> = x.chunks(BLOCK).map(|x| round(&part(x))).collect();
+        for row in stored.chunks(row_bytes).take(outputs) {
+            let mut total = 0f32;
+            for (index, (q, x_scale, x_sum)) in x.iter().enumerate() {
+                let (of, block) = (index * BLOCK / SUPER_BLOCK, index % (SUPER_BLOCK / BLOCK));
+                let bytes = &row[of * Q4_K_BYTES..(of + 1) * Q4_K_BYTES];
+                let (head, levels) = (Head::read(bytes), k_blocks::nibbles(bytes, block));
+                let (scale, min) = head.blocks[block];
+                let (scale, min) = (factor(head.d, scale), factor(head.dmin, min));
+                let dot: i32 =
+                    q.iter().zip(levels).map(|(q, w)| i32::from(*q) * i32::from(w)).sum();
+                total = (-x_sum as f32 * x_scale).mul_add(min, total);
+                total = (dot as f32).mul_add(scale * x_scale, total);
             }
             out.push(total);
         }
@@ -129,6 +159,36 @@ proptest! {
             assert_eq!(found, expected, "{}", isa.name());
         });
     }
+
+    #[test]
+    fn four_bits_with_minima_are_widened_and_multiplied_as_by_their_twins(
+        rows in 1usize..20,
+        inputs in 1usize..700,
+        outputs in 1usize..90,
+        seed in 0usize..1000,
+    ) {
+        let (x, mut w) = (numbers(rows * inputs, seed), numbers(outputs * inputs, seed + 1));
+        // Some rows with their values on one side of zero.
+        w.iter_mut().skip(seed).step_by(3).for_each(|w| *w = w.abs() + 0.2);
+        let mut stored = Vec::new();
+        encode_rows(StoredType::Q4K, inputs, &w, &mut stored);
+        let mut meant = vec![0.0; w.len()];
+        decode_rows(StoredType::Q4K, inputs, &stored, &mut meant);
+        let expected = rounded_minima(&x, &stored, inputs, outputs);
+        let widened = plain(&x, &meant, inputs, outputs);
+        each_isa(|isa| {
+            let packed = Packed::in_blocks(&w, inputs, StoredType::Q4K, Compute::Exact);
+            assert_eq!(unpacked(&packed), meant, "{}", isa.name());
+            let found = product(&x, &packed, &Epilogue::default());
+            for (found, expected) in found.iter().zip(&widened) {
+                let error = (f64::from(*found) - expected).abs();
+                assert!(error < 2e-6 * inputs as f64, "{}: {error:e}", isa.name());
+            }
+            let packed = packed.with_compute(Compute::Int8);
+            let found = product(&x, &packed, &Epilogue::default());
+            assert_eq!(found, expected, "{}", isa.name());
+        });
+    }
 }
 
 #[test]
@@ -139,6 +199,19 @@ fn deep_products_are_summed_in_parts() {
     let expected = plain(&x, &w, inputs, outputs);
     each_isa(|isa| {
         let packed = Packed::from_values(&w, inputs, Compute::Exact);
+        let found = product(&x, &packed, &Epilogue::default());
+        for (found, expected) in found.iter().zip(&expected) {
+            let error = (f64::from(*found) - expected).abs();
+            assert!(error < 3e-6 * inputs as f64, "{}: {error:e}", isa.name());
+        }
+    });
+    let mut stored = Vec::new();
+    encode_rows(StoredType::Q4K, inputs, &w, &mut stored);
+    let mut meant = vec![0.0; w.len()];
+    decode_rows(StoredType::Q4K, inputs, &stored, &mut meant);
+    let expected = plain(&x, &meant, inputs, outputs);
+    each_isa(|isa| {
+        let packed = Packed::in_blocks(&w, inputs, StoredType::Q4K, Compute::Exact);
         let found = product(&x, &packed, &Epilogue::default());
         for (found, expected) in found.iter().zip(&expected) {
             let error = (f64::from(*found) - expected).abs();

@@ -32,7 +32,7 @@ pub struct QuantizationError {
     pub mean_relative: f64,
 }
 
-/// Quantises each of `folders` to `q8_0` and `q4_0`, and compares the actions on `cases` inputs of `seed`: computed
+/// Quantises each of `folders` to `q8_0`, `q4_k` and `q4_0`, and compares the actions on `cases` inputs of `seed`: computed
 /// exactly, and with activations of 8 bits.
 ///
 /// The bundles are written into `scratch` one after the other, and removed.
@@ -47,7 +47,7 @@ pub fn quantization_errors(
 ) -> Result<Vec<QuantizationError>, ModelError> {
     let mut rows = Vec::new();
     for folder in folders {
-        for kind in [QuantType::Q8_0, QuantType::Q4_0] {
+        for kind in [QuantType::Q8_0, QuantType::Q4K, QuantType::Q4_0] {
             let bundle = scratch.join(format!("sinew-errors-{}.gguf", std::process::id()));
             let pair = both(folder, kind, &bundle, cases, seed);
             // Missing when writing it failed, which `pair` says.

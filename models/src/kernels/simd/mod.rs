@@ -10,6 +10,7 @@ mod aligned;
 mod interleave;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod operands;
 mod portable;
 mod round;
 mod softmax;
@@ -20,15 +21,19 @@ mod x86;
 
 pub use aligned::{Aligned, Plain};
 pub use interleave::Interleave;
+pub use operands::{Dots, Piece, Products, Quants, Weights, Widening};
 pub use round::{Rounding, round};
 pub use softmax::Softmax;
 pub use square::{Back, Forth, PLACES, SIDE};
-pub use tile::{Dots, Piece, Products, Quants, Widening};
 
 use super::isa::Isa;
 
 /// Values of one quantisation block.
 pub const BLOCK: usize = 32;
+/// Values of the blocks that share their factors ([`Quants::Minima`]).
+pub const SUPER_BLOCK: usize = 256;
+/// The blocks in them.
+pub const SUPER_BLOCKS: usize = SUPER_BLOCK / BLOCK;
 
 /// The most rows of a tile.
 pub const TILE_ROWS: usize = 8;

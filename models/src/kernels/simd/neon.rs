@@ -3,9 +3,10 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
+use super::operands::{Dots, Products, Widening};
 use super::softmax::{self, Softmax};
 use super::square::{self, Back, Forth};
-use super::tile::{self, Bytes, Dots, Floats, Products, Widening, by_size, by_vectors};
+use super::tile::{self, Bytes, Floats, by_size, by_vectors};
 
 #[derive(Clone, Copy)]
 struct Four(float32x4_t);
@@ -36,6 +37,14 @@ impl Floats for Four {
                 options(pure, nomem, nostack, preserves_flags));
         }
         Self(wide)
+    }
+    #[inline(always)]
+    unsafe fn load_bytes(from: *const u16) -> [Self; 2] {
+        unsafe {
+            let words = vmovl_u16(vld1_u16(from));
+            let (low, high) = (vandq_u32(words, vdupq_n_u32(255)), vshrq_n_u32::<8>(words));
+            [Self(vcvtq_f32_u32(low)), Self(vcvtq_f32_u32(high))]
+        }
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {

@@ -1,9 +1,10 @@
 //! Tiles in plain Rust, in vectors of four values: what runs where no better set is known, and what tests compare
 //! the others with.
 
+use super::operands::{Dots, Products, Widening};
 use super::softmax::{self, Softmax};
 use super::square::{self, Back, Forth};
-use super::tile::{self, Bytes, Dots, Floats, Products, Widening, by_size, by_vectors};
+use super::tile::{self, Bytes, Floats, by_size, by_vectors};
 use half::f16;
 
 /// Four floats. Not `FUSED`, their products are rounded before they are added where the target has no fused form:
@@ -33,6 +34,12 @@ impl<const FUSED: bool> Floats for Four<FUSED> {
         Self(
             unsafe { from.cast::<[u16; 4]>().read_unaligned() }.map(|h| f16::from_bits(h).to_f32()),
         )
+    }
+    #[inline(always)]
+    unsafe fn load_bytes(from: *const u16) -> [Self; 2] {
+        // SAFETY: good for four values, by the trait's contract.
+        let words = unsafe { from.cast::<[u16; 4]>().read_unaligned() };
+        [Self(words.map(|w| f32::from(w & 255))), Self(words.map(|w| f32::from(w >> 8)))]
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {

@@ -1,6 +1,7 @@
 //! The tiles, written once over the vectors of any instruction set.
 
-use super::{BLOCK, Shape};
+use super::operands::{Dots, Products, Quants, Weights, Widening};
+use super::{BLOCK, SUPER_BLOCKS};
 
 /// A vector of 32-bit floats.
 ///
@@ -13,6 +14,8 @@ pub(super) trait Floats: Copy {
     unsafe fn load(from: *const f32) -> Self;
     /// Half-precision values, widened.
     unsafe fn load_half(from: *const u16) -> Self;
+    /// The low and the high bytes of 16-bit words.
+    unsafe fn load_bytes(from: *const u16) -> [Self; 2];
     unsafe fn store(self, to: *mut f32);
     unsafe fn mul(self, by: Self) -> Self;
     unsafe fn add(self, to: Self) -> Self;
@@ -64,163 +67,6 @@ pub(super) fn prefetch<T>(at: *const T) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = at;
-}
-
-/// A run of depths that lie evenly in the activations, and one after the other in the weights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Piece {
-    /// Where it begins in the activations: the place of the first depth's first row.
-    pub a: usize,
-    /// Where it begins in the weights: depths, or blocks of them.
-    pub b: usize,
-    /// How long it is: depths, or blocks of them.
-    pub count: usize,
-}
-
-impl Piece {
-    /// Everything, from the beginning.
-    pub fn whole(count: usize) -> Self {
-        Self { a: 0, b: 0, count }
-    }
-}
-
-/// Operands of a tile of floats.
-#[derive(Debug)]
-pub struct Products<'a> {
-    /// What is summed over.
-    pub pieces: &'a [Piece],
-    /// Activations: row `r` at depth `k` of a piece is `a[piece.a + k·a_step + r]`.
-    pub a: &'a [f32],
-    /// Distance between depths in `a`.
-    pub a_step: usize,
-    /// Weights: column `c` at depth `k` of a piece is `b[(piece.b + k)·b_step + c]`.
-    pub b: &'a [f32],
-    /// Distance between depths in `b`.
-    pub b_step: usize,
-    /// Rows of the tile.
-    pub rows: usize,
-    /// Vectors of columns of the tile.
-    pub vectors: usize,
-    /// The result, row by row, rows as far apart as `vectors` vectors are wide.
-    pub out: &'a mut [f32],
-    /// True when `out` holds sums to go on from.
-    pub accumulate: bool,
-}
-
-impl Products<'_> {
-    pub(super) fn check(&self, shape: Shape) {
-        assert!(self.rows > 0 && self.rows <= shape.rows, "rows of a tile");
-        assert!(self.vectors > 0 && self.vectors <= shape.vectors, "vectors of a tile");
-        let columns = self.vectors * shape.lanes;
-        assert!(self.out.len() >= self.rows * columns, "the result");
-        for piece in self.pieces {
-            let Some(last) = piece.count.checked_sub(1) else { continue };
-            assert!(piece.a + last * self.a_step + self.rows <= self.a.len(), "activations");
-            assert!((piece.b + last) * self.b_step + columns <= self.b.len(), "weights");
-        }
-    }
-}
-
-/// How weights of [`BLOCK`] depths are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Quants {
-    /// One byte each, 128 added.
-    Bytes,
-    /// Four bits each, 8 added.
-    Nibbles,
-}
-
-impl Quants {
-    /// What is added to the stored weights.
-    pub fn offset(self) -> i32 {
-        match self {
-            Self::Bytes => 128,
-            Self::Nibbles => 8,
-        }
-    }
-
-    /// Bytes of a block of one column.
-    pub fn bytes(self) -> usize {
-        match self {
-            Self::Bytes => BLOCK,
-            Self::Nibbles => BLOCK / 2,
-        }
-    }
-}
-
-/// Operands of a tile of quantised products.
-#[derive(Debug)]
-pub struct Dots<'a> {
-    /// What is summed over, in blocks of [`BLOCK`] depths.
-    pub pieces: &'a [Piece],
-    /// Activations, in words of a group of depths: `a[piece.a + (block·groups + group)·step + r]`.
-    pub a: &'a [u32],
-    /// Per block and row, what the sum starts from (bits of an `i32`): minus the weights' offset times the sum of the
-    /// row's activations. At `[piece.a + block·step + r]`.
-    pub starts: &'a [u32],
-    /// Per block and row, the activations' scale (bits of an `f32`); as `starts`.
-    pub a_scales: &'a [u32],
-    /// Distance between groups in `a`, between blocks in `starts` and `a_scales`.
-    pub step: usize,
-    /// How the weights are stored.
-    pub quants: Quants,
-    /// Weights: per block, per group, per column, the group's depths.
-    pub b: &'a [u8],
-    /// Per block and column, the weights' scale (half precision).
-    pub b_scales: &'a [u16],
-    /// Rows of the tile.
-    pub rows: usize,
-    /// Vectors of columns of the tile.
-    pub vectors: usize,
-    /// The result, as in [`Products`].
-    pub out: &'a mut [f32],
-    /// True when `out` holds sums to go on from.
-    pub accumulate: bool,
-}
-
-impl Dots<'_> {
-    pub(super) fn check(&self, shape: Shape, group: usize) {
-        assert!(self.rows > 0 && self.rows <= shape.rows, "rows of a tile");
-        assert!(self.vectors > 0 && self.vectors <= shape.vectors, "vectors of a tile");
-        let columns = self.vectors * shape.lanes;
-        assert!(self.out.len() >= self.rows * columns, "the result");
-        for piece in self.pieces.iter().filter(|piece| piece.count > 0) {
-            let end = |lines: usize| piece.a + (lines - 1) * self.step + self.rows;
-            assert!(end(piece.count * (BLOCK / group)) <= self.a.len(), "activations");
-            assert!(end(piece.count) <= self.starts.len(), "starts");
-            assert!(end(piece.count) <= self.a_scales.len(), "scales of the activations");
-            let weights = (piece.b + piece.count) * columns;
-            assert!(weights * self.quants.bytes() <= self.b.len(), "weights");
-            assert!(weights <= self.b_scales.len(), "scales of the weights");
-        }
-    }
-}
-
-/// Operands of a widening.
-#[derive(Debug)]
-pub struct Widening<'a> {
-    /// Blocks of [`BLOCK`] depths.
-    pub blocks: usize,
-    /// How the weights are stored.
-    pub quants: Quants,
-    /// Weights, as in [`Dots`].
-    pub b: &'a [u8],
-    /// Scales, as in [`Dots`].
-    pub b_scales: &'a [u16],
-    /// Vectors of columns.
-    pub vectors: usize,
-    /// `out[k·columns + c]`
-    pub out: &'a mut [f32],
-}
-
-impl Widening<'_> {
-    pub(super) fn check(&self, shape: Shape) {
-        assert!(self.vectors > 0 && self.vectors <= shape.vectors, "vectors of a panel");
-        let columns = self.vectors * shape.lanes;
-        assert!(self.b.len() >= self.blocks * self.quants.bytes() * columns, "weights");
-        assert!(self.b_scales.len() >= self.blocks * columns, "scales of the weights");
-        assert!(self.out.len() >= self.blocks * BLOCK * columns, "the result");
-    }
 }
 
 /// One tile of `R` rows and `C` vectors.
@@ -285,21 +131,22 @@ pub(super) unsafe fn dot<B: Bytes, const R: usize, const C: usize>(d: Dots<'_>) 
                 }
             }
         }
+        let quants = d.b.quants;
         for piece in d.pieces {
             let mut a = d.a.as_ptr().wrapping_add(piece.a);
             let mut starts = d.starts.as_ptr().wrapping_add(piece.a);
             let mut a_scales = d.a_scales.as_ptr().wrapping_add(piece.a);
             let first = piece.b * C * lanes;
-            let mut b = d.b.as_ptr().wrapping_add(first * d.quants.bytes());
-            let mut b_scales = d.b_scales.as_ptr().wrapping_add(first);
-            for _ in 0..piece.count {
+            let mut b = d.b.bytes.as_ptr().wrapping_add(first * quants.bytes());
+            let mut b_scales = d.b.scales.as_ptr().wrapping_add(first);
+            for block in piece.b..piece.b + piece.count {
                 let mut sums = [[B::sums(0); C]; R];
                 for (r, row) in sums.iter_mut().enumerate() {
-                    // Without an offset there is nothing to make good.
-                    let signed = B::SIGNED && d.quants == Quants::Bytes;
-                    *row = [B::sums(if signed { 0 } else { *starts.add(r) as i32 }); C];
+                    // Without an offset there is nothing to make good, and a minimum is no whole number.
+                    let none = B::SIGNED && quants == Quants::Bytes || quants == Quants::Minima;
+                    *row = [B::sums(if none { 0 } else { *starts.add(r) as i32 }); C];
                 }
-                match d.quants {
+                match quants {
                     Quants::Bytes => {
                         for _ in 0..BLOCK / B::GROUP {
                             let mut weights = [B::weights(b); C];
@@ -311,7 +158,7 @@ pub(super) unsafe fn dot<B: Bytes, const R: usize, const C: usize>(d: Dots<'_>) 
                             b = b.add(C * lanes * B::GROUP);
                         }
                     }
-                    Quants::Nibbles => {
+                    Quants::Nibbles | Quants::Minima => {
                         for _ in 0..BLOCK / B::GROUP / 2 {
                             let mut pairs = [B::nibbles(b); C];
                             for (c, pair) in pairs.iter_mut().enumerate().skip(1) {
@@ -325,6 +172,16 @@ pub(super) unsafe fn dot<B: Bytes, const R: usize, const C: usize>(d: Dots<'_>) 
                     }
                 }
                 for c in 0..C {
+                    if quants == Quants::Minima {
+                        let [by, min] = minima::<B::Float>(&d.b, block, C * lanes, c * lanes);
+                        for r in 0..R {
+                            let number = |at: *const u32| B::Float::splat(f32::from_bits(*at));
+                            let scale = by.mul(number(a_scales.add(r)));
+                            let less = number(starts.add(r)).fma(min, total[r][c]);
+                            total[r][c] = B::float(sums[r][c]).fma(scale, less);
+                        }
+                        continue;
+                    }
                     let by = B::Float::load_half(b_scales.add(c * lanes));
                     for r in 0..R {
                         let scale = by.mul(B::Float::splat(f32::from_bits(*a_scales.add(r))));
@@ -341,6 +198,25 @@ pub(super) unsafe fn dot<B: Bytes, const R: usize, const C: usize>(d: Dots<'_>) 
                 sum.store(out.add((r * C + c) * lanes));
             }
         }
+    }
+}
+
+/// Scales and minima of the columns from `column` on, of `columns`, in block `block`.
+///
+/// # Safety
+/// They were checked to be there, are [`Quants::Minima`], and the processor has the instruction set.
+#[inline(always)]
+unsafe fn minima<F: Floats>(
+    b: &Weights<'_>,
+    block: usize,
+    columns: usize,
+    column: usize,
+) -> [F; 2] {
+    // SAFETY: inside the slices, by the caller.
+    unsafe {
+        let [scale, min] = F::load_bytes(b.scales.as_ptr().add(block * columns + column));
+        let factors = b.factors.as_ptr().add(block / SUPER_BLOCKS * 2 * columns + column);
+        [scale.mul(F::load_half(factors)), min.mul(F::load_half(factors.add(columns)))]
     }
 }
 
@@ -373,32 +249,35 @@ pub(super) unsafe fn widen<B: Bytes>(w: Widening<'_>) {
     // SAFETY: every address below lies in the slices, by `Widening::check`.
     unsafe {
         let (lanes, columns) = (B::Float::LANES, w.vectors * B::Float::LANES);
-        let signed = B::SIGNED && w.quants == Quants::Bytes;
-        let offset = B::Float::splat(if signed { 0.0 } else { w.quants.offset() as f32 });
-        let (mut b, mut out) = (w.b.as_ptr(), w.out.as_mut_ptr());
+        let quants = w.b.quants;
+        let signed = B::SIGNED && quants == Quants::Bytes;
+        let offset = B::Float::splat(if signed { 0.0 } else { quants.offset() as f32 });
+        let (mut b, mut out) = (w.b.bytes.as_ptr(), w.out.as_mut_ptr());
         for block in 0..w.blocks {
-            let scales = w.b_scales.as_ptr().add(block * columns);
-            let halves = match w.quants {
-                Quants::Bytes => 1,
-                Quants::Nibbles => 2,
-            };
+            let scales = w.b.scales.as_ptr().add(block * columns);
+            let halves = BLOCK / quants.bytes();
             for _ in 0..BLOCK / B::GROUP / halves {
                 for c in 0..w.vectors {
-                    let by = B::Float::load_half(scales.add(c * lanes));
                     let to = out.add(c * lanes);
+                    let [by, less] = if quants == Quants::Minima {
+                        minima::<B::Float>(&w.b, block, columns, c * lanes)
+                    } else {
+                        let by = B::Float::load_half(scales.add(c * lanes));
+                        // Exact, as all products of half precision with bytes are: nothing is rounded twice.
+                        [by, offset.mul(by)]
+                    };
                     let put = |weights, first: usize| {
                         for k in 0..B::GROUP {
-                            let value = B::depth(weights, k).sub(offset).mul(by);
+                            let value = B::depth(weights, k).mul(by).sub(less);
                             value.store(to.add((first + k) * columns));
                         }
                     };
-                    match w.quants {
-                        Quants::Bytes => put(B::weights(b), 0),
-                        Quants::Nibbles => {
-                            let [low, high] = B::nibbles(b);
-                            put(low, 0);
-                            put(high, B::GROUP);
-                        }
+                    if quants == Quants::Bytes {
+                        put(B::weights(b), 0);
+                    } else {
+                        let [low, high] = B::nibbles(b);
+                        put(low, 0);
+                        put(high, B::GROUP);
                     }
                     b = b.add(lanes * B::GROUP);
                 }

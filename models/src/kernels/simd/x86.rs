@@ -3,13 +3,15 @@
 use std::arch::x86_64::*;
 
 use super::Loop;
+use super::operands::{Dots, Products, Widening};
 use super::softmax::{self, Softmax};
 use super::square::{self, Back, Forth};
-use super::tile::{self, Bytes, Dots, Floats, Products, Widening, by_size, by_vectors};
+use super::tile::{self, Bytes, Floats, by_size, by_vectors};
 
 macro_rules! floats {
     ($name:ident, $vector:ty, $lanes:literal, $half:ty, $load_half:expr, $zero:ident $splat:ident $load:ident
-     $store:ident $mul:ident $add:ident $sub:ident $max:ident $fma:ident, $power:expr) => {
+     $store:ident $mul:ident $add:ident $sub:ident $max:ident $fma:ident, $power:expr,
+     $load_words:ident $widen:ident $and:ident $shift:ident $set1:ident $cvt:ident) => {
         #[derive(Clone, Copy)]
         struct $name($vector);
 
@@ -31,6 +33,13 @@ macro_rules! floats {
             #[inline(always)]
             unsafe fn load_half(from: *const u16) -> Self {
                 Self(unsafe { $load_half(from.cast::<$half>()) })
+            }
+            #[inline(always)]
+            unsafe fn load_bytes(from: *const u16) -> [Self; 2] {
+                unsafe {
+                    let words = $widen($load_words(from.cast()));
+                    [Self($cvt($and(words, $set1(255)))), Self($cvt($shift::<8>(words)))]
+                }
             }
             #[inline(always)]
             unsafe fn store(self, to: *mut f32) {
@@ -71,14 +80,16 @@ _mm256_fmadd_ps,
 |x| _mm256_castsi256_ps(_mm256_add_epi32(
     _mm256_slli_epi32::<23>(_mm256_castps_si256(x)),
     _mm256_set1_epi32(127 << 23),
-)));
+)),
+_mm_loadu_si128 _mm256_cvtepu16_epi32 _mm256_and_si256 _mm256_srli_epi32 _mm256_set1_epi32 _mm256_cvtepi32_ps);
 floats!(Sixteen, __m512, 16, __m256i, |p| _mm512_cvtph_ps(_mm256_loadu_si256(p)), _mm512_setzero_ps
 _mm512_set1_ps _mm512_loadu_ps _mm512_storeu_ps _mm512_mul_ps _mm512_add_ps _mm512_sub_ps _mm512_max_ps
 _mm512_fmadd_ps,
 |x| _mm512_castsi512_ps(_mm512_add_epi32(
     _mm512_slli_epi32::<23>(_mm512_castps_si512(x)),
     _mm512_set1_epi32(127 << 23),
-)));
+)),
+_mm256_loadu_si256 _mm512_cvtepu16_epi32 _mm512_and_si512 _mm512_srli_epi32 _mm512_set1_epi32 _mm512_cvtepi32_ps);
 
 /// Groups of four bytes: the processor multiplies unsigned weights with signed activations and adds the four.
 macro_rules! quads {
