@@ -18,6 +18,7 @@ pub mod caches;
 pub mod checkpoint;
 pub mod diffusion;
 mod error;
+pub mod exits;
 pub mod families;
 mod fetch;
 pub mod gguf;
@@ -102,7 +103,7 @@ pub fn load_policy(path: &Path, options: &LoadOptions) -> Result<Box<dyn Policy>
     };
     if let Some(manifest) = onnx::manifest_of(path) {
         no_solver("an ONNX graph")?;
-        let none = caches::Reusable { blocks: false, patches: false };
+        let none = caches::Reusable { blocks: false, patches: false, exits: false };
         options.caches.check(path, "an ONNX graph", none)?;
         if options.caches.warm_start.is_some() {
             let (path, head) = (path.to_owned(), "an ONNX graph".to_owned());

@@ -167,6 +167,7 @@ pub fn prepare(config: LaunchConfig, placement: Placement) -> Result<Prepared, U
         execution_horizon: config.scheduler.execution_horizon,
         least_denoise_steps: config.scheduler.least_denoise_steps,
         exact_in_time: config.policy.cache.when_short,
+        early_exit: config.policy.cache.early_exit.is_some(),
         prompt: config.policy.prompt.clone(),
         policy_file: config.policy.file.display().to_string(),
         // With candidates the policy itself says how many there are in all.

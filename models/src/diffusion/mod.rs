@@ -49,7 +49,7 @@ pub(crate) static FAMILY: Family = Family {
     extras: &[],
     keep,
     follows_velocity: false,
-    caches: Reusable { blocks: true, patches: false },
+    caches: Reusable { blocks: true, patches: false, exits: false },
     sizes,
     load: |checkpoint, options| Ok(Box::new(DiffusionPolicy::load(checkpoint, options)?)),
 };

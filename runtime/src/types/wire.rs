@@ -8,7 +8,7 @@ use super::{ActionChunk, CacheUse, ChunkReport, ChunkShapeError, Reach, StageTim
 use crate::Stamp;
 
 /// Names of stages and caches; one that is not among them comes back as `other`.
-const NAMES: [&str; 13] = [
+const NAMES: [&str; 14] = [
     "preprocess",
     "vision",
     "prefix",
@@ -22,6 +22,7 @@ const NAMES: [&str; 13] = [
     "observation_features",
     "candidates",
     "success_memory",
+    "early_exit",
 ];
 
 fn known(name: &str) -> &'static str {
