@@ -52,6 +52,8 @@ pub struct MemorySettings {
 pub struct SamplingSettings {
     /// How a denoise step follows the velocity, in flow-matching policies; `None`: as the policy does by itself.
     pub solver: Option<Solver>,
+    /// Chunks go on from what is left of the one before.
+    pub streaming: bool,
     /// `None`: one sample is the chunk.
     pub candidates: Option<CandidateSettings>,
     /// `None`: nothing is remembered.
@@ -105,5 +107,5 @@ pub(super) fn resolve(
     let past = if verifier == VerifierKind::PastActions { past } else { 0 };
     let candidates =
         count.or((past > 0).then_some(1)).map(|count| CandidateSettings { count, verifier, past });
-    SamplingSettings { solver, candidates, memory }
+    SamplingSettings { solver, streaming: policy.streaming, candidates, memory }
 }

@@ -46,6 +46,7 @@ pub const KEYS: &[&str] = &[
     "policy.rotation_lever",
     "policy.candidates",
     "policy.solver",
+    "policy.streaming",
     "policy.verifier",
     "policy.past_actions",
     "policy.memory",
@@ -184,6 +185,8 @@ pub(super) struct Policy {
     pub rotation_lever: Option<Text>,
     pub candidates: Option<Spanned<usize>>,
     pub solver: Option<Text>,
+    #[serde(default)]
+    pub streaming: bool,
     pub verifier: Option<Text>,
     pub past_actions: Option<Spanned<usize>>,
     pub memory: Option<Text>,

@@ -186,6 +186,7 @@ fn load_options(settings: &PolicySettings, kinds: &[ActionKind]) -> LoadOptions 
     LoadOptions {
         denoise_steps: settings.sampling.candidates.and(settings.denoise_steps),
         solver: settings.sampling.solver,
+        streaming: settings.sampling.streaming,
         compute: settings.kernels.compute,
         onnx: OnnxOptions { engine: *onnx_engine, library: onnx_library.clone(), threads: None },
         caches: settings.cache.options(kinds),

@@ -36,6 +36,7 @@ pub(crate) static FAMILY: Family = Family {
     extras: &[],
     keep,
     follows_velocity: false,
+    streams: false,
     caches: Reusable { blocks: false, patches: false, exits: false },
     sizes,
     load: |checkpoint, options| Ok(Box::new(ActPolicy::load(checkpoint, options)?)),

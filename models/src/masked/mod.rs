@@ -40,6 +40,7 @@ pub(crate) static FAMILY: Family = Family {
     extras: smolvla::EXTRAS,
     keep: smolvla::keep,
     follows_velocity: false,
+    streams: false,
     caches: Reusable { blocks: false, patches: false, exits: false },
     sizes,
     load: |checkpoint, options| Ok(Box::new(MaskedPolicy::load(checkpoint, options)?)),

@@ -83,6 +83,7 @@ pub(crate) static FAMILY: Family = Family {
     extras: EXTRAS,
     keep,
     follows_velocity: true,
+    streams: false,
     caches: Reusable { blocks: true, patches: true, exits: true },
     sizes,
     load: |checkpoint, options| Ok(Box::new(SmolVlaPolicy::load(checkpoint, options)?)),

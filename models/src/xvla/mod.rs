@@ -67,6 +67,7 @@ pub(crate) static FAMILY: Family = Family {
     }],
     keep,
     follows_velocity: false,
+    streams: false,
     caches: Reusable { blocks: true, patches: false, exits: false },
     sizes,
     load: |checkpoint, options| Ok(Box::new(XvlaPolicy::load(checkpoint, options)?)),

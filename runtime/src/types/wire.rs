@@ -8,7 +8,7 @@ use super::{ActionChunk, CacheUse, ChunkReport, ChunkShapeError, Reach, StageTim
 use crate::Stamp;
 
 /// Names of stages and caches; one that is not among them comes back as `other`.
-const NAMES: [&str; 14] = [
+const NAMES: [&str; 15] = [
     "preprocess",
     "vision",
     "prefix",
@@ -23,6 +23,7 @@ const NAMES: [&str; 14] = [
     "candidates",
     "success_memory",
     "early_exit",
+    "rolling_buffer",
 ];
 
 fn known(name: &str) -> &'static str {
