@@ -76,6 +76,11 @@ pub(super) fn resolve(
     let count = bounded("policy.candidates", &policy.candidates, 64);
     let past = bounded("policy.past_actions", &policy.past_actions, 64).unwrap_or(0);
     let records = bounded("policy.memory_records", &policy.memory_records, 100_000);
+    if let Some(at) = policy.candidates.as_ref().filter(|at| policy.streaming && *at.get_ref() > 1)
+    {
+        let problem = "do not go with streaming: its buffer goes on from one chunk";
+        check.report("policy.candidates", at, problem, "leave one of them out");
+    }
     let mut verifier = VerifierKind::Coherence;
     if let Some(at) = &policy.verifier {
         check.note("policy.verifier", at);

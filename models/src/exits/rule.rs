@@ -100,7 +100,7 @@ pub fn thresholds(gaps: &[Vec<f64>], shares: &[f64]) -> Vec<f64> {
         let last = wanted.checked_sub(1).map(|last| last.min(own.len().saturating_sub(1)));
         let threshold = last.and_then(|last| own.get(last)).map_or(0.0, |gap| gap.next_up());
         let before = left.len();
-        left.retain(|row| row.get(exit).is_none_or(|gap| !(*gap < threshold)));
+        left.retain(|row| row.get(exit).is_none_or(|gap| *gap >= threshold || gap.is_nan()));
         taken += before - left.len();
         found.push(threshold);
     }
