@@ -9,6 +9,7 @@ use sinew_benches::cache::{self, CachePlan, CacheRow, Choice};
 use sinew_benches::observed;
 use sinew_drivers::sim::ArmDescription;
 use sinew_models::caches::{CacheOptions, CompareConfig, DenoiserCache, VisionConfig};
+use sinew_models::exits::EarlyExit;
 use sinew_models::kernels::Compute;
 use sinew_models::{LoadOptions, ModelError, load_policy};
 use sinew_runtime::Policy;
@@ -27,6 +28,9 @@ pub struct BenchCacheArgs {
     /// The schedule of the denoiser's cache, from `sinew calibrate cache`; without it that cache is left out.
     #[arg(long, value_name = "FILE")]
     denoiser: Option<PathBuf>,
+    /// Thresholds of early exits, from `sinew calibrate exit`; without it these are left out.
+    #[arg(long, value_name = "FILE")]
+    exit: Option<PathBuf>,
     /// Similarities from which the vision cache keeps a patch, separated by commas; the middle one is combined with the
     /// other caches. None: the policy has no such cache.
     #[arg(long, value_delimiter = ',', num_args = 0.., default_values_t = [0.9999, 0.996, 0.98])]
@@ -166,6 +170,10 @@ fn choices(args: &BenchCacheArgs) -> Vec<(String, String, Compute, CacheOptions)
     if let Some(denoiser) = &denoiser {
         let denoiser = denoiser.clone();
         add("denoiser", "denoiser", CacheOptions { denoiser, ..none.clone() });
+    }
+    if let Some(file) = &args.exit {
+        let early_exit = EarlyExit::File(file.clone());
+        add("early exit", "early exit", CacheOptions { early_exit, ..none.clone() });
     }
     let warm = CacheOptions { warm_start: warm_start.clone(), ..none.clone() };
     add("warm start", "warm start", warm);

@@ -1,6 +1,6 @@
 //! `sinew calibrate …`: what is measured once and used from then on.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use sinew_benches::observed;
@@ -10,7 +10,9 @@ use sinew_models::caches::{
 };
 use sinew_models::kernels::Compute;
 use sinew_models::{LoadOptions, load_policy};
+use sinew_runtime::{Observation, Policy};
 
+use crate::calibrate_exit::{ExitArgs, exit};
 use crate::cli::{Failure, print_json, say};
 use crate::recorded::{self, Recorded};
 use crate::run::RunError;
@@ -26,32 +28,86 @@ pub enum CalibrateVerb {
     /// Half of the observations is learnt from, the other half measured on. The schedule is a JSON file that goes into
     /// the launch file under cache_denoiser.
     Cache(CacheArgs),
+    /// Find out after which layers an inference may end, and what ending there costs.
+    ///
+    /// Every exit's actions are compared with those of the exit before, and with those of the whole network. Half of the
+    /// observations is learnt from, the other half measured on. The thresholds are a JSON file that goes into the launch
+    /// file under early_exit.
+    Exit(ExitArgs),
+}
+
+/// The policy that is calibrated, and what it is shown.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Shown {
+    /// Checkpoint folder or bundle.
+    pub model: PathBuf,
+    /// Take the observations from these recordings of this policy.
+    #[arg(long, value_name = "FILE.mcap", num_args = 1.., required_unless_present = "demo", conflicts_with = "demo")]
+    pub recordings: Vec<PathBuf>,
+    /// Cameras, separated by commas, as the policy's name = that of the recorded robot; without it as recorded.
+    #[arg(long, value_name = "POLICY=ROBOT", value_delimiter = ',', value_parser = recorded::camera,
+          conflicts_with = "demo")]
+    pub cameras: Vec<(String, String)>,
+    /// Take so many observations from the simulated desk arm, played by the policy.
+    #[arg(long, value_name = "COUNT")]
+    pub demo: Option<usize>,
+    /// Seed of the demo's first scene.
+    #[arg(long, default_value_t = 5_000_001)]
+    pub seed: u64,
+    /// Use at most so many observations of the recordings, spread over them.
+    #[arg(long, value_name = "COUNT", default_value_t = 48)]
+    pub observations: usize,
+    /// Noise seeds for each observation.
+    #[arg(long, default_value_t = 3)]
+    pub seeds: u64,
+    /// How its layers compute: `exact`, or `w8a8` (8-bit weights and activations).
+    #[arg(long, default_value = "exact")]
+    pub compute: Compute,
+    /// The file to write; without it MODEL.cache.json or MODEL.exit.json beside the model.
+    #[arg(short, long)]
+    pub output: Option<PathBuf>,
+    /// Print what was tried as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl Shown {
+    /// The policy with `caches`, and at least `least` observations.
+    pub fn load(
+        &self,
+        caches: CacheOptions,
+        least: usize,
+    ) -> Result<(Vec<Observation>, Box<dyn Policy>), Failure> {
+        let options = LoadOptions { caches, compute: self.compute, ..LoadOptions::default() };
+        let mut policy = load_policy(&self.model, &options)?;
+        match self.demo {
+            Some(count) => {
+                let seen =
+                    observed::observations(policy.as_mut(), count.max(least), EACH, self.seed);
+                Ok((seen.map_err(RunError::Policy)?, policy))
+            }
+            None => {
+                let recorded = Recorded::read(&self.recordings, &self.cameras)?;
+                Ok((recorded.spread(self.observations), recorded.seen_by(policy)))
+            }
+        }
+    }
+
+    /// Where what is found is written: beside the model with the ending `name`.json, unless it is said otherwise.
+    pub fn file(&self, name: &str) -> PathBuf {
+        let beside = || match self.model.is_dir() {
+            true => self.model.join(format!("{name}.json")),
+            false => self.model.with_extension(format!("{name}.json")),
+        };
+        self.output.clone().unwrap_or_else(beside)
+    }
 }
 
 /// `sinew calibrate cache`.
 #[derive(Debug, Clone, Args)]
 pub struct CacheArgs {
-    /// Checkpoint folder or bundle.
-    model: PathBuf,
-    /// Take the observations from these recordings of this policy.
-    #[arg(long, value_name = "FILE.mcap", num_args = 1.., required_unless_present = "demo", conflicts_with = "demo")]
-    recordings: Vec<PathBuf>,
-    /// Cameras, separated by commas, as the policy's name = that of the recorded robot; without it as recorded.
-    #[arg(long, value_name = "POLICY=ROBOT", value_delimiter = ',', value_parser = recorded::camera,
-          conflicts_with = "demo")]
-    cameras: Vec<(String, String)>,
-    /// Take so many observations from the simulated desk arm, played by the policy.
-    #[arg(long, value_name = "COUNT")]
-    demo: Option<usize>,
-    /// Seed of the demo's first scene.
-    #[arg(long, default_value_t = 5_000_001)]
-    seed: u64,
-    /// Use at most so many observations of the recordings, spread over them.
-    #[arg(long, value_name = "COUNT", default_value_t = 48)]
-    observations: usize,
-    /// Noise seeds for each observation.
-    #[arg(long, default_value_t = 3)]
-    seeds: u64,
+    #[command(flatten)]
+    shown: Shown,
     /// Denoise steps; without it the checkpoint's own.
     #[arg(long)]
     denoise_steps: Option<usize>,
@@ -62,9 +118,6 @@ pub struct CacheArgs {
     /// each), all blocks by one plan (together), the network as a whole (whole); all of them without it.
     #[arg(long, value_delimiter = ',')]
     forms: Vec<Form>,
-    /// How its layers compute: `exact`, or `w8a8` (8-bit weights and activations).
-    #[arg(long, default_value = "exact")]
-    compute: Compute,
     /// Most volatile blocks that update whenever a later feed-forward block does.
     #[arg(long, default_value_t = 5)]
     bubbled: usize,
@@ -74,12 +127,6 @@ pub struct CacheArgs {
     /// Blocks whose similarities vary more between observations and seeds (standard deviation) are never reused.
     #[arg(long, value_name = "DEVIATION", default_value_t = 0.15)]
     max_spread: f64,
-    /// The schedule's file; without it MODEL.cache.json beside the model.
-    #[arg(short, long)]
-    output: Option<PathBuf>,
-    /// Print what was tried as JSON.
-    #[arg(long)]
-    json: bool,
 }
 
 /// Does what `verb` says.
@@ -87,31 +134,24 @@ pub struct CacheArgs {
 /// # Errors
 /// [`Failure`] of loading or running; [`Failure::Result`] when no schedule is good enough.
 pub fn run(verb: &CalibrateVerb) -> Result<(), Failure> {
-    let CalibrateVerb::Cache(args) = verb;
+    match verb {
+        CalibrateVerb::Cache(args) => cache(args),
+        CalibrateVerb::Exit(args) => exit(args),
+    }
+}
+
+fn cache(args: &CacheArgs) -> Result<(), Failure> {
+    let shown = &args.shown;
     let tuning = Tuning::default();
     let denoiser = DenoiserCache::Tuned(tuning.clone());
     let caches = CacheOptions { denoiser, ..CacheOptions::default() };
-    let mut policy = load_policy(
-        &args.model,
-        &LoadOptions { caches, compute: args.compute, ..LoadOptions::default() },
-    )?;
-    let (seen, mut policy) = match args.demo {
-        Some(count) => {
-            let count = count.max(2 * LEAST_OBSERVATIONS);
-            let seen = observed::observations(policy.as_mut(), count, EACH, args.seed);
-            (seen.map_err(RunError::Policy)?, policy)
-        }
-        None => {
-            let recorded = Recorded::read(&args.recordings, &args.cameras)?;
-            (recorded.spread(args.observations), recorded.seen_by(policy))
-        }
-    };
+    let (seen, mut policy) = shown.load(caches, 2 * LEAST_OBSERVATIONS)?;
     let steps = args.denoise_steps.unwrap_or(policy.spec().denoise_steps);
     let plan = CalibrationPlan {
         forms: if args.forms.is_empty() { Form::ALL.into() } else { args.forms.clone() },
         budgets: budgets(&args.updates, steps),
         bubbled: args.bubbled,
-        seeds: args.seeds,
+        seeds: shown.seeds,
         max_error: args.max_error,
         max_spread: args.max_spread,
         denoise_steps: args.denoise_steps,
@@ -119,8 +159,8 @@ pub fn run(verb: &CalibrateVerb) -> Result<(), Failure> {
     let mut progress = |what: &str| eprint!("\r{what}    ");
     let found = calibrate(policy.as_mut(), &tuning, &seen, &plan, &mut progress);
     eprintln!();
-    let found = found.map_err(|e| Failure::Result(format!("{}: {e}", args.model.display())))?;
-    match args.json {
+    let found = found.map_err(|e| Failure::Result(format!("{}: {e}", shown.model.display())))?;
+    match shown.json {
         true => print_json(&found.tried)?,
         false => table(&found),
     }
@@ -131,9 +171,9 @@ pub fn run(verb: &CalibrateVerb) -> Result<(), Failure> {
             args.max_error
         )));
     };
-    let path = args.output.clone().unwrap_or_else(|| beside(&args.model));
+    let path = shown.file("cache");
     schedule.write(&path)?;
-    if !args.json {
+    if !shown.json {
         say!(
             "{}: {}, {} updates; 95 % of the reuses are off by at most {:.4}",
             path.display(),
@@ -154,14 +194,6 @@ fn budgets(asked: &[usize], steps: usize) -> Vec<usize> {
     all.sort_unstable();
     all.dedup();
     all
-}
-
-/// Where the schedule of `model` lies unless it is said otherwise.
-fn beside(model: &Path) -> PathBuf {
-    match model.is_dir() {
-        true => model.join("cache.json"),
-        false => model.with_extension("cache.json"),
-    }
 }
 
 fn table(found: &Calibration) {

@@ -6,6 +6,7 @@ pub mod bench_cost;
 mod bench_stream;
 pub mod bench_tail;
 pub mod bench_verbs;
+mod calibrate_exit;
 pub mod calibrate_verbs;
 pub mod cli;
 pub mod film;

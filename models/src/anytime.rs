@@ -77,6 +77,11 @@ impl<const N: usize> Ticket<N> {
         self.times[stage] += start.elapsed();
     }
 
+    /// Time counted to `stage` so far.
+    pub fn time(&self, stage: usize) -> Duration {
+        self.times[stage]
+    }
+
     /// The chunk of `actions` (`[H, D]` row by row, physical units), which took `denoise_steps`.
     ///
     /// # Errors

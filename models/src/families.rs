@@ -66,6 +66,8 @@ pub struct Family {
     pub planned: fn(&ActionInfo) -> PrefixSupport,
     /// Whether a denoise step follows a velocity, which [`LoadOptions::solver`] says how.
     pub follows_velocity: bool,
+    /// Whether some of its checkpoints can go on from what is left of the last chunk ([`LoadOptions::streaming`]).
+    pub streams: bool,
     /// What of it can be kept in caches.
     pub caches: Reusable,
     /// Sizes of the network, for people.

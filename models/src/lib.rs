@@ -18,6 +18,7 @@ pub mod caches;
 pub mod checkpoint;
 pub mod diffusion;
 mod error;
+pub mod exits;
 pub mod families;
 mod fetch;
 pub mod gguf;
@@ -68,6 +69,8 @@ pub struct LoadOptions {
     pub skip_hash: bool,
     /// How ONNX files are run.
     pub onnx: onnx::OnnxOptions,
+    /// Go on from what is left of the last chunk (rolling buffers), in Diffusion Policies that were trained so.
+    pub streaming: bool,
     /// What need not be computed again.
     pub caches: caches::CacheOptions,
 }
@@ -100,9 +103,16 @@ pub fn load_policy(path: &Path, options: &LoadOptions) -> Result<Box<dyn Policy>
         Some(_) => Err(ModelError::NoSolver { path: path.to_owned(), head: head.to_owned() }),
         None => Ok(()),
     };
+    let no_buffer = |cache, head: &str, why| {
+        let (path, head) = (path.to_owned(), head.to_owned());
+        Err(ModelError::NoCache { path, head, cache, why })
+    };
     if let Some(manifest) = onnx::manifest_of(path) {
         no_solver("an ONNX graph")?;
-        let none = caches::Reusable { blocks: false, patches: false };
+        if options.streaming {
+            return no_buffer("streaming", "an ONNX graph", "has no rolling buffer");
+        }
+        let none = caches::Reusable { blocks: false, patches: false, exits: false };
         options.caches.check(path, "an ONNX graph", none)?;
         if options.caches.warm_start.is_some() {
             let (path, head) = (path.to_owned(), "an ONNX graph".to_owned());
@@ -116,6 +126,20 @@ pub fn load_policy(path: &Path, options: &LoadOptions) -> Result<Box<dyn Policy>
         no_solver(checkpoint.family.head)?;
     }
     options.caches.check(path, checkpoint.family.head, checkpoint.family.caches)?;
+    if options.streaming {
+        let (head, caches) = (checkpoint.family.head, &options.caches);
+        if !checkpoint.family.streams {
+            return no_buffer("streaming", head, "has no rolling buffer");
+        }
+        if caches.denoiser != caches::DenoiserCache::Off {
+            let why = "with `streaming` has actions of many noise levels in one evaluation";
+            return no_buffer("cache_denoiser", head, why);
+        }
+        if caches.warm_start.is_some() {
+            let why = "with `streaming` goes on from its buffer";
+            return no_buffer("cache_warm_start", head, why);
+        }
+    }
     let policy = checkpoint.policy(options)?;
     let policy = match &options.caches.warm_start {
         Some(kinds) => wrappers::iterate(policy, &checkpoint, kinds.clone())?,

@@ -1,11 +1,12 @@
 //! Launched runs, each with real `sinew` processes on a real bus: a residual stage and its replay, words at run time,
 //! a memory of successes,
-//! caches. The tests judge what happened, not how fast.
+//! caches, early exits. The tests judge what happened, not how fast.
 //!
 //! The target belongs to the launch crate, so that the command is built for it.
 #![allow(clippy::unwrap_used)]
 
 mod caches;
+mod exits;
 // Each target uses a part of what the tests of failures and of replays have.
 #[allow(dead_code)]
 #[path = "../replay/edit.rs"]

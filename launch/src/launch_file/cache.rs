@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sinew_models::caches::{CacheOptions, CompareConfig, DenoiserCache, VisionConfig};
+use sinew_models::exits::EarlyExit;
 use sinew_runtime::ActionKind;
 use toml::Spanned;
 
@@ -30,6 +31,9 @@ pub struct CacheSettings {
     /// Caches are used only when an inference without them would come too late.
     #[serde(default)]
     pub when_short: bool,
+    /// The early exits' file; `None`: every inference goes through all layers.
+    #[serde(default)]
+    pub early_exit: Option<PathBuf>,
     /// Share of the reuses that are compared with what they stand for; `None` for the default.
     pub check: Option<f64>,
     /// Errors above so many times what calibration measured close a cache; `None` for the default.
@@ -58,7 +62,8 @@ impl CacheSettings {
         let Self { check, tolerance, .. } = *self;
         let limit = self.compare_limit.unwrap_or(COMPARE_LIMIT);
         let compare = self.compare.map(|every| CompareConfig { every, limit });
-        CacheOptions { denoiser, warm_start, vision, check, tolerance, compare }
+        let early_exit = self.early_exit.clone().map_or(EarlyExit::Off, EarlyExit::File);
+        CacheOptions { denoiser, warm_start, vision, early_exit, check, tolerance, compare }
     }
 }
 
@@ -68,14 +73,22 @@ pub(super) fn resolve(
     folder: &Path,
     policy_here: bool,
 ) -> CacheSettings {
-    let denoiser = policy.cache_denoiser.as_ref().map(|at| {
+    let mut made = |key: &str, at: &Option<schema::Text>, remedy: &str| {
+        let at = at.as_ref()?;
         let file = folder.join(at.get_ref());
         if policy_here && !file.is_file() {
-            let remedy = "make it with `sinew calibrate cache`";
-            check.report("policy.cache_denoiser", at, "there is no such file", remedy);
+            check.report(key, at, "there is no such file", remedy);
         }
-        file
-    });
+        Some(file)
+    };
+    let remedy = "make it with `sinew calibrate cache`";
+    let denoiser = made("policy.cache_denoiser", &policy.cache_denoiser, remedy);
+    let remedy = "make it with `sinew calibrate exit`";
+    let early_exit = made("policy.early_exit", &policy.early_exit, remedy);
+    if let Some(steps) = policy.denoise_steps.as_ref().filter(|_| early_exit.is_some()) {
+        let problem = "does not go with early_exit, whose file says the steps of each exit";
+        check.report("policy.denoise_steps", steps, problem, "leave one of them out");
+    }
     let mut within = |key: &str, at: &Option<Spanned<f64>>, least: f64, most: f64, remedy: &str| {
         let at = at.as_ref()?;
         if !(least..=most).contains(at.get_ref()) {
@@ -126,7 +139,7 @@ pub(super) fn resolve(
     if compare.is_none() {
         idle(check, "cache_compare_limit", limit, "cache_compare");
     }
-    if denoiser.is_none() && vision.is_none() && !warm_start {
+    if denoiser.is_none() && vision.is_none() && early_exit.is_none() && !warm_start {
         let what = "cache that it is about";
         idle(check, "cache_compare", &policy.cache_compare, what);
         let when = policy.cache_when.as_ref().filter(|_| when_short);
@@ -138,6 +151,7 @@ pub(super) fn resolve(
         vision,
         vision_refresh,
         prefix: prefix.is_some(),
+        early_exit,
         when_short,
         check: share,
         tolerance,

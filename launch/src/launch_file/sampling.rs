@@ -52,6 +52,8 @@ pub struct MemorySettings {
 pub struct SamplingSettings {
     /// How a denoise step follows the velocity, in flow-matching policies; `None`: as the policy does by itself.
     pub solver: Option<Solver>,
+    /// Chunks go on from what is left of the one before.
+    pub streaming: bool,
     /// `None`: one sample is the chunk.
     pub candidates: Option<CandidateSettings>,
     /// `None`: nothing is remembered.
@@ -74,6 +76,11 @@ pub(super) fn resolve(
     let count = bounded("policy.candidates", &policy.candidates, 64);
     let past = bounded("policy.past_actions", &policy.past_actions, 64).unwrap_or(0);
     let records = bounded("policy.memory_records", &policy.memory_records, 100_000);
+    if let Some(at) = policy.candidates.as_ref().filter(|at| policy.streaming && *at.get_ref() > 1)
+    {
+        let problem = "do not go with streaming: its buffer goes on from one chunk";
+        check.report("policy.candidates", at, problem, "leave one of them out");
+    }
     let mut verifier = VerifierKind::Coherence;
     if let Some(at) = &policy.verifier {
         check.note("policy.verifier", at);
@@ -105,5 +112,5 @@ pub(super) fn resolve(
     let past = if verifier == VerifierKind::PastActions { past } else { 0 };
     let candidates =
         count.or((past > 0).then_some(1)).map(|count| CandidateSettings { count, verifier, past });
-    SamplingSettings { solver, candidates, memory }
+    SamplingSettings { solver, streaming: policy.streaming, candidates, memory }
 }

@@ -167,6 +167,7 @@ pub fn prepare(config: LaunchConfig, placement: Placement) -> Result<Prepared, U
         execution_horizon: config.scheduler.execution_horizon,
         least_denoise_steps: config.scheduler.least_denoise_steps,
         exact_in_time: config.policy.cache.when_short,
+        early_exit: config.policy.cache.early_exit.is_some(),
         prompt: config.policy.prompt.clone(),
         policy_file: config.policy.file.display().to_string(),
         // With candidates the policy itself says how many there are in all.
@@ -185,6 +186,7 @@ fn load_options(settings: &PolicySettings, kinds: &[ActionKind]) -> LoadOptions 
     LoadOptions {
         denoise_steps: settings.sampling.candidates.and(settings.denoise_steps),
         solver: settings.sampling.solver,
+        streaming: settings.sampling.streaming,
         compute: settings.kernels.compute,
         onnx: OnnxOptions { engine: *onnx_engine, library: onnx_library.clone(), threads: None },
         caches: settings.cache.options(kinds),

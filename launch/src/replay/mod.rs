@@ -208,11 +208,13 @@ fn policy(header: &Header, runs: Runs<'_>) -> Result<Option<(Again, PolicyIdenti
     let candidates: Option<CandidateSettings> = said(header, "/policy/sampling/candidates");
     let denoise_steps = candidates.and_then(|_| said(header, "/policy/denoise_steps"));
     let solver = said(header, "/policy/sampling/solver");
+    let streaming = said(header, "/policy/sampling/streaming").unwrap_or_default();
     let compute = said(header, "/policy/kernels/compute").unwrap_or_default();
     let caches: Option<CacheSettings> = said(header, "/policy/cache");
     let kinds: Vec<_> = header.control.scheduler.joints.iter().map(|j| j.kind).collect();
     let caches = caches.unwrap_or_default().options(&kinds);
-    let options = LoadOptions { denoise_steps, solver, compute, caches, ..LoadOptions::default() };
+    let options =
+        LoadOptions { denoise_steps, solver, streaming, compute, caches, ..LoadOptions::default() };
     let policy = load_policy(path, &options).inspect_err(|_| {
         for (name, before, now) in &different {
             eprintln!("sinew: {name} is not the recorded file: SHA-256 {now}, recorded {before}");

@@ -84,6 +84,8 @@ pub struct Plan {
     pub least_denoise_steps: Option<usize>,
     /// Caches are left out when there is time.
     pub exact_in_time: bool,
+    /// Inferences may end before the network's last layer.
+    pub early_exit: bool,
     /// The text that instructions stand in; `None`: they stand alone.
     pub prompt: Option<String>,
     /// The policy's bundle or checkpoint folder.
@@ -381,7 +383,11 @@ impl Plan {
             joint.kind = *kind;
         }
         config.strategy = self.strategy;
-        config.latency = Some(latency.total(latency.steps));
+        let most = latency.total(latency.steps);
+        config.latency = Some(most);
+        if self.early_exit {
+            config.least_latency = most;
+        }
         config
     }
 }

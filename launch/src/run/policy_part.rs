@@ -94,15 +94,17 @@ pub(super) fn measure(
         }
     };
     let steps = plan.denoise_steps.unwrap_or(policy.spec().denoise_steps);
-    let request = ChunkRequest { denoise_steps: Some(steps), ..ChunkRequest::default() };
+    // Early exits would make it less than a chunk may take.
+    let request =
+        ChunkRequest { denoise_steps: Some(steps), whole: true, ..ChunkRequest::default() };
     inference::run(policy, &seen, &request)?;
-    let mut latency = time(policy, &seen, &request, steps)?;
+    let mut latency = time(policy, plan, &seen, &request, steps)?;
     // A computer that was busy for a moment is no reason to refuse to run.
     for _ in 1..MEASUREMENTS {
         if starvation::check(&plan.demand(policy.spec(), latency)).is_ok() {
             break;
         }
-        latency = time(policy, &seen, &request, steps)?;
+        latency = time(policy, plan, &seen, &request, steps)?;
     }
     // What a run does must not depend on how often it was timed.
     policy.forget();
@@ -112,6 +114,7 @@ pub(super) fn measure(
 /// How long an inference takes, by some of them.
 fn time(
     policy: &mut dyn Policy,
+    plan: &Plan,
     seen: &Observation,
     request: &ChunkRequest,
     steps: usize,
@@ -122,17 +125,23 @@ fn time(
         exact_in_time: false,
     });
     let begun = Instant::now();
-    let mut runs = 0;
+    let (mut runs, mut slowest) = (0, Duration::ZERO);
     while runs == 0 || (runs < MEASURED_RUNS && begun.elapsed() < MEASURED_TIME) {
+        let start = Instant::now();
         inference::timed(policy, seen, request, &mut anytime)?;
+        slowest = slowest.max(start.elapsed());
         runs += 1;
     }
     // A run was just timed, so there is something to tell.
-    Ok(anytime.latency(steps).unwrap_or(StepLatency {
-        fixed: begun.elapsed() / runs,
-        step: Duration::ZERO,
-        steps,
-    }))
+    let fixed = begun.elapsed() / runs;
+    let mut latency =
+        anytime.latency(steps).unwrap_or(StepLatency { fixed, step: Duration::ZERO, steps });
+    if plan.early_exit {
+        // Deeper exits take longer: all of them together take less than so many of the deepest.
+        let count = u32::try_from(steps.max(1)).unwrap_or(u32::MAX);
+        latency.step = slowest.saturating_sub(latency.fixed) / count;
+    }
+    Ok(latency)
 }
 
 /// What came in from each sensor.

@@ -1,12 +1,12 @@
 //! Makes a cache schedule from observations, and measures what it costs.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde::Serialize;
 use sinew_runtime::{ActionChunk, ChunkRequest, Observation, Policy, PolicyError, Progress};
 
 use super::branches::{TunedMode, Tuning};
+use super::errors::{Errors, quantile};
 use super::monitor::MonitorConfig;
 use super::plan::{Updates, bubble, schedule};
 use super::schedule::{BlockPlan, Form, Measured, Schedule};
@@ -110,8 +110,8 @@ pub fn calibrate(
         }
     }
     let schedules = schedules_of(&tuning.lock(), plan)?;
-    let mut sums: Vec<Sum> = schedules.iter().map(|_| Sum::default()).collect();
-    let mut exact = Sum::default();
+    let mut sums: Vec<Errors> = schedules.iter().map(|_| Errors::default()).collect();
+    let mut exact = Errors::default();
     let measured: Vec<&Observation> = observations.iter().skip(1).step_by(2).collect();
     for (i, seen) in measured.iter().enumerate() {
         said(&format!("measuring: observation {} of {}", i + 1, measured.len()));
@@ -119,10 +119,10 @@ pub fn calibrate(
         for seed in 0..plan.seeds.max(1) {
             let request = request(plan, i, plan.seeds + 1 + seed);
             tuning.lock().mode = TunedMode::Off;
-            exact.add(&make(policy, seen, &request, seed == 0)?);
+            add(&mut exact, &make(policy, seen, &request, seed == 0)?);
             for (schedule, sum) in schedules.iter().zip(&mut sums) {
                 tuning.lock().mode = reuse(schedule, 0.0);
-                sum.add(&make(policy, seen, &request, false)?);
+                add(sum, &make(policy, seen, &request, false)?);
             }
         }
     }
@@ -160,6 +160,12 @@ pub fn calibrate(
     }
     tuning.lock().mode = TunedMode::Off;
     Ok(Calibration { schedule: chosen, tried })
+}
+
+/// Adds `chunk`, and the time of its denoising.
+fn add(errors: &mut Errors, chunk: &ActionChunk) {
+    let denoising = chunk.report.stages.iter().filter(|s| s.stage == "denoise");
+    errors.add(chunk.values(), denoising.map(|s| s.time).sum());
 }
 
 /// Following `schedule` whatever it costs, with so large a `share` of the reuses compared.
@@ -288,55 +294,4 @@ fn schedule_of(
     made.bubbled = bubbled.into_iter().map(|b| tuned.blocks[b].name.clone()).collect();
     made.samples = seen.iter().map(Likeness::samples).min().unwrap_or(0);
     made
-}
-
-/// Actions and times of some chunks.
-#[derive(Default)]
-struct Sum {
-    actions: Vec<f64>,
-    chunks: usize,
-    denoising: Duration,
-}
-
-impl Sum {
-    fn add(&mut self, chunk: &ActionChunk) {
-        self.actions.extend_from_slice(chunk.values());
-        self.chunks += 1;
-        let denoising = chunk.report.stages.iter().filter(|s| s.stage == "denoise");
-        self.denoising += denoising.map(|s| s.time).sum();
-    }
-
-    /// What it costs against the `exact` chunks, of `dim` values an action.
-    fn against(self, exact: &Self, dim: usize) -> Measured {
-        let mut errors: Vec<f64> =
-            self.actions.iter().zip(&exact.actions).map(|(a, b)| (a - b).abs()).collect();
-        let count = errors.len().max(1) as f64;
-        let column = |d: usize| exact.actions.iter().skip(d).step_by(dim.max(1));
-        let shares = (0..dim).map(|d| {
-            let low = column(d).copied().fold(f64::INFINITY, f64::min);
-            let high = column(d).copied().fold(f64::NEG_INFINITY, f64::max);
-            let own = errors.iter().skip(d).step_by(dim);
-            let mean = own.sum::<f64>() / (count / dim as f64);
-            // A dimension that never moves has no range to be a share of.
-            if high > low { mean / (high - low) } else { 0.0 }
-        });
-        let mean_relative = shares.sum::<f64>() / dim.max(1) as f64;
-        let mean = errors.iter().sum::<f64>() / count;
-        Measured {
-            computed: 1.0,
-            time: self.denoising.as_secs_f64() / exact.denoising.as_secs_f64().max(1e-12),
-            chunks: self.chunks,
-            mean,
-            p99: quantile(&mut errors, 0.99),
-            max: errors.iter().copied().fold(0.0, f64::max),
-            mean_relative,
-        }
-    }
-}
-
-/// The value that the share `q` of `values` is not above; 0 of none.
-fn quantile(values: &mut [f64], q: f64) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let rank = (q * values.len() as f64).ceil() as usize;
-    values.get(rank.saturating_sub(1)).copied().unwrap_or(0.0)
 }

@@ -4,6 +4,7 @@
 
 mod branches;
 mod calibrate;
+mod errors;
 mod frames;
 mod kept;
 mod likeness;
@@ -24,6 +25,7 @@ pub use branches::{Branches, Tuned, TunedMode, Tuning};
 pub use calibrate::{
     Calibration, CalibrationError, CalibrationPlan, LEAST_OBSERVATIONS, Tried, calibrate,
 };
+pub(crate) use errors::Errors;
 pub use frames::{FRAMES, Frames};
 pub use kept::{KeptPrefix, KeptTower, Seen};
 pub use likeness::Likeness;
@@ -35,6 +37,7 @@ pub use vision::{Patches, Recompute, VISION, VisionConfig};
 
 use crate::ModelError;
 use crate::checkpoint::Checkpoint;
+use crate::exits::EarlyExit;
 
 /// Name of the denoiser's cache in reports.
 pub const DENOISER: &str = "denoiser";
@@ -60,6 +63,8 @@ pub struct Reusable {
     pub blocks: bool,
     /// Patches in the vision tower.
     pub patches: bool,
+    /// Nothing, but an inference can end before the last layer.
+    pub exits: bool,
 }
 
 /// Which caches a policy uses.
@@ -71,6 +76,8 @@ pub struct CacheOptions {
     pub vision: Option<VisionConfig>,
     /// Start from the last chunk, for actions of these kinds; `None`: every chunk is made from noise.
     pub warm_start: Option<Vec<ActionKind>>,
+    /// Ends before the last layer.
+    pub early_exit: EarlyExit,
     /// Share of the reuses that are compared.
     pub check: Option<f64>,
     /// Errors above so many times what calibration measured close a cache.
@@ -108,10 +115,19 @@ impl CacheOptions {
         reusable: Reusable,
     ) -> Result<(), ModelError> {
         let file = matches!(self.denoiser, DenoiserCache::File(_));
+        let early = self.early_exit != EarlyExit::Off;
         let (cache, why) = if file && !reusable.blocks {
             ("cache_denoiser", "has no denoiser whose blocks could be kept")
         } else if self.vision.is_some() && !reusable.patches {
             ("cache_vision", "has no vision tower whose patches could be kept")
+        } else if early && !reusable.exits {
+            ("early_exit", "has no layers that an inference could end before")
+        } else if early && file {
+            ("cache_denoiser", "with `early_exit` has another denoiser at every exit")
+        } else if early && self.warm_start.is_some() {
+            ("cache_warm_start", "with `early_exit` starts from noise, then from exit to exit")
+        } else if early && self.vision.is_some_and(|vision| vision.prefix) {
+            ("cache_prefix", "with `early_exit` computes its prefix from exit to exit")
         } else {
             return Ok(());
         };

@@ -64,6 +64,9 @@ pub struct DiffusionConfig {
     pub n_groups: usize,
     /// Width of the step's embedding.
     pub diffusion_step_embed_dim: usize,
+    /// The U-Net was trained with a timestep for each action: their embeddings, side by side, enter the step's encoder (as in
+    /// Streaming Diffusion Policy, `conditional_unet1d_tedi.py`). The key is ours.
+    pub per_element_timesteps: bool,
     /// The condition scales the features, besides shifting them.
     pub use_film_scale_modulation: bool,
     /// Sampler.
@@ -108,6 +111,7 @@ impl Default for DiffusionConfig {
             kernel_size: 5,
             n_groups: 8,
             diffusion_step_embed_dim: 128,
+            per_element_timesteps: false,
             use_film_scale_modulation: true,
             noise_scheduler_type: Kind::Ddpm,
             num_train_timesteps: 100,
@@ -201,6 +205,12 @@ impl DiffusionConfig {
             return fail(
                 "diffusion_step_embed_dim",
                 format!("is {width}, expected an even number"),
+            );
+        }
+        if self.per_element_timesteps && self.denoiser == Denoiser::Transformer {
+            return fail(
+                "per_element_timesteps",
+                "is true, which only a U-Net can have".to_owned(),
             );
         }
         match self.denoiser {

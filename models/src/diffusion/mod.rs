@@ -13,6 +13,7 @@ mod history;
 mod model;
 mod planned;
 mod policy;
+mod streaming;
 mod transformer;
 mod unet;
 
@@ -49,7 +50,8 @@ pub(crate) static FAMILY: Family = Family {
     extras: &[],
     keep,
     follows_velocity: false,
-    caches: Reusable { blocks: true, patches: false },
+    streams: true,
+    caches: Reusable { blocks: true, patches: false, exits: false },
     sizes,
     load: |checkpoint, options| Ok(Box::new(DiffusionPolicy::load(checkpoint, options)?)),
 };

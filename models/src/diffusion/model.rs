@@ -178,23 +178,27 @@ impl DiffusionModel {
     /// # Errors
     /// When a shape does not fit.
     pub fn predict(&self, x: &Tensor, t: usize, condition: &Condition) -> Result<Tensor> {
-        self.predict_with(x, t, condition, &mut Branches::off())
+        self.predict_with(x, &[t], condition, &mut Branches::off())
     }
 
-    /// As [`Self::predict`], with what `branches` computes of the denoiser's.
+    /// As [`Self::predict`], at one training step or, where the network was trained so, one for each action, with what
+    /// `branches` computes of the denoiser's.
     ///
     /// # Errors
     /// As there.
     pub fn predict_with(
         &self,
         x: &Tensor,
-        t: usize,
+        times: &[usize],
         condition: &Condition,
         branches: &mut Branches,
     ) -> Result<Tensor> {
         match &self.network {
-            Network::Unet(unet) => unet.forward(x, t, condition.flat(), branches),
-            Network::Transformer(network) => network.forward(x, t, condition.rows(), branches),
+            Network::Unet(unet) => unet.forward(x, times, condition.flat(), branches),
+            Network::Transformer(network) => match times {
+                [t] => network.forward(x, *t, condition.rows(), branches),
+                _ => candle_core::bail!("this network has one timestep for all actions"),
+            },
         }
     }
 

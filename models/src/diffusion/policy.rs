@@ -5,16 +5,17 @@ use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
 use sinew_runtime::{
-    ActionChunk, CacheUse, ChunkRequest, Observation, Policy, PolicyError, PolicySpec, Progress,
-    Stamp,
+    ActionChunk, CacheUse, ChunkRequest, Observation, Policy, PolicyError, PolicySpec,
+    PrefixSupport, Progress, Stamp, Unused,
 };
 
 use super::planned::start;
+use super::streaming::{ROLLING, Sampling, Streaming};
 use super::{Condition, DiffusionConfig, DiffusionModel, ENVIRONMENT, History};
 use crate::anytime::{NOT_BEGUN, NOT_DONE, NOTHING_BEGUN, Ticket, compute, steps};
 use crate::caches::{Branches, DENOISER, FRAMES, Frames};
 use crate::checkpoint::Checkpoint;
-use crate::heads::ddpm::{Sampler, Schedule};
+use crate::heads::ddpm::Schedule;
 use crate::processors::Boundary;
 use crate::random::SplitMix64;
 use crate::smolvla::gaussian_noise;
@@ -38,7 +39,9 @@ struct Run {
     ticket: Ticket<3>,
     seen: Seen,
     condition: Option<Condition>,
-    sampler: Sampler,
+    sampling: Sampling,
+    /// Why the rolling buffer is not used.
+    unused: Option<Unused>,
     random: SplitMix64,
     /// Whether the observation's features were known already.
     remembered: bool,
@@ -51,6 +54,9 @@ struct Run {
 ///
 /// Planned actions are inpainted: at every denoise step the estimate of the clean actions is replaced by them
 /// ([`crate::heads::ddpm::Inpainting`]); a warm start begins at the plan, noised.
+///
+/// With a rolling buffer ([`LoadOptions::streaming`]) a chunk goes on from what is left of the one before; plans of others
+/// are refused then.
 pub struct DiffusionPolicy {
     model: DiffusionModel,
     boundary: Boundary,
@@ -62,6 +68,7 @@ pub struct DiffusionPolicy {
     noise: VecDeque<Vec<f32>>,
     branches: Branches,
     frames: Frames,
+    streaming: Option<Streaming>,
 }
 
 impl DiffusionPolicy {
@@ -78,12 +85,15 @@ impl DiffusionPolicy {
             return Err(ModelError::config(&path, ENVIRONMENT, reason));
         }
         let boundary = Boundary::new(checkpoint, 0)?;
-        let spec = boundary.spec(
-            checkpoint,
-            options,
-            config.n_action_steps,
-            options.denoise_steps.unwrap_or(config.denoise_steps()),
-        )?;
+        let steps = options.denoise_steps.unwrap_or(config.denoise_steps());
+        let mut spec = boundary.spec(checkpoint, options, config.n_action_steps, steps)?;
+        let mut streaming = None;
+        if options.streaming {
+            let rolling = Streaming::new(checkpoint, &config, steps, spec.dt().as_secs_f64())?;
+            spec.denoise_steps = rolling.steps();
+            spec.prefix = PrefixSupport::default();
+            streaming = Some(rolling);
+        }
         let model = DiffusionModel::load(checkpoint)?;
         let branches = options.caches.branches(checkpoint, model.blocks())?;
         Ok(Self {
@@ -97,6 +107,7 @@ impl DiffusionPolicy {
             spec,
             run: None,
             noise: VecDeque::new(),
+            streaming,
         })
     }
 
@@ -159,17 +170,18 @@ impl DiffusionPolicy {
             Some(condition) => condition,
             None => self.condition(&run.seen)?,
         };
-        let (x, t) = (run.sampler.sample(), run.sampler.timestep());
-        let last = run.sampler.done() + 1 == run.sampler.steps();
+        let (x, times) = (run.sampling.sample(), run.sampling.timesteps());
+        let last = run.sampling.done() + 1 == run.sampling.steps();
+        let t = times.first().copied().unwrap_or(0);
         let behind = 1.0 - (t + 1) as f64 / self.schedule.training_steps() as f64;
         let model = &self.model;
-        let output = self
-            .branches
-            .evaluate(behind, last, |branches| model.predict_with(x, t, &condition, branches))?;
+        let output = self.branches.evaluate(behind, last, |branches| {
+            model.predict_with(x, &times, &condition, branches)
+        })?;
         run.condition = Some(condition);
         let shape = self.model.sample_shape();
         let (random, noise) = (&mut run.random, &mut self.noise);
-        run.sampler.step(&output, || {
+        run.sampling.step(&output, || {
             let values = noise.pop_front();
             let seed = random.next_u64();
             let values = values.unwrap_or_else(|| gaussian_noise(seed, shape.0 * shape.1));
@@ -192,7 +204,10 @@ impl Policy for DiffusionPolicy {
         self.run = None;
         self.frames.begin();
         let begun = Instant::now();
-        let steps = steps(request, &self.spec, self.schedule.training_steps())?;
+        let most = self.schedule.training_steps();
+        let steps = steps(request, &self.spec, most)?;
+        // What is asked for is what a chunk takes that goes on from the buffer.
+        let steps = self.streaming.as_ref().map_or(steps, |s| s.whole_steps(steps, most));
         let (seen, remembered) = self.see(observation)?;
         let shape = self.model.sample_shape();
         let mut random = SplitMix64::new(request.seed);
@@ -201,13 +216,35 @@ impl Policy for DiffusionPolicy {
         let noise = noise.unwrap_or_else(|| gaussian_noise(seed, shape.0 * shape.1));
         let schedule = self.schedule.clone();
         let prefix = request.prefix.as_ref();
-        let sampler = start(schedule, prefix, &self.boundary, self.past, noise, shape, steps)?;
+        let (mut unused, mut rolled) = (None, None);
+        if let Some(streaming) = &self.streaming {
+            if prefix.is_some() {
+                return Err(PolicyError::Unsupported("plans beside its rolling buffer"));
+            }
+            let values = |count| gaussian_noise(random.next_u64(), count);
+            let kept = match request.exact {
+                true => Err(Unused::Exact),
+                false => streaming.rolled(observation, steps, values),
+            };
+            match kept {
+                Ok(buffer) => rolled = Some(buffer.map_err(compute)?),
+                Err(why) => unused = Some(why),
+            }
+        }
+        let sampling = match rolled {
+            Some(buffer) => Sampling::Rolling(buffer),
+            None => {
+                let (boundary, past) = (&self.boundary, self.past);
+                Sampling::Whole(start(schedule, prefix, boundary, past, noise, shape, steps)?)
+            }
+        };
         self.branches.begin(request.seed, request.exact);
         self.run = Some(Run {
             ticket: Ticket::prepared(request, observation, &STAGES, begun),
             seen,
             condition: None,
-            sampler,
+            sampling,
+            unused,
             random,
             remembered,
         });
@@ -217,18 +254,18 @@ impl Policy for DiffusionPolicy {
     fn advance(&mut self) -> Result<Progress, PolicyError> {
         let mut run = self.run.take().ok_or(NOT_BEGUN)?;
         let mut stage = DENOISE;
-        if !run.sampler.is_done() {
+        if !run.sampling.is_done() {
             let begun = Instant::now();
             stage = self.step(&mut run).map_err(compute)?;
             run.ticket.add(stage, begun);
         }
         let cameras = run.seen.images.len() + run.seen.features.len();
-        let progress = match run.sampler.is_done() {
+        let progress = match run.sampling.is_done() {
             true => Progress::Done,
             false => Progress::Step {
                 stage: STAGES[stage],
-                done: run.seen.features.len() + run.sampler.done(),
-                total: cameras + run.sampler.steps(),
+                done: run.seen.features.len() + run.sampling.done(),
+                total: cameras + run.sampling.steps(),
                 denoised: stage == DENOISE,
                 next_denoises: run.seen.images.is_empty(),
             },
@@ -238,18 +275,24 @@ impl Policy for DiffusionPolicy {
     }
 
     fn take_chunk(&mut self) -> Result<ActionChunk, PolicyError> {
-        let run = self.run.take_if(|run| run.sampler.is_done()).ok_or(NOT_DONE)?;
+        let run = self.run.take_if(|run| run.sampling.is_done()).ok_or(NOT_DONE)?;
         self.noise.clear();
-        let sample = run.sampler.sample();
+        let sample = run.sampling.sample();
         let current = sample.narrow(0, self.past, self.spec.action_horizon).map_err(compute)?;
         let rows = current.to_vec2::<f32>().map_err(compute)?;
         let actions = self.boundary.actions(rows.iter().map(Vec::as_slice))?;
-        let mut chunk = run.ticket.chunk(&self.spec, actions, run.sampler.done())?;
+        let mut chunk = run.ticket.chunk(&self.spec, actions, run.sampling.done())?;
         let hits = u32::from(run.remembered);
         let used = CacheUse { lookups: 1, hits, ..CacheUse::default() };
         chunk.report.caches.push(("observation_features", used));
         chunk.report.caches.extend(self.branches.end().map(|used| (DENOISER, used)));
         chunk.report.caches.push((FRAMES, self.frames.used()));
+        if let Some(streaming) = &mut self.streaming {
+            let seen = (run.seen.instant, run.seen.instruction.as_str());
+            streaming.made(&run.sampling, &self.schedule, seen);
+            let used = streaming.used(&run.sampling, run.ticket.time(DENOISE), run.unused);
+            chunk.report.caches.push((ROLLING, used));
+        }
         Ok(chunk)
     }
 
@@ -269,15 +312,25 @@ impl Policy for DiffusionPolicy {
     fn forget(&mut self) {
         (self.run, self.frames) = (None, Frames::default());
         self.branches.forget();
+        if let Some(streaming) = &mut self.streaming {
+            streaming.forget();
+        }
     }
 
     fn set_denoise_steps(&mut self, steps: usize) -> Result<bool, PolicyError> {
         let run = self.run.as_mut().ok_or(NOTHING_BEGUN)?;
-        Ok(run.sampler.set_steps(steps))
+        Ok(match &mut run.sampling {
+            // The levels of a buffer's actions are those of its steps.
+            Sampling::Whole(sampler) if self.streaming.is_none() => sampler.set_steps(steps),
+            _ => false,
+        })
     }
 
     fn finish_early(&mut self) -> Result<bool, PolicyError> {
         let run = self.run.as_mut().ok_or(NOTHING_BEGUN)?;
-        Ok(run.sampler.finish())
+        Ok(match &mut run.sampling {
+            Sampling::Whole(sampler) if self.streaming.is_none() => sampler.finish(),
+            _ => false,
+        })
     }
 }

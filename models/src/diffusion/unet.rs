@@ -105,6 +105,8 @@ impl Level {
 /// A conditional U-Net over sequences of actions.
 pub struct Unet {
     step_width: usize,
+    /// Timesteps that it is told: one, or one for each action.
+    timesteps: usize,
     step_in: Linear,
     step_out: Linear,
     down: Vec<Level>,
@@ -193,9 +195,11 @@ impl Unet {
             inputs = outputs;
         }
         let kernel = config.kernel_size;
+        let timesteps = if config.per_element_timesteps { config.horizon } else { 1 };
         Ok(Self {
             step_width: step,
-            step_in: linear("unet.diffusion_step_encoder.1", step, 4 * step)?,
+            timesteps,
+            step_in: linear("unet.diffusion_step_encoder.1", timesteps * step, 4 * step)?,
             step_out: linear("unet.diffusion_step_encoder.3", 4 * step, step)?,
             down,
             middle,
@@ -217,19 +221,27 @@ impl Unet {
         (0..count).map(|layer| Block::new(BlockKind::Convolution, layer)).collect()
     }
 
-    /// What the network says of the sample `x` (`[H, A]`) at training step `t`, given the global condition `[1, G]`, with
-    /// what `branches` computes of its residual blocks.
+    /// What the network says of the sample `x` (`[H, A]`) at the training steps `times`: one for all actions or, where it
+    /// was trained so, one for each; given the global condition `[1, G]`, with what `branches` computes of its residual
+    /// blocks.
     ///
     /// # Errors
     /// When a shape does not fit.
     pub fn forward(
         &self,
         x: &Tensor,
-        t: usize,
+        times: &[usize],
         global: &Tensor,
         branches: &mut Branches,
     ) -> Result<Tensor> {
-        let step = step_embedding(t, self.step_width)?;
+        let same = if times.len() == 1 { self.timesteps } else { 1 };
+        if times.len() * same != self.timesteps {
+            candle_core::bail!("{} timesteps for a network of {}", times.len(), self.timesteps);
+        }
+        // Side by side, as one row.
+        let each = times.iter().map(|t| step_embedding(*t, self.step_width));
+        let row = Tensor::cat(&each.collect::<Result<Vec<_>>>()?, 1)?;
+        let step = row.repeat((1, same))?;
         let step = self.step_out.forward(&mish(self.step_in.forward(&step)?)?)?;
         let condition = mish(Tensor::cat(&[&step, global], 1)?)?;
         let mut pass = Pass { condition, branches, done: 0 };

@@ -40,7 +40,8 @@ pub(crate) static FAMILY: Family = Family {
     extras: smolvla::EXTRAS,
     keep: smolvla::keep,
     follows_velocity: false,
-    caches: Reusable { blocks: false, patches: false },
+    streams: false,
+    caches: Reusable { blocks: false, patches: false, exits: false },
     sizes,
     load: |checkpoint, options| Ok(Box::new(MaskedPolicy::load(checkpoint, options)?)),
 };

@@ -100,7 +100,8 @@ pub(crate) static PI0: Family = Family {
     extras: &[TOKENIZER_FILE, DIMS_FILE],
     keep,
     follows_velocity: true,
-    caches: Reusable { blocks: true, patches: false },
+    streams: false,
+    caches: Reusable { blocks: true, patches: false, exits: false },
     sizes: |checkpoint| sizes(checkpoint, true),
     load: |checkpoint, options| Ok(Box::new(PiPolicy::load(checkpoint, options)?)),
 };
@@ -133,7 +134,8 @@ pub(crate) static PI05: Family = Family {
     extras: &[TOKENIZER_FILE, DIMS_FILE],
     keep,
     follows_velocity: true,
-    caches: Reusable { blocks: true, patches: false },
+    streams: false,
+    caches: Reusable { blocks: true, patches: false, exits: false },
     sizes: |checkpoint| sizes(checkpoint, true),
     load: |checkpoint, options| Ok(Box::new(PiPolicy::load(checkpoint, options)?)),
 };
@@ -166,7 +168,8 @@ pub(crate) static PI0_FAST: Family = Family {
     ],
     keep,
     follows_velocity: false,
-    caches: Reusable { blocks: false, patches: false },
+    streams: false,
+    caches: Reusable { blocks: false, patches: false, exits: false },
     sizes: |checkpoint| sizes(checkpoint, false),
     load: |checkpoint, options| Ok(Box::new(PiFastPolicy::load(checkpoint, options)?)),
 };

@@ -66,6 +66,9 @@ pub struct SmolVlaConfig {
     pub min_period: f64,
     /// Longest period of the time embedding.
     pub max_period: f64,
+    /// Layers before the exits that it was trained to end at, the last being its depth; `None`: LeRobot's checkpoints, which
+    /// have no such key, were trained to end after the last layer only.
+    pub early_exit_layers: Option<Vec<usize>>,
 }
 
 impl Default for SmolVlaConfig {
@@ -88,6 +91,7 @@ impl Default for SmolVlaConfig {
             expert_width_multiplier: 0.75,
             min_period: 4e-3,
             max_period: 4.0,
+            early_exit_layers: None,
         }
     }
 }

@@ -12,10 +12,12 @@ use crate::caches::{Block, BlockKind, Branches};
 use crate::checkpoint::TensorStore;
 use crate::kernels::{Linear, RmsNorm, Rope, Visible, attend};
 
-/// What the expert's layers read of the prefix; made once per chunk and never written.
+/// What the expert's layers read of the prefix; made once per chunk.
 #[derive(Debug, Clone)]
 pub struct ExpertCache {
     layers: Vec<(Tensor, Tensor)>,
+    /// Layers that run.
+    depth: usize,
     prefix: usize,
     /// Positions of the suffix after the prefix.
     after_prefix: Rope,
@@ -136,24 +138,35 @@ impl Expert {
 
     /// The part of every layer that depends on the prefix only.
     pub fn prepare(&self, prefix: &Prefix) -> Result<ExpertCache> {
-        let layers = self
-            .layers
-            .iter()
-            .map(|layer| {
-                let (keys, values) = &prefix.layers[layer.text_layer];
-                match &layer.attention {
-                    Attention::SelfAndPrefix { .. } => Ok((keys.clone(), values.clone())),
-                    Attention::Cross { k, v } => {
-                        let project = |linear: &Linear, t: &Tensor| {
-                            split_heads(&linear.forward(&join_heads(t)?)?, self.key_heads)
-                        };
-                        Ok((project(k, keys)?, project(v, values)?))
-                    }
+        let mut cache = self.start(prefix.length);
+        self.grow(&mut cache, prefix, prefix.layers.len())?;
+        Ok(cache)
+    }
+
+    /// Nothing yet of a prefix of `length` tokens.
+    pub fn start(&self, length: usize) -> ExpertCache {
+        let after_prefix = Rope::new(ROPE_BASE, self.head, length, self.horizon);
+        let layers = Vec::with_capacity(self.layers.len());
+        ExpertCache { layers, depth: 0, prefix: length, after_prefix }
+    }
+
+    /// Of the network's first `depth` text layers, which `prefix` has, what the layers that read them need; from now on
+    /// these run, and no others.
+    pub fn grow(&self, cache: &mut ExpertCache, prefix: &Prefix, depth: usize) -> Result<()> {
+        cache.depth = self.layers.iter().filter(|layer| layer.text_layer < depth).count();
+        while let Some(layer) = self.layers[..cache.depth].get(cache.layers.len()) {
+            let (keys, values) = &prefix.layers[layer.text_layer];
+            cache.layers.push(match &layer.attention {
+                Attention::SelfAndPrefix { .. } => (keys.clone(), values.clone()),
+                Attention::Cross { k, v } => {
+                    let project = |linear: &Linear, t: &Tensor| {
+                        split_heads(&linear.forward(&join_heads(t)?)?, self.key_heads)
+                    };
+                    (project(k, keys)?, project(v, values)?)
                 }
-            })
-            .collect::<Result<_>>()?;
-        let after_prefix = Rope::new(ROPE_BASE, self.head, prefix.length, self.horizon);
-        Ok(ExpertCache { layers, prefix: prefix.length, after_prefix })
+            });
+        }
+        Ok(())
     }
 
     /// The residual branches, in the order in which they run.
@@ -163,7 +176,8 @@ impl Expert {
         layers.flat_map(|layer| kinds.map(|kind| Block::new(kind, layer))).collect()
     }
 
-    /// The suffix `embeddings` (`[H, w]`) through all layers and the last norm, with what `branches` computes of them.
+    /// The suffix `embeddings` (`[H, w]`) through the layers that `cache` says and the last norm, with what `branches`
+    /// computes of them.
     pub fn forward(
         &self,
         embeddings: &Tensor,
@@ -171,7 +185,8 @@ impl Expert {
         branches: &mut Branches,
     ) -> Result<Tensor> {
         let mut h = embeddings.clone();
-        for (i, (layer, prefix)) in self.layers.iter().zip(&cache.layers).enumerate() {
+        let running = self.layers.iter().zip(&cache.layers).take(cache.depth);
+        for (i, (layer, prefix)) in running.enumerate() {
             h = branches.add(2 * i, &h, || self.attention(layer, &h, prefix, cache))?;
             h = branches.add(2 * i + 1, &h, || layer.mlp.branch(&layer.post_norm.forward(&h)?))?;
         }

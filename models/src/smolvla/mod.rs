@@ -20,7 +20,7 @@ mod vision;
 pub use crate::heads::flow::{EulerSampler, gaussian_noise, time_embedding};
 pub use config::{AttentionMode, SMOLVLM2_500M, SMOLVLM2_500M_CONFIG, SmolVlaConfig, VlmConfig};
 pub use expert::ExpertCache;
-pub use model::SmolVla;
+pub use model::{SmolVla, Stack};
 pub(crate) use observer::{Observer, Parts};
 pub use policy::SmolVlaPolicy;
 pub use preparer::{Inputs, Preparer};
@@ -83,7 +83,8 @@ pub(crate) static FAMILY: Family = Family {
     extras: EXTRAS,
     keep,
     follows_velocity: true,
-    caches: Reusable { blocks: true, patches: true },
+    streams: false,
+    caches: Reusable { blocks: true, patches: true, exits: true },
     sizes,
     load: |checkpoint, options| Ok(Box::new(SmolVlaPolicy::load(checkpoint, options)?)),
 };

@@ -4,12 +4,28 @@ use candle_core::{Device, Result, Tensor};
 
 use super::expert::Expert;
 use super::observer::{Observer, Parts};
+use super::text::Growing;
 use super::{ExpertCache, Prefix, SmolVlaConfig, VisionFeatures, VlmConfig};
 use crate::ModelError;
 use crate::caches::{Block, Branches, KeptPrefix, KeptTower};
 use crate::checkpoint::Checkpoint;
 use crate::heads::flow::time_embedding;
 use crate::kernels::{Linear, silu};
+
+/// A prefix that has come through some of the layers, and what the expert's layers beside them read of it.
+pub struct Stack {
+    /// None: there is no more to compute.
+    growing: Option<Growing>,
+    /// For velocities of the network truncated to the depth that was asked for last.
+    pub cache: ExpertCache,
+}
+
+impl Stack {
+    /// Of the whole network.
+    pub fn whole(cache: ExpertCache) -> Self {
+        Self { growing: None, cache }
+    }
+}
 
 /// A SmolVLA network.
 pub struct SmolVla {
@@ -123,6 +139,34 @@ impl SmolVla {
     /// When memory runs out.
     pub fn prepare(&self, prefix: &Prefix) -> Result<ExpertCache> {
         self.expert.prepare(prefix)
+    }
+
+    /// Text layers.
+    pub fn depth(&self) -> usize {
+        self.observer.depth()
+    }
+
+    /// The prefix `embeddings` before the first layer.
+    ///
+    /// # Errors
+    /// When it is no matrix.
+    pub fn stack(&self, embeddings: &Tensor) -> Result<Stack> {
+        let growing = self.observer.start(embeddings)?;
+        let cache = self.expert.start(growing.prefix.length);
+        Ok(Stack { growing: Some(growing), cache })
+    }
+
+    /// The network as if it had `depth` text layers, and those of the expert that read them: what a velocity needs of the
+    /// prefix, of which only what `stack` lacks is computed.
+    ///
+    /// # Errors
+    /// For a stack that was made [whole](Stack::whole), which cannot be truncated.
+    pub fn truncate(&self, stack: &mut Stack, depth: usize) -> Result<()> {
+        let Some(growing) = &mut stack.growing else {
+            candle_core::bail!("a whole prefix cannot be truncated");
+        };
+        self.observer.grow(growing, depth)?;
+        self.expert.grow(&mut stack.cache, &growing.prefix, depth)
     }
 
     /// The suffix as it enters the expert, `[H, w]`.

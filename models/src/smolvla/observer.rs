@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::text::Text;
+use super::text::{Growing, Text};
 use super::vision::Vision;
 use super::{Prefix, SmolVlaConfig, VisionFeatures, VlmConfig};
 use crate::ModelError;
@@ -139,6 +139,22 @@ impl Observer {
     /// When memory runs out.
     pub fn prefill(&self, embeddings: &Tensor) -> Result<Prefix> {
         self.text.prefill(embeddings)
+    }
+
+    /// The prefix before the first text layer.
+    ///
+    /// # Errors
+    /// When it is no matrix.
+    pub fn start(&self, embeddings: &Tensor) -> Result<Growing> {
+        self.text.start(embeddings)
+    }
+
+    /// Keys and values of the first `depth` text layers, as far as `growing` lacks them.
+    ///
+    /// # Errors
+    /// When memory runs out.
+    pub fn grow(&self, growing: &mut Growing, depth: usize) -> Result<()> {
+        self.text.grow(growing, depth)
     }
 
     /// As [`Self::prefill`], with the tokens that `kept` knows already left as they were.

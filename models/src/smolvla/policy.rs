@@ -3,9 +3,10 @@
 use candle_core::{Result, Tensor};
 use sinew_runtime::{Observation, PolicyError};
 
-use super::{ExpertCache, Inputs, Preparer, SmolVla, SmolVlaConfig};
+use super::{Inputs, Preparer, SmolVla, SmolVlaConfig, Stack};
 use crate::caches::{Branches, KeptPrefix, KeptTower};
 use crate::checkpoint::Checkpoint;
+use crate::exits::Exits;
 use crate::heads::flow::{FlowModel, FlowPolicy, FlowTime, NoiseAtOne, Sampling};
 use crate::{LoadOptions, ModelError};
 
@@ -32,12 +33,10 @@ impl SmolVlaPolicy {
         let model = SmolVla::load(checkpoint)?;
         let config = SmolVlaConfig::of(checkpoint)?;
         let boundary = preparer.boundary();
-        let spec = boundary.spec(
-            checkpoint,
-            options,
-            config.chunk_size,
-            options.denoise_steps.unwrap_or(config.num_steps),
-        )?;
+        let steps = options.denoise_steps.unwrap_or(config.num_steps);
+        let spec = boundary.spec(checkpoint, options, config.chunk_size, steps)?;
+        let (trained, sizes) = (config.early_exit_layers.as_deref(), (model.depth(), steps));
+        let exits = Exits::of(&options.caches.early_exit, checkpoint, trained, sizes)?;
         let sampling = Sampling {
             noise_scale: checkpoint.actions.noise_scale.unwrap_or(1.0) as f32,
             solver: options.solver.unwrap_or_default(),
@@ -45,14 +44,23 @@ impl SmolVlaPolicy {
         let branches = options.caches.branches(checkpoint, model.blocks())?;
         Ok(Self::new(Prepared { model, preparer }, spec, sampling)
             .with_branches(branches)
+            .with_exits(exits)
             .with_vision(options.caches.vision))
+    }
+}
+
+impl Prepared {
+    /// The prefix of `inputs` with the `images`' tokens, as it enters the first layer.
+    fn embed(&self, inputs: &Inputs, images: &[Tensor]) -> Result<Tensor> {
+        let Inputs { dummies, tokens, state, .. } = inputs;
+        self.model.embed_prefix(images, *dummies, tokens, state)
     }
 }
 
 impl FlowModel for Prepared {
     type Time = NoiseAtOne;
     type Inputs = Inputs;
-    type Cache = ExpertCache;
+    type Cache = Stack;
 
     fn sample_shape(&self) -> (usize, usize) {
         self.model.sample_shape()
@@ -79,10 +87,28 @@ impl FlowModel for Prepared {
         inputs: &Inputs,
         images: &[Tensor],
         kept: &mut KeptPrefix,
-    ) -> Result<ExpertCache> {
-        let Inputs { dummies, tokens, state, .. } = inputs;
-        let embeddings = self.model.embed_prefix(images, *dummies, tokens, state)?;
-        self.model.prepare(&self.model.prefill_kept(&embeddings, kept)?)
+    ) -> Result<Stack> {
+        let prefix = self.model.prefill_kept(&self.embed(inputs, images)?, kept)?;
+        Ok(Stack::whole(self.model.prepare(&prefix)?))
+    }
+
+    fn depth(&self) -> usize {
+        self.model.depth()
+    }
+
+    fn encode_prefix_to(
+        &self,
+        inputs: &Inputs,
+        images: &[Tensor],
+        stack: Option<Stack>,
+        depth: usize,
+    ) -> Result<Stack> {
+        let mut stack = match stack {
+            Some(stack) => stack,
+            None => self.model.stack(&self.embed(inputs, images)?)?,
+        };
+        self.model.truncate(&mut stack, depth)?;
+        Ok(stack)
     }
 
     fn same_prefix(a: &Inputs, b: &Inputs) -> bool {
@@ -90,21 +116,20 @@ impl FlowModel for Prepared {
         words && a.state.iter().map(|v| v.to_bits()).eq(b.state.iter().map(|v| v.to_bits()))
     }
 
-    fn encode_prefix(&self, inputs: &Inputs, images: &[Tensor]) -> Result<ExpertCache> {
-        let Inputs { dummies, tokens, state, .. } = inputs;
-        let embeddings = self.model.embed_prefix(images, *dummies, tokens, state)?;
-        self.model.prepare(&self.model.prefill(&embeddings)?)
+    fn encode_prefix(&self, inputs: &Inputs, images: &[Tensor]) -> Result<Stack> {
+        let prefix = self.model.prefill(&self.embed(inputs, images)?)?;
+        Ok(Stack::whole(self.model.prepare(&prefix)?))
     }
 
     fn velocity(
         &self,
-        cache: &ExpertCache,
+        stack: &Stack,
         x: &Tensor,
         times: &[FlowTime<NoiseAtOne>],
         branches: &mut Branches,
     ) -> Result<Tensor> {
         let times: Vec<f64> = times.iter().map(|t| t.value()).collect();
-        self.model.velocity_with(cache, x, &times, branches)
+        self.model.velocity_with(&stack.cache, x, &times, branches)
     }
 
     fn model_actions(

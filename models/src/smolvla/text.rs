@@ -59,6 +59,17 @@ pub struct Prefix {
     pub length: usize,
 }
 
+/// A prefix that has come through some of the layers.
+#[derive(Debug, Clone)]
+pub(crate) struct Growing {
+    /// What of it is known.
+    pub prefix: Prefix,
+    rope: Rope,
+    /// The stream before the newest layer, `[P, D]`, and normed by it.
+    h: Tensor,
+    x: Option<Tensor>,
+}
+
 struct Layer {
     input_norm: RmsNorm,
     k: Linear,
@@ -148,19 +159,36 @@ impl Text {
 
     /// Runs the prefix `embeddings` (`[P, D]`, the state last) through all layers.
     pub fn prefill(&self, embeddings: &Tensor) -> Result<Prefix> {
+        let mut growing = self.start(embeddings)?;
+        self.grow(&mut growing, self.layers.len())?;
+        Ok(growing.prefix)
+    }
+
+    /// The prefix `embeddings` (`[P, D]`, the state last) before the first layer.
+    pub fn start(&self, embeddings: &Tensor) -> Result<Growing> {
         let length = embeddings.dim(0)?;
+        let prefix = Prefix { layers: Vec::with_capacity(self.layers.len()), length };
         let rope = Rope::new(ROPE_BASE, self.head, 0, length);
-        let mut h = embeddings.clone();
-        let mut layers = Vec::with_capacity(self.layers.len());
-        for (i, layer) in self.layers.iter().enumerate() {
-            let x = layer.input_norm.forward(&h)?;
-            let (k, v) = self.keys_values(layer, &x, &rope)?;
-            if let Some(rest) = layer.rest.as_ref().filter(|_| i + 1 < self.layers.len()) {
-                h = self.rest(rest, h, &x, (&k, &v), &rope, Visible::LastOnlyByItself)?;
+        Ok(Growing { prefix, rope, h: embeddings.clone(), x: None })
+    }
+
+    /// Keys and values of the first `depth` layers, as far as they are not known yet. What comes after them in a layer is
+    /// computed when the next one is.
+    pub fn grow(&self, growing: &mut Growing, depth: usize) -> Result<()> {
+        while let Some(layer) =
+            self.layers[..depth.min(self.layers.len())].get(growing.prefix.layers.len())
+        {
+            let Growing { prefix, rope, h, x } = growing;
+            if let (Some((k, v)), Some(x)) = (prefix.layers.last(), &x) {
+                let before = &self.layers[prefix.layers.len() - 1];
+                let Some(rest) = &before.rest else { candle_core::bail!("a layer is not whole") };
+                *h = self.rest(rest, h.clone(), x, (k, v), rope, Visible::LastOnlyByItself)?;
             }
-            layers.push((k, v));
+            let normed = layer.input_norm.forward(h)?;
+            prefix.layers.push(self.keys_values(layer, &normed, rope)?);
+            *x = Some(normed);
         }
-        Ok(Prefix { layers, length })
+        Ok(())
     }
 
     /// As [`Self::prefill`], with the tokens whose embeddings `kept` knows already left as they were: keys and values of

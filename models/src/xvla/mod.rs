@@ -67,7 +67,8 @@ pub(crate) static FAMILY: Family = Family {
     }],
     keep,
     follows_velocity: false,
-    caches: Reusable { blocks: true, patches: false },
+    streams: false,
+    caches: Reusable { blocks: true, patches: false, exits: false },
     sizes,
     load: |checkpoint, options| Ok(Box::new(XvlaPolicy::load(checkpoint, options)?)),
 };

@@ -48,6 +48,7 @@ impl Case {
                 Dtype::F32 => words(data).map(f32::from_le_bytes).collect(),
                 Dtype::U8 => data.iter().map(|v| f32::from(*v)).collect(),
                 Dtype::I64 => words(data).map(|b| i64::from_le_bytes(b) as f32).collect(),
+                Dtype::F16 => words(data).map(|b| half::f16::from_le_bytes(b).to_f32()).collect(),
                 Dtype::BF16 => words(data)
                     .map(|b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16))
                     .collect(),

@@ -50,6 +50,9 @@ pub struct SchedulerConfig {
     pub strategy: StrategyConfig,
     /// The policy's tail latency, measured before the start; replaced by what is seen while running.
     pub latency: Option<Duration>,
+    /// Plans never count on less than this: a policy that is often done early takes as long now and then.
+    #[serde(default)]
+    pub least_latency: Duration,
 }
 
 impl SchedulerConfig {
@@ -62,6 +65,7 @@ impl SchedulerConfig {
             execution_horizon,
             strategy: StrategyConfig::default(),
             latency: None,
+            least_latency: Duration::ZERO,
         }
     }
 }
@@ -248,6 +252,7 @@ impl Scheduler {
             return None;
         }
         let latency = self.latency.tail().or(self.config.latency).unwrap_or_default();
+        let latency = latency.max(self.config.least_latency);
         let dt = self.blocks.dt().unwrap_or(self.config.control_period).as_secs_f64();
         let progress = self.blocks.progress();
         let (phase, end) = progress.unwrap_or_default();

@@ -19,6 +19,9 @@ pub struct ChunkRequest {
     /// Nothing that is only nearly the same is to be reused: there is time.
     #[serde(default)]
     pub exact: bool,
+    /// Nothing is to end before it must: the chunk takes as long as one ever does.
+    #[serde(default)]
+    pub whole: bool,
 }
 
 /// Time one stage of an inference took.

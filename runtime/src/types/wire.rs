@@ -8,7 +8,7 @@ use super::{ActionChunk, CacheUse, ChunkReport, ChunkShapeError, Reach, StageTim
 use crate::Stamp;
 
 /// Names of stages and caches; one that is not among them comes back as `other`.
-const NAMES: [&str; 13] = [
+const NAMES: [&str; 15] = [
     "preprocess",
     "vision",
     "prefix",
@@ -22,6 +22,8 @@ const NAMES: [&str; 13] = [
     "observation_features",
     "candidates",
     "success_memory",
+    "early_exit",
+    "rolling_buffer",
 ];
 
 fn known(name: &str) -> &'static str {

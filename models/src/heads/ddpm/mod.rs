@@ -4,8 +4,10 @@
 //! `√ᾱ_t·x0 + √(1 − ᾱ_t)·noise`. Conventions are those of diffusers as LeRobot 0.6.1 sets it up
 //! (`schedulers/scheduling_ddpm.py`, `scheduling_ddim.py`: variance `fixed_small`, `eta` 0, `ᾱ` 1 past the end).
 
+mod rolling;
 mod sampler;
 mod schedule;
 
+pub use rolling::{Buffer, Profile};
 pub use sampler::{Inpainting, Sampler};
 pub use schedule::{BetaSchedule, Kind, Prediction, Schedule, Spacing};

@@ -2,7 +2,7 @@
 
 use candle_core::{Device, Result, Tensor};
 
-use super::schedule::{Kind, Schedule};
+use super::schedule::Schedule;
 
 /// A plan that the clean sample is drawn to at every step.
 ///
@@ -117,34 +117,12 @@ impl Sampler {
     pub fn step(&mut self, output: &Tensor, noise: impl FnOnce() -> Result<Tensor>) -> Result<()> {
         let t = self.timestep();
         let previous = self.timesteps.get(self.done + 1).copied();
-        let alpha = self.schedule.alpha(Some(t));
-        let alpha_previous = self.schedule.alpha(previous);
-        let (clean, epsilon) = self.schedule.estimate(&self.x, output, alpha)?;
-        let clean = match self.schedule.clip {
-            Some(bound) => clean.clamp(-bound, bound)?,
-            None => clean,
+        let draw = |clean| match &self.inpainting {
+            Some(plan) => plan.draw(&clean),
+            None => Ok(clean),
         };
-        let clean = match &self.inpainting {
-            Some(plan) => plan.draw(&clean)?,
-            None => clean,
-        };
-        self.x = match self.schedule.kind {
-            Kind::Ddim => {
-                ((&clean * alpha_previous.sqrt())? + (epsilon * (1.0 - alpha_previous).sqrt())?)?
-            }
-            Kind::Ddpm => {
-                let current = alpha / alpha_previous;
-                let of_clean = alpha_previous.sqrt() * (1.0 - current) / (1.0 - alpha);
-                let of_x = current.sqrt() * (1.0 - alpha_previous) / (1.0 - alpha);
-                let mean = ((&clean * of_clean)? + (&self.x * of_x)?)?;
-                if t == 0 {
-                    mean
-                } else {
-                    let variance = (1.0 - alpha_previous) / (1.0 - alpha) * (1.0 - current);
-                    (mean + (noise()? * variance.max(1e-20).sqrt())?)?
-                }
-            }
-        };
+        let (x, clean) = self.schedule.step(&self.x, output, (t, previous), draw, noise)?;
+        self.x = x;
         self.clean = Some(clean);
         self.done += 1;
         Ok(())
@@ -187,7 +165,7 @@ impl Sampler {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{BetaSchedule, Prediction, Spacing};
+    use super::super::{BetaSchedule, Kind, Prediction, Spacing};
     use super::*;
 
     const T: usize = 100;

@@ -51,11 +51,11 @@ pub enum Spacing {
 /// A training noise schedule and how it is run backwards.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Schedule {
-    pub(super) kind: Kind,
+    kind: Kind,
     prediction: Prediction,
     spacing: Spacing,
     /// Bound of the estimated clean sample.
-    pub(super) clip: Option<f64>,
+    clip: Option<f64>,
     betas: Vec<f32>,
     alphas: Vec<f32>,
 }
@@ -129,13 +129,50 @@ impl Schedule {
         t.and_then(|t| self.alphas.get(t)).map_or(1.0, |a| f64::from(*a))
     }
 
-    /// Clean sample and noise that `output` says are in `x`.
-    pub(super) fn estimate(
+    /// One step from training step `t` to `previous` (none: to the end), for rows of any sample of that level: the sample
+    /// after it, and the clean one that `output` says is in `x`, after `draw`. `noise` is asked for a standard-normal tensor
+    /// of the shape of `x` where one is added.
+    ///
+    /// # Errors
+    /// When a shape differs.
+    pub(super) fn step(
         &self,
         x: &Tensor,
         output: &Tensor,
-        alpha: f64,
+        (t, previous): (usize, Option<usize>),
+        draw: impl FnOnce(Tensor) -> Result<Tensor>,
+        noise: impl FnOnce() -> Result<Tensor>,
     ) -> Result<(Tensor, Tensor)> {
+        let alpha = self.alpha(Some(t));
+        let alpha_previous = self.alpha(previous);
+        let (clean, epsilon) = self.estimate(x, output, alpha)?;
+        let clean = match self.clip {
+            Some(bound) => clean.clamp(-bound, bound)?,
+            None => clean,
+        };
+        let clean = draw(clean)?;
+        let x = match self.kind {
+            Kind::Ddim => {
+                ((&clean * alpha_previous.sqrt())? + (epsilon * (1.0 - alpha_previous).sqrt())?)?
+            }
+            Kind::Ddpm => {
+                let current = alpha / alpha_previous;
+                let of_clean = alpha_previous.sqrt() * (1.0 - current) / (1.0 - alpha);
+                let of_x = current.sqrt() * (1.0 - alpha_previous) / (1.0 - alpha);
+                let mean = ((&clean * of_clean)? + (x * of_x)?)?;
+                if t == 0 {
+                    mean
+                } else {
+                    let variance = (1.0 - alpha_previous) / (1.0 - alpha) * (1.0 - current);
+                    (mean + (noise()? * variance.max(1e-20).sqrt())?)?
+                }
+            }
+        };
+        Ok((x, clean))
+    }
+
+    /// Clean sample and noise that `output` says are in `x`.
+    fn estimate(&self, x: &Tensor, output: &Tensor, alpha: f64) -> Result<(Tensor, Tensor)> {
         let (signal, spread) = (alpha.sqrt(), (1.0 - alpha).sqrt());
         match self.prediction {
             Prediction::Epsilon => Ok((((x - (output * spread)?)? / signal)?, output.clone())),

@@ -5,13 +5,15 @@
 //! its own.
 
 mod guidance;
+mod model;
 mod planned;
 mod policy;
 mod sampler;
 mod time;
 
 pub use guidance::{Guidance, guidance_weight, with_prefix};
+pub use model::FlowModel;
 pub(crate) use planned::{Planned, Start, reuse};
-pub use policy::{FlowModel, FlowPolicy, Sampling};
+pub use policy::{FlowPolicy, Sampling};
 pub use sampler::{EulerSampler, Sampler, Solver, gaussian_noise};
 pub use time::{Convention, FlowTime, NoiseAtOne, NoiseAtZero, time_embedding};

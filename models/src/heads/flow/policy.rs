@@ -1,117 +1,24 @@
 //! Any flow-matching network as an anytime task: one step per camera, one for the prefix, one per denoise step.
+//!
+//! With early exits a denoise step is one exit: the layers up to it, and its flow steps.
 
 use std::time::{Duration, Instant};
 
-use candle_core::{Result, Tensor};
+use candle_core::Tensor;
 use sinew_runtime::{
     ActionChunk, CacheUse, ChunkRequest, Observation, Policy, PolicyError, PolicySpec, Prefix,
     PrefixUse, Progress,
 };
 
-use super::{Convention, FlowTime, Planned, Sampler, Solver, Start, gaussian_noise, reuse};
+use super::{FlowModel, FlowTime, Planned, Sampler, Solver, Start, gaussian_noise, reuse};
 use crate::anytime::{NOT_BEGUN, NOT_DONE, NOTHING_BEGUN, STEP_LIMIT, Ticket, compute, steps};
 use crate::caches::{self, Branches, DENOISER, FRAMES, Frames, Seen, VisionConfig};
-use crate::caches::{KeptPrefix, KeptTower};
+use crate::exits::{EARLY_EXIT, Exiting, Exits};
 
 const STAGES: [&str; 4] = ["preprocess", "vision", "prefix", "denoise"];
 const VISION: usize = 1;
 const PREFIX: usize = 2;
 const DENOISE: usize = 3;
-
-/// A network with its processors, stage by stage.
-pub trait FlowModel: Send {
-    /// Direction of its flow time.
-    type Time: Convention + Send;
-    /// What it is called with.
-    type Inputs: Send;
-    /// What its velocities read; made once per chunk and never written.
-    type Cache: Send;
-
-    /// Shape of the sample that is denoised, `(H, M)`.
-    fn sample_shape(&self) -> (usize, usize);
-
-    /// The inputs of `observation`.
-    ///
-    /// # Errors
-    /// [`PolicyError`] when the observation does not fit.
-    fn prepare(
-        &mut self,
-        observation: &Observation,
-    ) -> std::result::Result<Self::Inputs, PolicyError>;
-
-    /// Images of `inputs`, in the model's order, `[3, height, width]`.
-    fn images(inputs: &Self::Inputs) -> &[Tensor];
-
-    /// Tokens of one image.
-    ///
-    /// # Errors
-    /// When its size does not fit.
-    fn encode_image(&self, pixels: &Tensor) -> Result<Tensor>;
-
-    /// As [`Self::encode_image`], with what `kept` says computed; a model that cannot computes all.
-    ///
-    /// # Errors
-    /// As there.
-    fn encode_image_kept(&self, pixels: &Tensor, _kept: &mut KeptTower) -> Result<Tensor> {
-        self.encode_image(pixels)
-    }
-
-    /// As [`Self::encode_prefix`], with what `kept` says computed; a model that cannot computes all.
-    ///
-    /// # Errors
-    /// As there.
-    fn encode_prefix_kept(
-        &self,
-        inputs: &Self::Inputs,
-        images: &[Tensor],
-        _kept: &mut KeptPrefix,
-    ) -> Result<Self::Cache> {
-        self.encode_prefix(inputs, images)
-    }
-
-    /// Whether [`Self::encode_prefix`] gives the same for `a` and `b` when the images' tokens are the same.
-    fn same_prefix(a: &Self::Inputs, b: &Self::Inputs) -> bool;
-
-    /// The part of `inputs` that does not depend on the sample, with the `images`' tokens.
-    ///
-    /// # Errors
-    /// When a token is not in the table.
-    fn encode_prefix(&self, inputs: &Self::Inputs, images: &[Tensor]) -> Result<Self::Cache>;
-
-    /// Velocity of the sample `x` (`[H, M]`) at `times`: one for all actions, or one for each. Its residual branches are
-    /// computed, or not, by `branches`.
-    ///
-    /// # Errors
-    /// When shapes do not fit.
-    fn velocity(
-        &self,
-        cache: &Self::Cache,
-        x: &Tensor,
-        times: &[FlowTime<Self::Time>],
-        branches: &mut Branches,
-    ) -> Result<Tensor>;
-
-    /// Planned actions (rows of `D`, physical units) as the network has them: rows of `width`.
-    ///
-    /// # Errors
-    /// [`PolicyError::NotFinite`] for a value that is none.
-    fn model_actions(
-        &self,
-        inputs: &Self::Inputs,
-        actions: &[f64],
-        width: usize,
-    ) -> std::result::Result<Vec<f32>, PolicyError>;
-
-    /// A finished sample (`[H, M]`) as actions `[H, D]`, row by row, in physical units.
-    ///
-    /// # Errors
-    /// [`PolicyError::NotFinite`] when a value is no number.
-    fn actions(
-        &self,
-        inputs: &Self::Inputs,
-        sample: &Tensor,
-    ) -> std::result::Result<Vec<f64>, PolicyError>;
-}
 
 struct Run<M: FlowModel> {
     ticket: Ticket<4>,
@@ -124,15 +31,68 @@ struct Run<M: FlowModel> {
     prefix: Option<Prefix>,
     /// The prefix is that of the run before, which took so long.
     kept: Option<Duration>,
+    /// The exits that it goes through; none: it is that of the whole network.
+    exiting: Option<Exiting>,
 }
 
 impl<M: FlowModel> Run<M> {
     fn total(&self) -> usize {
-        M::images(&self.inputs).len() + 1 + self.sampler.steps()
+        let steps = self.exiting.as_ref().map_or(self.sampler.steps(), Exiting::most);
+        M::images(&self.inputs).len() + 1 + steps
     }
 
     fn done(&self) -> usize {
-        self.tokens.len() + usize::from(self.cache.is_some()) + self.sampler.done()
+        self.tokens.len() + usize::from(self.cache.is_some()) + self.denoised()
+    }
+
+    /// Denoise steps that are behind.
+    fn denoised(&self) -> usize {
+        self.exiting.as_ref().map_or(self.sampler.done(), Exiting::done)
+    }
+
+    fn is_done(&self) -> bool {
+        self.exiting.as_ref().map_or(self.sampler.is_done(), Exiting::ended)
+    }
+
+    /// The part that does not depend on the sample, `cache` being what there is of it, for the layers that run next.
+    fn deepen(&mut self, model: &M, cache: Option<M::Cache>) -> Result<(), PolicyError> {
+        let depth = self.exiting.as_ref().map_or(model.depth(), Exiting::depth);
+        let made = model.encode_prefix_to(&self.inputs, &self.tokens, cache, depth);
+        self.cache = Some(made.map_err(compute)?);
+        Ok(())
+    }
+
+    /// A denoise step, with what `branches` computes of it: `together` flow steps. At an exit these are all there are;
+    /// `dim` values of an action count.
+    fn denoise(
+        &mut self,
+        model: &M,
+        branches: &mut Branches,
+        (together, dim): (usize, usize),
+    ) -> Result<(), PolicyError> {
+        if self.exiting.is_some() {
+            self.sampler.restart();
+        }
+        let start = Instant::now();
+        let cache = self.cache.as_ref().ok_or(NOT_BEGUN)?;
+        for _ in 0..together.min(self.sampler.steps() - self.sampler.done()) {
+            let last = self.sampler.done() + 1 == self.sampler.steps();
+            let velocity = |x: &Tensor, times: &[FlowTime<M::Time>]| {
+                let level = times.iter().map(|t| t.level()).fold(0.0, f64::max);
+                branches.evaluate(1.0 - level, last, |branches| {
+                    model.velocity(cache, x, times, branches)
+                })
+            };
+            self.planned.step(&mut self.sampler, velocity).map_err(compute)?;
+        }
+        self.ticket.add(DENOISE, start);
+        let Some(exiting) = &mut self.exiting else { return Ok(()) };
+        let sample = self.sampler.sample();
+        let values = |x: &Tensor| x.narrow(1, 0, dim)?.flatten_all()?.to_vec1::<f32>();
+        let physical = exiting.recorded().then(|| model.actions(&self.inputs, sample));
+        let time = self.ticket.time(PREFIX) + self.ticket.time(DENOISE);
+        exiting.reached(values(sample).map_err(compute)?, physical.transpose()?, time);
+        Ok(())
     }
 }
 
@@ -161,7 +121,11 @@ pub struct FlowPolicy<M: FlowModel> {
     noise: Option<Vec<f32>>,
     sampling: Sampling,
     branches: Branches,
+    exits: Option<Exits>,
 }
+
+/// What the noise becomes in one inference.
+type Way<M> = (Planned, Sampler<<M as FlowModel>::Time>, Option<Exiting>);
 
 impl<M: FlowModel> FlowPolicy<M> {
     /// The policy of `model`; `spec` must be the model's, with an action rate.
@@ -177,6 +141,7 @@ impl<M: FlowModel> FlowPolicy<M> {
             noise: None,
             sampling,
             branches: Branches::off(),
+            exits: None,
         }
     }
 
@@ -192,7 +157,18 @@ impl<M: FlowModel> FlowPolicy<M> {
         Self { seen: config.map(Seen::new), ..self }
     }
 
-    fn check(&self, prefix: &Prefix) -> std::result::Result<(), PolicyError> {
+    /// Ends inferences early, as `exits` say; every exit then counts as one denoise step.
+    #[must_use]
+    pub(crate) fn with_exits(mut self, exits: Option<Exits>) -> Self {
+        if let Some(exits) = &exits {
+            self.spec.denoise_steps = exits.count();
+            // Every exit starts from the one before, and the first from noise.
+            self.spec.prefix.warm_start = false;
+        }
+        Self { exits, ..self }
+    }
+
+    fn check(&self, prefix: &Prefix) -> Result<(), PolicyError> {
         let expected = self.spec.action_dim;
         if prefix.dim != expected {
             return Err(PolicyError::PrefixWidth { expected, found: prefix.dim });
@@ -201,6 +177,9 @@ impl<M: FlowModel> FlowPolicy<M> {
             (PrefixUse::Trained, None) => Err(PolicyError::Unsupported("clean prefixes")),
             (PrefixUse::Trained, Some(most)) if prefix.frozen > most => {
                 Err(PolicyError::PrefixTooLong { frozen: prefix.frozen, most })
+            }
+            (PrefixUse::WarmStart { .. }, _) if self.exits.is_some() => {
+                Err(PolicyError::Unsupported("starts from a guess with early exits"))
             }
             _ => Ok(()),
         }
@@ -211,8 +190,15 @@ impl<M: FlowModel> FlowPolicy<M> {
         &mut self,
         inputs: &M::Inputs,
         request: &ChunkRequest,
-    ) -> std::result::Result<(Planned, Sampler<M::Time>), PolicyError> {
-        let steps = steps(request, &self.spec, STEP_LIMIT)?;
+    ) -> Result<Way<M>, PolicyError> {
+        let mut steps = steps(request, &self.spec, STEP_LIMIT)?;
+        let exiting = self.exits.as_ref().and_then(|exits| exits.begin(request, steps));
+        match (&exiting, &self.exits) {
+            (Some(exiting), _) => steps = exiting.steps(),
+            // The request counts exits, which are left out.
+            (None, Some(exits)) => steps = exits.whole_steps(),
+            (None, None) => {}
+        }
         if let Some(prefix) = &request.prefix {
             self.check(prefix)?;
         }
@@ -226,7 +212,70 @@ impl<M: FlowModel> FlowPolicy<M> {
         let to_model = |actions: &[f64], width| model.model_actions(inputs, actions, width);
         self.branches.begin(request.seed, request.exact);
         let start = Start { noise, shape, steps, solver: self.sampling.solver };
-        Planned::start(request.prefix.as_ref(), to_model, start)
+        let (planned, sampler) = Planned::start(request.prefix.as_ref(), to_model, start)?;
+        Ok((planned, sampler, exiting))
+    }
+
+    /// The part of the inference `run` that does not depend on the sample, as deep as it is needed first.
+    fn read(&mut self, run: &mut Run<M>) -> Result<(), PolicyError> {
+        let (start, model) = (Instant::now(), &self.model);
+        let same = |spent: &mut Run<M>| {
+            let ids = |run: &Run<M>| run.tokens.iter().map(Tensor::id).collect::<Vec<_>>();
+            ids(spent) == ids(run) && M::same_prefix(&spent.inputs, &run.inputs)
+        };
+        // Its own sample has been taken, so the run before has no more use for its prefix.
+        let spent = self.spent.take_if(same).and_then(|spent| spent.cache);
+        let spent = spent.filter(|_| !self.exits.as_ref().is_some_and(Exits::measured));
+        run.kept = spent.is_some().then_some(self.prefix_time);
+        let (inputs, tokens) = (&run.inputs, &run.tokens);
+        match (spent, &mut self.seen) {
+            (spent, _) if self.exits.is_some() => run.deepen(model, spent)?,
+            (Some(cache), _) => run.cache = Some(cache),
+            (None, seen) => {
+                let made = match seen {
+                    Some(seen) => model.encode_prefix_kept(inputs, tokens, seen.prefix()),
+                    None => model.encode_prefix(inputs, tokens),
+                };
+                run.cache = Some(made.map_err(compute)?);
+            }
+        }
+        if run.kept.is_none() {
+            self.prefix_time = start.elapsed();
+        }
+        run.ticket.add(PREFIX, start);
+        Ok(())
+    }
+
+    /// The next step of `run`: its stage; none when there is no more.
+    fn step(&mut self, run: &mut Run<M>) -> Result<Option<usize>, PolicyError> {
+        if run.is_done() {
+            return Ok(None);
+        }
+        let model = &self.model;
+        if let Some(pixels) = M::images(&run.inputs).get(run.tokens.len()) {
+            let (start, camera) = (Instant::now(), run.tokens.len());
+            let tokens = match &mut self.seen {
+                Some(seen) => seen.image(camera, |kept| model.encode_image_kept(pixels, kept)),
+                // What is kept there is only nearly the picture's, so this is for whole pictures.
+                None => self.frames.tokens(camera, pixels, || model.encode_image(pixels)),
+            };
+            run.tokens.push(tokens.map_err(compute)?);
+            run.ticket.add(VISION, start);
+            return Ok(Some(VISION));
+        }
+        if run.cache.is_none() {
+            self.read(run)?;
+            return Ok(Some(PREFIX));
+        }
+        // Where exits count as denoise steps, so do as many flow steps of the whole network.
+        let together = self.exits.as_ref().map_or(1, Exits::together);
+        if self.exits.is_some() {
+            let (start, cache) = (Instant::now(), run.cache.take());
+            run.deepen(model, cache)?;
+            run.ticket.add(PREFIX, start);
+        }
+        run.denoise(model, &mut self.branches, (together, self.spec.action_dim))?;
+        Ok(Some(DENOISE))
     }
 
     /// Starts the next inference from `noise` (`[H, M]` row by row) instead of the request's seed.
@@ -244,7 +293,7 @@ impl<M: FlowModel> Policy for FlowPolicy<M> {
         &mut self,
         observation: &Observation,
         request: &ChunkRequest,
-    ) -> std::result::Result<(), PolicyError> {
+    ) -> Result<(), PolicyError> {
         // One that was dropped has changed what is kept of the pictures, and nobody will ever say how far.
         let dropped = self.run.take().is_some();
         if let Some(seen) = &mut self.seen {
@@ -253,7 +302,7 @@ impl<M: FlowModel> Policy for FlowPolicy<M> {
         self.frames.begin();
         let start = Instant::now();
         let inputs = self.model.prepare(observation)?;
-        let (planned, sampler) = self.sampling(&inputs, request)?;
+        let (planned, sampler, exiting) = self.sampling(&inputs, request)?;
         self.run = Some(Run {
             ticket: Ticket::prepared(request, observation, &STAGES, start),
             inputs,
@@ -263,94 +312,50 @@ impl<M: FlowModel> Policy for FlowPolicy<M> {
             planned,
             prefix: request.prefix.clone(),
             kept: None,
+            exiting,
         });
         Ok(())
     }
 
-    fn resample(&mut self, request: &ChunkRequest) -> std::result::Result<bool, PolicyError> {
+    fn resample(&mut self, request: &ChunkRequest) -> Result<bool, PolicyError> {
         let spent = self.spent.take_if(|spent| self.run.is_none() && spent.cache.is_some());
         let Some(spent) = spent else { return Ok(false) };
-        let (planned, sampler) = self.sampling(&spent.inputs, request)?;
+        let (planned, sampler, exiting) = self.sampling(&spent.inputs, request)?;
         self.frames.begin();
         if let Some(seen) = &mut self.seen {
             seen.begin(false);
         }
         let (ticket, prefix) = (spent.ticket.again(request), request.prefix.clone());
         let kept = None;
-        self.run = Some(Run { ticket, sampler, planned, prefix, kept, ..spent });
+        self.run = Some(Run { ticket, sampler, planned, prefix, kept, exiting, ..spent });
         Ok(true)
     }
 
-    fn advance(&mut self) -> std::result::Result<Progress, PolicyError> {
-        let run = self.run.as_mut().ok_or(NOT_BEGUN)?;
-        if run.sampler.is_done() {
-            return Ok(Progress::Done);
-        }
-        let (start, model, branches) = (Instant::now(), &self.model, &mut self.branches);
-        let stage = if let Some(pixels) = M::images(&run.inputs).get(run.tokens.len()) {
-            let camera = run.tokens.len();
-            let tokens = match &mut self.seen {
-                Some(seen) => seen.image(camera, |kept| model.encode_image_kept(pixels, kept)),
-                // What is kept there is only nearly the picture's, so this is for whole pictures.
-                None => self.frames.tokens(camera, pixels, || model.encode_image(pixels)),
-            };
-            run.tokens.push(tokens.map_err(compute)?);
-            VISION
-        } else if let Some(cache) = &run.cache {
-            let last = run.sampler.done() + 1 == run.sampler.steps();
-            let velocity = |x: &Tensor, times: &[FlowTime<M::Time>]| {
-                let level = times.iter().map(|t| t.level()).fold(0.0, f64::max);
-                branches.evaluate(1.0 - level, last, |branches| {
-                    model.velocity(cache, x, times, branches)
-                })
-            };
-            run.planned.step(&mut run.sampler, velocity).map_err(compute)?;
-            DENOISE
-        } else {
-            let same = |spent: &mut Run<M>| {
-                let ids = |run: &Run<M>| run.tokens.iter().map(Tensor::id).collect::<Vec<_>>();
-                ids(spent) == ids(run) && M::same_prefix(&spent.inputs, &run.inputs)
-            };
-            // Its own sample has been taken, so the run before has no more use for its prefix.
-            run.cache = match self.spent.take_if(same).and_then(|spent| spent.cache) {
-                Some(cache) => {
-                    run.kept = Some(self.prefix_time);
-                    Some(cache)
-                }
-                None => {
-                    let (inputs, tokens) = (&run.inputs, &run.tokens);
-                    let made = match &mut self.seen {
-                        Some(seen) => model.encode_prefix_kept(inputs, tokens, seen.prefix()),
-                        None => model.encode_prefix(inputs, tokens),
-                    };
-                    Some(made.map_err(compute)?)
-                }
-            };
-            if run.kept.is_none() {
-                self.prefix_time = start.elapsed();
-            }
-            PREFIX
-        };
-        run.ticket.add(stage, start);
-        if run.sampler.is_done() {
-            return Ok(Progress::Done);
-        }
-        Ok(Progress::Step {
-            stage: STAGES[stage],
-            done: run.done(),
-            total: run.total(),
-            denoised: stage == DENOISE,
-            next_denoises: run.cache.is_some(),
+    fn advance(&mut self) -> Result<Progress, PolicyError> {
+        let mut run = self.run.take().ok_or(NOT_BEGUN)?;
+        let stepped = self.step(&mut run);
+        let run = self.run.insert(run);
+        Ok(match stepped? {
+            Some(stage) if !run.is_done() => Progress::Step {
+                stage: STAGES[stage],
+                done: run.done(),
+                total: run.total(),
+                denoised: stage == DENOISE,
+                next_denoises: run.cache.is_some(),
+            },
+            _ => Progress::Done,
         })
     }
 
-    fn take_chunk(&mut self) -> std::result::Result<ActionChunk, PolicyError> {
-        let run = self.run.take_if(|run| run.sampler.is_done()).ok_or(NOT_DONE)?;
+    fn take_chunk(&mut self) -> Result<ActionChunk, PolicyError> {
+        let run = self.run.take_if(|run| run.is_done()).ok_or(NOT_DONE)?;
         let run = self.spent.insert(run);
         let actions = self.model.actions(&run.inputs, run.sampler.sample())?;
-        let mut chunk = run.ticket.chunk(&self.spec, actions, run.sampler.done())?;
+        let mut chunk = run.ticket.chunk(&self.spec, actions, run.denoised())?;
         chunk.report.caches.extend(run.prefix.as_ref().map(|prefix| reuse(prefix, &chunk)));
         chunk.report.caches.extend(self.branches.end().map(|used| (DENOISER, used)));
+        let exits = self.exits.as_mut().and_then(|exits| exits.end(run.exiting.as_mut()));
+        chunk.report.caches.extend(exits.map(|used| (EARLY_EXIT, used)));
         chunk.report.caches.extend(match &self.seen {
             Some(seen) => seen.used(),
             None => Some((FRAMES, self.frames.used())),
@@ -369,13 +374,20 @@ impl<M: FlowModel> Policy for FlowPolicy<M> {
         self.branches.forget();
     }
 
-    fn set_denoise_steps(&mut self, steps: usize) -> std::result::Result<bool, PolicyError> {
+    fn set_denoise_steps(&mut self, steps: usize) -> Result<bool, PolicyError> {
         let run = self.run.as_mut().ok_or(NOTHING_BEGUN)?;
-        Ok(run.sampler.set_steps(steps.min(STEP_LIMIT)))
+        Ok(match (&mut run.exiting, &self.exits) {
+            (Some(exiting), _) => exiting.set_limit(steps),
+            (None, Some(_)) => false,
+            (None, None) => run.sampler.set_steps(steps.min(STEP_LIMIT)),
+        })
     }
 
-    fn finish_early(&mut self) -> std::result::Result<bool, PolicyError> {
+    fn finish_early(&mut self) -> Result<bool, PolicyError> {
         let run = self.run.as_mut().ok_or(NOTHING_BEGUN)?;
-        run.sampler.finish().map_err(compute)
+        match &mut run.exiting {
+            Some(exiting) => Ok(exiting.finish()),
+            None => run.sampler.finish().map_err(compute),
+        }
     }
 }

@@ -111,6 +111,11 @@ impl<C: Convention> Sampler<C> {
         Ok(true)
     }
 
+    /// Begins again at noise level 1, taking the sample as it is for noise.
+    pub fn restart(&mut self) {
+        (self.start, self.done, self.velocity) = (1.0, 0, None);
+    }
+
     /// Replaces the sample by `x` of the same shape.
     pub fn overwrite(&mut self, x: Tensor) {
         self.x = x;
@@ -226,6 +231,21 @@ mod tests {
         assert!(sampler.time().abs() < 1e-6);
         let x = sampler.sample().flatten_all().and_then(|t| t.to_vec1::<f32>()).expect("f32");
         assert!((x[0] + 0.6).abs() < 1e-6);
+    }
+
+    #[test]
+    fn what_a_perfect_denoiser_gave_is_a_fixed_point_of_a_restart() {
+        // v = (x - 3) / t, whose path from any noise to the constant 3 is a straight line.
+        let mut sampler = EulerSampler::new(vec![1.0, -2.0], (1, 2), 2).expect("the shape fits");
+        for _ in 0..3 {
+            while !sampler.is_done() {
+                sampler.advance(|x, t| (x - 3.0)? / t.value()).expect("the shapes are equal");
+            }
+            let x = sampler.sample().flatten_all().and_then(|t| t.to_vec1::<f32>()).expect("f32");
+            assert_eq!(x, [3.0, 3.0]);
+            sampler.restart();
+            assert_eq!((sampler.done(), sampler.time()), (0, 1.0));
+        }
     }
 
     #[test]

@@ -141,6 +141,25 @@ fn the_next_chunk_is_asked_for_ahead_of_the_tail_latency() {
 }
 
 #[test]
+fn plans_do_not_count_on_a_policy_that_is_often_early() {
+    let slow = Duration::from_millis(300);
+    let mut bench =
+        Bench::with(SchedulerConfig { latency: Some(slow), least_latency: slow, ..config() });
+    for tick in [0, 51] {
+        let order = bench.due().expect("nothing is playing, or it is time");
+        assert_eq!(order.expected, at(tick) + slow);
+        // At once: it ended at the first exit.
+        let seen = bench.wish.position[0];
+        assert_eq!(bench.give(chunk(order.request, at(tick), ramp(seen, 0.01))), Ok(()));
+        // The next one is still due after 8 - 3 = 5 actions.
+        bench.run(49);
+        assert_eq!(bench.due(), None);
+        bench.run(2);
+    }
+    assert!(bench.due().is_some());
+}
+
+#[test]
 fn a_chunk_that_turns_back_does_not_swing_the_arm_past_both_curves() {
     let mut bench = Bench::new();
     let first = bench.scheduler.due(at(0)).expect("nothing is playing");
