@@ -29,6 +29,20 @@ fn exits_are_calibrated_from_the_demo_and_followed_in_a_run() {
     let told: serde_json::Value = serde_json::from_str(&told).expect("it is JSON");
     assert_eq!(told["ratio"], 0.5);
 
+    let plain = std::fs::read_to_string(launch.path("launch.toml")).expect("it was written");
+    for (keys, problem) in [
+        (
+            "early_exit = \"none.json\"",
+            "there is no such file; make it with `sinew calibrate exit`",
+        ),
+        ("early_exit = \"new.exit.json\"\ndenoise_steps = 5", "denoise_steps does not go with it"),
+        ("early_exit = \"new.exit.json\"\ncache_warm_start = true", "leave `cache_warm_start` out"),
+    ] {
+        launch.add("policy", keys);
+        let (code, _, wrong) = sinew(&["check", &launch.path("launch.toml").display().to_string()]);
+        assert!(code != Some(0) && wrong.contains(problem), "{code:?}: {wrong}");
+        std::fs::write(launch.path("launch.toml"), &plain).expect("writable");
+    }
     launch.add("policy", "early_exit = \"new.exit.json\"");
     let watch = Watch::new(&launch.endpoint);
     launch.start_control(&["--episodes", "1", "--time-limit", "600 s"]);

@@ -73,22 +73,18 @@ pub(super) fn resolve(
     folder: &Path,
     policy_here: bool,
 ) -> CacheSettings {
-    let mut made = |key: &str, at: &Option<schema::Text>, remedy: &str| {
-        let at = at.as_ref()?;
+    let denoiser = policy.cache_denoiser.as_ref().map(|at| {
         let file = folder.join(at.get_ref());
         if policy_here && !file.is_file() {
-            check.report(key, at, "there is no such file", remedy);
+            let remedy = "make it with `sinew calibrate cache`";
+            check.report("policy.cache_denoiser", at, "there is no such file", remedy);
         }
-        Some(file)
-    };
-    let remedy = "make it with `sinew calibrate cache`";
-    let denoiser = made("policy.cache_denoiser", &policy.cache_denoiser, remedy);
-    let remedy = "make it with `sinew calibrate exit`";
-    let early_exit = made("policy.early_exit", &policy.early_exit, remedy);
-    if let Some(steps) = policy.denoise_steps.as_ref().filter(|_| early_exit.is_some()) {
-        let problem = "does not go with early_exit, whose file says the steps of each exit";
-        check.report("policy.denoise_steps", steps, problem, "leave one of them out");
-    }
+        file
+    });
+    let early_exit = policy.early_exit.as_ref().map(|at| {
+        check.note("policy.early_exit", at);
+        folder.join(at.get_ref())
+    });
     let mut within = |key: &str, at: &Option<Spanned<f64>>, least: f64, most: f64, remedy: &str| {
         let at = at.as_ref()?;
         if !(least..=most).contains(at.get_ref()) {

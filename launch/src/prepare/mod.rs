@@ -81,6 +81,7 @@ pub fn prepare(config: LaunchConfig, placement: Placement) -> Result<Prepared, U
                     remedy,
                 )))
             })?;
+            early_exit(&config).map_or(Ok(()), |finding| Err(one(finding)))?;
             let options = load_options(&config.policy, &description.kinds());
             let policy = sinew_models::load_policy(&config.policy.file, &options)
                 .map_err(Unprepared::Model)?;
@@ -178,6 +179,22 @@ pub fn prepare(config: LaunchConfig, placement: Placement) -> Result<Prepared, U
         seed: config.policy.seed,
     };
     Ok(Prepared { plan, policy, residual, successes, description, config })
+}
+
+/// What is wrong with the early exits that `config` asks for.
+fn early_exit(config: &LaunchConfig) -> Option<Box<Finding>> {
+    let file = config.policy.cache.early_exit.as_ref()?;
+    let (problem, remedy) = if !file.is_file() {
+        ("there is no such file", "make it with `sinew calibrate exit`")
+    } else if config.policy.denoise_steps.is_some() {
+        (
+            "says the steps of each exit, so denoise_steps does not go with it",
+            "leave one of them out",
+        )
+    } else {
+        return None;
+    };
+    Some(Box::new(config.finding("policy.early_exit", file.display(), problem, remedy)))
 }
 
 /// How the policy of `settings` is loaded: the steps of one candidate, where there are several, belong to the head.
