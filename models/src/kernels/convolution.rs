@@ -1,71 +1,22 @@
 //! Convolutions over images and sequences whose channels lie side by side.
 
-use std::ops::Range;
-
 use candle_core::{Result, Tensor, bail};
 
 use super::epilogue::Epilogue;
 use super::functions::Activation;
 use super::gemm::multiply;
 use super::isa::Isa;
+use super::map::{Largest, Map, POOL, max_pool};
 use super::matrix::Matrix;
 use super::packed::{Compute, Packed};
 use super::pool::pool;
-use super::simd::{BLOCK, Interleave, Loop, TILE_ROWS};
+use super::simd::BLOCK;
 use super::tensors;
 use super::window::{Seen, Window};
 use super::winograd::Winograd;
 
-/// What is seen of the places that a pooled place stands for.
-const POOL: Window = Window { kernel: (3, 3), stride: 2, padding: (1, 1) };
 /// Pooled lines that a convolution before the pool makes at a time.
 const BAND: usize = 8;
-
-/// Features of an image.
-#[derive(Debug, Clone)]
-pub struct Map {
-    /// `[height·width, C]`, row by row.
-    pub values: Matrix,
-    /// Height and width (places).
-    pub size: (usize, usize),
-}
-
-impl Map {
-    /// An image `[C, height, width]`.
-    ///
-    /// # Errors
-    /// When it has another number of dimensions, or is not contiguous f32.
-    pub fn of_image(pixels: &Tensor) -> Result<Self> {
-        let (channels, height, width) = pixels.dims3()?;
-        let pixels = tensors::read(pixels)?;
-        let pixels = pixels.get();
-        let isa = Isa::current();
-        let mut values = Matrix::unwritten(height * width, channels);
-        let line = (width * channels).max(1);
-        pool().chunks(values.values_mut(), line, |y, line| {
-            for first in (0..channels).step_by(TILE_ROWS) {
-                let rows = std::array::from_fn(|r| {
-                    let plane = first + r;
-                    let start = (plane * height + y) * width;
-                    if plane < channels { &pixels[start..start + width] } else { &[][..] }
-                });
-                let height = TILE_ROWS.min(channels - first);
-                let tile = &mut line[first..];
-                isa.interleave(Interleave { rows, height, step: channels, tile });
-            }
-        });
-        Ok(Self { values, size: (height, width) })
-    }
-
-    /// As `[C, height, width]`.
-    ///
-    /// # Errors
-    /// When memory runs out.
-    pub fn to_image(&self) -> Result<Tensor> {
-        let (height, width) = self.size;
-        self.values.to_tensor()?.t()?.contiguous()?.reshape(((), height, width))
-    }
-}
 
 /// How a convolution is computed.
 #[derive(Debug)]
@@ -282,50 +233,6 @@ impl Doubling {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let wide = self.0.forward_sequence(x)?;
         wide.reshape((2 * x.dim(0)?, self.0.outputs() / 2))
-    }
-}
-
-/// Largest value of each 3 × 3 square, at every second place; the border counts for nothing.
-pub fn max_pool(x: &Map) -> Map {
-    let (channels, (height, width)) = (x.values.width(), x.size);
-    let size = POOL.result(height, width);
-    let mut values = Matrix::unwritten(size.0 * size.1, channels);
-    let isa = Isa::current();
-    pool().chunks(values.values_mut(), (size.1 * channels).max(1), |top, out| {
-        let lines = (2 * top).saturating_sub(1)..(2 * top + 2).min(height);
-        isa.run(Largest { values: x.values.values(), width, channels, lines, out });
-    });
-    Map { values, size }
-}
-
-/// One line of the result.
-struct Largest<'a> {
-    values: &'a [f32],
-    width: usize,
-    channels: usize,
-    /// Lines of the image that it sees.
-    lines: Range<usize>,
-    out: &'a mut [f32],
-}
-
-impl Loop for Largest<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
-        let Self { values, width, channels, lines, out } = self;
-        for (left, place) in out.chunks_exact_mut(channels).enumerate() {
-            place.fill(f32::NEG_INFINITY);
-            for y in lines.clone() {
-                for x in (2 * left).saturating_sub(1)..(2 * left + 2).min(width) {
-                    let seen = &values[(y * width + x) * channels..][..channels];
-                    for (p, s) in place.iter_mut().zip(seen) {
-                        // NaN stays.
-                        *p = if *s > *p || s.is_nan() { *s } else { *p };
-                    }
-                }
-            }
-        }
     }
 }
 

@@ -2,8 +2,8 @@
 
 use candle_core::{Device, Result, Tensor, bail};
 
-use super::convolution::Map;
 use super::isa::Isa;
+use super::map::Map;
 use super::matrix::Matrix;
 use super::pool::pool;
 use super::simd::Loop;
