@@ -53,10 +53,8 @@ pub(crate) fn exit(args: &ExitArgs) -> Result<(), Failure> {
         seeds: shown.seeds,
         max_error: args.max_error,
     };
-    let mut progress = |what: &str| eprint!("\r{what}    ");
-    let found = calibrate(policy.as_mut(), &tuning, &seen, &plan, &mut progress);
-    eprintln!();
-    let found = found.map_err(|e| Failure::Result(format!("{}: {e}", shown.model.display())))?;
+    let found =
+        shown.watched(|progress| calibrate(policy.as_mut(), &tuning, &seen, &plan, progress))?;
     match shown.json {
         true => print_json(&found.tried)?,
         false => table(&found),

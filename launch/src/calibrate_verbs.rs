@@ -93,6 +93,19 @@ impl Shown {
         }
     }
 
+    /// What `work` finds, which says how far it is.
+    ///
+    /// # Errors
+    /// [`Failure::Result`] with what went wrong.
+    pub fn watched<T, E: std::fmt::Display>(
+        &self,
+        work: impl FnOnce(&mut dyn FnMut(&str)) -> Result<T, E>,
+    ) -> Result<T, Failure> {
+        let found = work(&mut |what| eprint!("\r{what}    "));
+        eprintln!();
+        found.map_err(|e| Failure::Result(format!("{}: {e}", self.model.display())))
+    }
+
     /// Where what is found is written: beside the model with the ending `name`.json, unless it is said otherwise.
     pub fn file(&self, name: &str) -> PathBuf {
         let beside = || match self.model.is_dir() {
@@ -156,10 +169,8 @@ fn cache(args: &CacheArgs) -> Result<(), Failure> {
         max_spread: args.max_spread,
         denoise_steps: args.denoise_steps,
     };
-    let mut progress = |what: &str| eprint!("\r{what}    ");
-    let found = calibrate(policy.as_mut(), &tuning, &seen, &plan, &mut progress);
-    eprintln!();
-    let found = found.map_err(|e| Failure::Result(format!("{}: {e}", shown.model.display())))?;
+    let found =
+        shown.watched(|progress| calibrate(policy.as_mut(), &tuning, &seen, &plan, progress))?;
     match shown.json {
         true => print_json(&found.tried)?,
         false => table(&found),

@@ -14,6 +14,7 @@
 pub mod act;
 mod anytime;
 pub mod backbones;
+mod beside;
 pub mod caches;
 pub mod checkpoint;
 pub mod diffusion;

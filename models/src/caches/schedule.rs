@@ -1,7 +1,5 @@
 //! The file beside a policy that says which evaluations compute which blocks of its denoiser.
 
-use std::fs::File;
-use std::io::Read;
 use std::ops::Bound;
 use std::path::Path;
 
@@ -10,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::plan::{Block, Updates};
 use super::slope::STEEPEST;
 use crate::ModelError;
+use crate::beside;
 
 /// What stands first in the file.
 const FORMAT: &str = "sinew denoiser cache 2";
@@ -203,16 +202,7 @@ impl Schedule {
     /// # Errors
     /// [`ModelError`] for a file that is none, is damaged, or belongs to other weights.
     pub fn read(path: &Path, blocks: &[Block], weights_sha256: &str) -> Result<Self, ModelError> {
-        let io = |e| ModelError::io(path, e);
-        let mut text = Vec::new();
-        File::open(path).and_then(|f| f.take(LARGEST + 1).read_to_end(&mut text)).map_err(io)?;
-        if text.len() as u64 > LARGEST {
-            let expected = format!("at most {LARGEST} bytes");
-            return Err(ModelError::malformed(path, "the file", "longer", expected));
-        }
-        let schedule: Self = serde_json::from_slice(&text).map_err(|e| {
-            ModelError::malformed(path, "the file", e, "what `sinew calibrate cache` writes")
-        })?;
+        let schedule: Self = beside::read(path, LARGEST, "sinew calibrate cache")?;
         schedule.check(path, blocks, weights_sha256)?;
         Ok(schedule)
     }
@@ -222,10 +212,7 @@ impl Schedule {
     /// # Errors
     /// [`ModelError::Io`].
     pub fn write(&self, path: &Path) -> Result<(), ModelError> {
-        // Plain structs with string keys serialise.
-        #[allow(clippy::expect_used)]
-        let text = serde_json::to_string_pretty(self).expect("plain structs serialise");
-        std::fs::write(path, text + "\n").map_err(|e| ModelError::io(path, e))
+        beside::write(path, self)
     }
 
     fn check(&self, path: &Path, blocks: &[Block], weights: &str) -> Result<(), ModelError> {

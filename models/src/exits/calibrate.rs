@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use serde::Serialize;
-use sinew_runtime::{ActionChunk, ChunkRequest, Observation, Policy, PolicyError, Progress};
+use sinew_runtime::inference::run;
+use sinew_runtime::{ChunkRequest, Observation, Policy, PolicyError};
 
 use super::file::{ExitPlan, MOST_STEPS, fit};
 use super::options::{ExitTuning, SeenExits};
@@ -178,13 +179,13 @@ fn sample(
     through: &ExitPlan,
 ) -> Result<Sample, ExitCalibrationError> {
     tuning.lock().plan = None;
-    let exact = make(policy, seen, request)?;
+    let exact = run(policy, seen, request)?;
     {
         let mut tuned = tuning.lock();
         tuned.plan = Some(through.clone());
         tuned.seen.clear();
     }
-    make(policy, seen, request)?;
+    run(policy, seen, request)?;
     let seen = tuning.lock().seen.pop().ok_or(ExitCalibrationError::Unusable)?;
     let exits = through.layers.len();
     let whole =
@@ -195,16 +196,6 @@ fn sample(
     let own = |stage: &str| stage == "prefix" || stage == "denoise";
     let times = exact.report.stages.iter().filter(|s| own(s.stage)).map(|s| s.time);
     Ok(Sample { seen, exact_time: times.sum(), exact: exact.values().to_vec() })
-}
-
-fn make(
-    policy: &mut dyn Policy,
-    seen: &Observation,
-    request: &ChunkRequest,
-) -> Result<ActionChunk, PolicyError> {
-    policy.begin(seen, request)?;
-    while policy.advance()? != Progress::Done {}
-    policy.take_chunk()
 }
 
 /// What `thresholds` make of `samples`, whose actions have `dim` values.

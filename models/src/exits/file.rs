@@ -1,13 +1,12 @@
 //! The file beside a policy that says after which layers an inference may end, and when it does.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::rule::{Gap, LEAST_EXITS};
 use crate::ModelError;
+use crate::beside;
 use crate::caches::Measured;
 
 /// What stands first in the file.
@@ -66,16 +65,7 @@ impl ExitPlan {
     /// # Errors
     /// [`ModelError`] for a file that is none, is damaged, or belongs to other weights.
     pub fn read(path: &Path, depth: usize, weights_sha256: &str) -> Result<Self, ModelError> {
-        let mut text = Vec::new();
-        let read = File::open(path).and_then(|f| f.take(LARGEST + 1).read_to_end(&mut text));
-        read.map_err(|e| ModelError::io(path, e))?;
-        if text.len() as u64 > LARGEST {
-            let expected = format!("at most {LARGEST} bytes");
-            return Err(ModelError::malformed(path, "the file", "longer", expected));
-        }
-        let plan: Self = serde_json::from_slice(&text).map_err(|e| {
-            ModelError::malformed(path, "the file", e, "what `sinew calibrate exit` writes")
-        })?;
+        let plan: Self = beside::read(path, LARGEST, "sinew calibrate exit")?;
         plan.check(path, depth, weights_sha256)?;
         Ok(plan)
     }
@@ -85,10 +75,7 @@ impl ExitPlan {
     /// # Errors
     /// [`ModelError::Io`].
     pub fn write(&self, path: &Path) -> Result<(), ModelError> {
-        // Plain structs with string keys serialise.
-        #[allow(clippy::expect_used)]
-        let text = serde_json::to_string_pretty(self).expect("plain structs serialise");
-        std::fs::write(path, text + "\n").map_err(|e| ModelError::io(path, e))
+        beside::write(path, self)
     }
 
     fn check(&self, path: &Path, depth: usize, weights: &str) -> Result<(), ModelError> {
