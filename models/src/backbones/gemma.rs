@@ -345,7 +345,7 @@ impl Gemma {
         modulation: Option<&[Modulation; 2]>,
     ) -> Result<Tensor> {
         let q = rope.split(&rest.q.forward(x)?, self.config.num_heads)?;
-        let attended = attend(&q, keys, values, visible)?;
+        let attended = attend(&q, keys, values, visible, rest.q.compute())?;
         gated(rest.out.forward(&attended)?, modulation.map(|m| &m[0]))
     }
 

@@ -49,7 +49,7 @@ impl MultiheadAttention {
         let side = |linear: &Linear, x: &Matrix| linear.through(x, Activation::None, None);
         let (q, k, v) = (side(&self.q, query)?, side(&self.k, key)?, side(&self.v, value)?);
         let [q, k, v] = [&q, &k, &v].map(|side| side.columns(0..side.width()));
-        let seen = attend_rows(&q, &k, &v, (self.heads, self.heads), visible)?;
+        let seen = attend_rows(&q, &k, &v, (self.heads, self.heads), visible, self.q.compute())?;
         self.out.through(&seen, Activation::None, residual)
     }
 

@@ -312,16 +312,17 @@ impl Siglip {
         let (qkv, width) = (layer.qkv.through(&x, Activation::None, None)?, h.width());
         drop(x);
         let (q, heads) = (qkv.columns(0..width), (self.heads, self.heads));
+        let compute = layer.qkv.compute();
         let attended = match kept {
             Some((kept, rows)) => {
                 keep_rows(&qkv, kept, rows)?;
                 let (keys, values) = kept.values();
                 let all = |side| Columns::all(side, keys.len() / width);
-                attend_rows(&q, &all(keys)?, &all(values)?, heads, Visible::All)?
+                attend_rows(&q, &all(keys)?, &all(values)?, heads, Visible::All, compute)?
             }
             None => {
                 let (k, v) = (qkv.columns(width..2 * width), qkv.columns(2 * width..3 * width));
-                attend_rows(&q, &k, &v, heads, Visible::All)?
+                attend_rows(&q, &k, &v, heads, Visible::All, compute)?
             }
         };
         drop(qkv);

@@ -131,6 +131,11 @@ impl Linear {
         Ok(Self { weight: Packed::new(&[part], inputs, store.compute(names.0)), bias })
     }
 
+    /// How it computes; an attention over its results does as it does.
+    pub fn compute(&self) -> Compute {
+        self.weight.compute()
+    }
+
     /// Width of the result.
     pub fn outputs(&self) -> usize {
         self.weight.outputs()

@@ -168,6 +168,14 @@ impl Packed {
         self
     }
 
+    /// How it computes.
+    pub fn compute(&self) -> Compute {
+        match &self.form {
+            Form::Blocks { compute, .. } => *compute,
+            Form::Float(_) | Form::Half(_) => Compute::Exact,
+        }
+    }
+
     /// Rows of the matrix, which are the width of a product with it.
     pub fn outputs(&self) -> usize {
         self.outputs

@@ -95,9 +95,17 @@ fn round_row(x: &[f32], isa: Isa, offset: i32, row: &mut [u32], words: usize) {
     let (starts, more_starts) = starts.split_at_mut(whole);
     let (scales, more_scales) = scales.split_at_mut(whole);
     let group = isa.group();
-    isa.round(Rounding { x: &x[..whole * BLOCK], group, offset, words, starts, scales });
+    isa.round(Rounding {
+        x: &x[..whole * BLOCK],
+        block: BLOCK,
+        group,
+        offset,
+        words,
+        starts,
+        scales,
+    });
     if !more_starts.is_empty() {
         let (words, starts, scales) = (more_words, more_starts, more_scales);
-        isa.round(Rounding { x: &last, group, offset, words, starts, scales });
+        isa.round(Rounding { x: &last, block: BLOCK, group, offset, words, starts, scales });
     }
 }

@@ -210,11 +210,15 @@ impl Expert {
                 let keys = Tensor::cat(&[keys, &k], 1)?;
                 let values = Tensor::cat(&[values, &v], 1)?;
                 let visible = Visible::Causal { prefix: cache.prefix };
-                attend(&rope.split(&q, self.heads)?, &keys, &values, visible)?
+                attend(&rope.split(&q, self.heads)?, &keys, &values, visible, layer.q.compute())?
             }
-            Attention::Cross { .. } => {
-                attend(&self.from_zero.split(&q, self.heads)?, keys, values, Visible::All)?
-            }
+            Attention::Cross { .. } => attend(
+                &self.from_zero.split(&q, self.heads)?,
+                keys,
+                values,
+                Visible::All,
+                layer.q.compute(),
+            )?,
         };
         layer.out.forward(&attended)
     }

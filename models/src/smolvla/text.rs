@@ -213,7 +213,7 @@ impl Text {
             if let Some(rest) = layer.rest.as_ref().filter(|_| i + 1 < self.layers.len()) {
                 let q = rotated(&split_heads(&rest.q.forward(&x)?, self.heads)?)?;
                 // The last token is the last of the rows, so it alone sees itself here, too.
-                let attended = attend(&q, &k, &v, Visible::LastOnlyByItself)?;
+                let attended = attend(&q, &k, &v, Visible::LastOnlyByItself, rest.q.compute())?;
                 h = rest.out.forward_add(&attended, &h)?;
                 h = rest.mlp.forward(&rest.post_norm.forward(&h)?, &h)?;
             }
@@ -259,7 +259,7 @@ impl Text {
         visible: Visible,
     ) -> Result<Tensor> {
         let q = rope.split(&rest.q.forward(x)?, self.heads)?;
-        let h = rest.out.forward_add(&attend(&q, keys, values, visible)?, &h)?;
+        let h = rest.out.forward_add(&attend(&q, keys, values, visible, rest.q.compute())?, &h)?;
         rest.mlp.forward(&rest.post_norm.forward(&h)?, &h)
     }
 }

@@ -203,7 +203,7 @@ impl Head {
     fn attention(&self, block: &Block, h: &Tensor) -> Result<Tensor> {
         let packed = block.qkv.forward(&block.norm1.forward(h)?)?;
         let part = |index| packed_heads(&packed, index, self.heads);
-        let attended = attend(&part(0)?, &part(1)?, &part(2)?, Visible::All)?;
+        let attended = attend(&part(0)?, &part(1)?, &part(2)?, Visible::All, block.qkv.compute())?;
         block.out.forward(&attended)
     }
 }

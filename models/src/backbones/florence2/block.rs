@@ -122,7 +122,7 @@ impl Half {
             ))
         };
         // Rows of the result are places, each holding that place of all windows.
-        let mixed = attend(&part(0)?, &part(1)?, &part(2)?, Visible::All)?
+        let mixed = attend(&part(0)?, &part(1)?, &part(2)?, Visible::All, self.qkv.compute())?
             .reshape((places, windows, channels))?
             .transpose(0, 1)?
             .contiguous()?
@@ -145,7 +145,7 @@ impl Half {
         let packed = self.qkv.forward(x)?;
         // `[groups, channels of a group, places]`: what is elsewhere a token is here a channel.
         let part = |index| packed_heads(&packed, index, groups)?.transpose(1, 2)?.contiguous();
-        let mixed = attend(&part(0)?, &part(1)?, &part(2)?, Visible::All)?
+        let mixed = attend(&part(0)?, &part(1)?, &part(2)?, Visible::All, self.qkv.compute())?
             .reshape((channels / groups, groups, places))?
             .permute((2, 1, 0))?
             .contiguous()?

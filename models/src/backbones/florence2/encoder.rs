@@ -98,8 +98,13 @@ impl Encoder {
             let heads = linear.forward(h)?.reshape((rows, self.heads, width / self.heads))?;
             heads.transpose(0, 1)?.contiguous()
         };
-        let attended =
-            attend(&split(&layer.q)?, &split(&layer.k)?, &split(&layer.v)?, Visible::All)?;
+        let attended = attend(
+            &split(&layer.q)?,
+            &split(&layer.k)?,
+            &split(&layer.v)?,
+            Visible::All,
+            layer.q.compute(),
+        )?;
         let h = layer.attention_norm.forward(&add(layer.out.forward(&attended)?, h)?)?;
         let x = layer.fc1.forward_with(&h, Activation::GeluErf)?;
         layer.final_norm.forward(&add(layer.fc2.forward(&x)?, &h)?)

@@ -1,15 +1,11 @@
-//! A block of queries on its way through the keys.
+//! A block of queries on its way through the keys, in 32-bit floats.
 
-use super::{Heads, Sizes};
+use super::columns::Columns;
+use super::{Heads, KEYS, Sizes};
 use crate::kernels::isa::Isa;
 use crate::kernels::pool::Cell;
-use crate::kernels::simd::{
-    Aligned, Interleave, Loop, Piece, Products, Softmax, TILE_COLUMNS, TILE_ROWS,
-};
+use crate::kernels::simd::{Aligned, Interleave, Piece, Products, Softmax, TILE_ROWS};
 use crate::kernels::strips::Tiles;
-
-/// Keys whose scores are held at a time: with the sums over the values they fill the first-level cache.
-const KEYS: usize = 96;
 
 /// How the keys and values of a head are cut into tiles.
 #[derive(Clone, Copy)]
@@ -59,19 +55,6 @@ pub(super) struct Block<'a> {
     pub sizes: Sizes,
 }
 
-/// What goes along with the columns of a block.
-struct Columns {
-    largest: [f32; TILE_COLUMNS],
-    sums: [f32; TILE_COLUMNS],
-    shrink: [f32; TILE_COLUMNS],
-    /// Keys that each query sees.
-    seen: [usize; TILE_COLUMNS],
-    /// Keys that every query sees.
-    least: usize,
-    /// Keys that any query sees.
-    most: usize,
-}
-
 impl<'a> Block<'a> {
     /// The block over a head's `packed` keys and values ([`Plan::pack`]).
     pub fn new(isa: Isa, q: Heads<'a>, packed: &'a [f32], plan: Plan, sizes: Sizes) -> Self {
@@ -87,7 +70,7 @@ impl<'a> Block<'a> {
         let (queries, scores) = scratch.split_at_mut(plan.size * width);
         let (sums, scores) = scores.split_at_mut(plan.size * width);
         self.pack_queries(&cell, queries, width);
-        let mut columns = self.columns(&cell);
+        let mut columns = Columns::new(&cell, self.sizes);
         let together = KEYS / plan.keys.most();
         for first in (0..plan.keys.count).step_by(together) {
             let last = (first + together).min(plan.keys.count);
@@ -119,8 +102,8 @@ impl<'a> Block<'a> {
                 shrink: &mut columns.shrink,
             });
             columns.hide(scores, width, keys.start, 0.0);
-            if first > 0 && columns.shrink[..width].iter().any(|by| *by != 1.0) {
-                isa.run(Shrink { sums, by: &columns.shrink[..width] });
+            if first > 0 {
+                columns.shrink(isa, sums, width);
             }
             for tile in 0..plan.values.count {
                 let (start, rows) = (plan.values.start(tile), plan.values.height(tile));
@@ -138,7 +121,7 @@ impl<'a> Block<'a> {
             }
         }
         // The queries' place is free now.
-        self.finish(cell, sums, queries, &columns.sums);
+        columns.finish(isa, cell, sums, queries);
     }
 
     /// The block's queries side by side, scaled.
@@ -159,68 +142,5 @@ impl<'a> Block<'a> {
         }
         let scale = (self.plan.size as f32).powf(-0.5);
         queries.iter_mut().for_each(|x| *x *= scale);
-    }
-
-    /// The block's rows of the result, from `sums` (`[width of a head][query]`); `turned` is as large.
-    fn finish(&self, mut cell: Cell<'_>, sums: &[f32], turned: &mut [f32], by: &[f32]) {
-        let (size, width) = (self.plan.size, sums.len() / self.plan.size);
-        for (index, tile) in sums.chunks(TILE_ROWS * width).enumerate() {
-            let mut rows: [&[f32]; TILE_ROWS] = [&[]; TILE_ROWS];
-            rows.iter_mut().zip(tile.chunks_exact(width)).for_each(|(to, row)| *to = row);
-            let height = tile.len() / width;
-            let tile = &mut turned[index * TILE_ROWS..];
-            self.isa.interleave(Interleave { rows, height, step: size, tile });
-        }
-        let rows = cell.rows().zip(turned.chunks_exact(size).zip(by));
-        for (row, (sums, by)) in rows {
-            let by = 1.0 / by;
-            cell.row(row).iter_mut().zip(sums).for_each(|(to, sum)| *to = sum * by);
-        }
-    }
-
-    fn columns(&self, cell: &Cell<'_>) -> Columns {
-        // Columns past the block's end are padding: they see one key, so that their sums are numbers.
-        let mut seen = [1; TILE_COLUMNS];
-        for (seen, row) in seen.iter_mut().zip(cell.rows()) {
-            *seen = self.sizes.visible.columns(row, self.sizes.rows, self.sizes.columns);
-        }
-        let used = || seen[..cell.rows().len()].iter().copied();
-        Columns {
-            largest: [f32::NEG_INFINITY; TILE_COLUMNS],
-            sums: [0.0; TILE_COLUMNS],
-            shrink: [1.0; TILE_COLUMNS],
-            seen,
-            least: used().min().unwrap_or(0),
-            most: used().max().unwrap_or(0),
-        }
-    }
-}
-
-impl Columns {
-    /// Writes `value` over the scores, of keys from `first` on, of those that a query does not see.
-    fn hide(&self, scores: &mut [f32], width: usize, first: usize, value: f32) {
-        let skip = self.least.saturating_sub(first);
-        for (key, row) in scores.chunks_exact_mut(width).enumerate().skip(skip) {
-            for (score, seen) in row.iter_mut().zip(&self.seen) {
-                *score = if first + key < *seen { *score } else { value };
-            }
-        }
-    }
-}
-
-/// Sums on from another largest score.
-struct Shrink<'a> {
-    sums: &'a mut [f32],
-    by: &'a [f32],
-}
-
-impl Loop for Shrink<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
-        for row in self.sums.chunks_exact_mut(self.by.len()) {
-            row.iter_mut().zip(self.by).for_each(|(sum, by)| *sum *= by);
-        }
     }
 }

@@ -16,6 +16,7 @@ mod round;
 mod softmax;
 mod square;
 mod tile;
+mod words;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -25,6 +26,7 @@ pub use operands::{Dots, Piece, Products, Quants, Weights, Widening};
 pub use round::{Rounding, round};
 pub use softmax::Softmax;
 pub use square::{Back, Forth, PLACES, SIDE};
+pub use words::{Weigh, Words};
 
 use super::isa::Isa;
 
@@ -40,8 +42,8 @@ pub const TILE_ROWS: usize = 8;
 /// The most columns of a tile.
 pub const TILE_COLUMNS: usize = 48;
 
-/// Asks for the lines of `values`, which will be written soon: a store to a line that is far away blocks those behind
-/// it.
+/// Asks for the lines of `values`, which will be read or written soon: a store to a line that is far away blocks those
+/// behind it.
 pub fn prefetch(values: &[f32]) {
     values.chunks(16).for_each(|line| tile::prefetch(line.as_ptr()));
 }
@@ -190,6 +192,64 @@ impl Isa {
                 #[cfg(target_arch = "aarch64")]
                 Self::NeonDot => neon::softmax(s),
                 _ => portable::softmax(s),
+            }
+        }
+    }
+
+    /// What is added to each rounded value that becomes a columns' side of [`Words`].
+    pub fn other_side(self) -> u8 {
+        match self {
+            Self::AvxVnni | Self::Avx512Vnni => 128,
+            _ => 0,
+        }
+    }
+
+    /// `out[r][c] (+)= a_scale[r]·b_scale[c]·Σ_k a[k][r]·b[k][c]`; see [`Words`].
+    ///
+    /// # Panics
+    /// As [`Self::multiply_tile`].
+    #[inline]
+    pub fn word_tile(self, mut w: Words<'_>) {
+        w.check(self.float_shape());
+        let w = &mut w;
+        // SAFETY: as in `multiply_tile`.
+        unsafe {
+            match self {
+                #[cfg(target_arch = "x86_64")]
+                Self::Avx512Vnni => x86::words_avx512_vnni(w),
+                #[cfg(target_arch = "x86_64")]
+                Self::Avx512 => x86::words_avx512(w),
+                #[cfg(target_arch = "x86_64")]
+                Self::AvxVnni => x86::words_avx_vnni(w),
+                #[cfg(target_arch = "x86_64")]
+                Self::Avx2 => x86::words_avx2(w),
+                #[cfg(target_arch = "aarch64")]
+                Self::NeonDot => neon::words(w),
+                _ => portable::words(w),
+            }
+        }
+    }
+
+    /// Takes some more keys into a softmax and rounds what they become; see [`Weigh`].
+    ///
+    /// # Panics
+    /// As [`Self::multiply_tile`].
+    pub fn weigh(self, w: Weigh<'_>) {
+        w.check(self.float_shape(), self.group());
+        // SAFETY: as in `multiply_tile`.
+        unsafe {
+            match self {
+                #[cfg(target_arch = "x86_64")]
+                Self::Avx512Vnni => x86::weigh_avx512_vnni(w),
+                #[cfg(target_arch = "x86_64")]
+                Self::Avx512 => x86::weigh_avx512(w),
+                #[cfg(target_arch = "x86_64")]
+                Self::AvxVnni => x86::weigh_avx_vnni(w),
+                #[cfg(target_arch = "x86_64")]
+                Self::Avx2 => x86::weigh_avx2(w),
+                #[cfg(target_arch = "aarch64")]
+                Self::NeonDot => neon::weigh(w),
+                _ => portable::weigh(w),
             }
         }
     }

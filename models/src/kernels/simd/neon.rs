@@ -7,6 +7,7 @@ use super::operands::{Dots, Products, Widening};
 use super::softmax::{self, Softmax};
 use super::square::{self, Back, Forth};
 use super::tile::{self, Bytes, Floats, by_size, by_vectors};
+use super::words::{self, Weigh, Words};
 
 #[derive(Clone, Copy)]
 struct Four(float32x4_t);
@@ -91,6 +92,7 @@ impl Bytes for Quads {
     type Weights = int8x16_t;
     const GROUP: usize = 4;
     const SIGNED: bool = true;
+    const MOST: f32 = 127.0;
 
     #[inline(always)]
     unsafe fn sums(start: i32) -> int32x4_t {
@@ -123,6 +125,20 @@ impl Bytes for Quads {
     #[inline(always)]
     unsafe fn float(sums: int32x4_t) -> Four {
         Four(unsafe { vcvtq_f32_s32(sums) })
+    }
+    #[inline(always)]
+    unsafe fn words(from: *const u32) -> int8x16_t {
+        unsafe { vld1q_s8(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn pack(values: [Four; 4], to: *mut u32) {
+        unsafe {
+            let low = vdupq_n_u32(255);
+            let [a, b, c, d] = values.map(|v| vandq_u32(vreinterpretq_u32_f32(v.0), low));
+            let first = vorrq_u32(a, vshlq_n_u32::<8>(b));
+            let second = vorrq_u32(c, vshlq_n_u32::<8>(d));
+            vst1q_u32(to, vorrq_u32(first, vshlq_n_u32::<16>(second)));
+        }
     }
     #[inline(always)]
     unsafe fn depth(weights: int8x16_t, k: usize) -> Four {
@@ -181,4 +197,19 @@ pub(super) unsafe fn dot(d: Dots<'_>) {
 pub(super) unsafe fn widen(w: Widening<'_>) {
     // SAFETY: the caller's.
     unsafe { tile::widen::<Quads>(w) }
+}
+
+/// # Safety
+/// `w` was checked, and the processor has `dotprod`.
+pub(super) unsafe fn words(w: &mut Words<'_>) {
+    use words::words as tile;
+    // SAFETY: the caller's.
+    unsafe { by_size!(w, tile::<Quads>, vectors: [1 2 3], rows: [1 2 3 4 5 6 7 8]) }
+}
+
+/// # Safety
+/// `w` was checked.
+pub(super) unsafe fn weigh(w: Weigh<'_>) {
+    // SAFETY: the caller's.
+    unsafe { by_vectors!(w, words::weigh::<Quads>, [1 2 3]) }
 }

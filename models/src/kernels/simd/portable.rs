@@ -5,6 +5,7 @@ use super::operands::{Dots, Products, Widening};
 use super::softmax::{self, Softmax};
 use super::square::{self, Back, Forth};
 use super::tile::{self, Bytes, Floats, by_size, by_vectors};
+use super::words::{self, Weigh, Words};
 use half::f16;
 
 /// Four floats. Not `FUSED`, their products are rounded before they are added where the target has no fused form:
@@ -119,6 +120,18 @@ impl Bytes for Pairs {
         Four(sums.map(|s| s as f32))
     }
     #[inline(always)]
+    unsafe fn words(from: *const u32) -> Self::Weights {
+        // SAFETY: good for four words, by the trait's contract.
+        unsafe { from.cast::<[u32; 4]>().read_unaligned() }.map(|w| [w as i16, (w >> 16) as i16])
+    }
+    #[inline(always)]
+    unsafe fn pack(values: [Self::Float; 4], to: *mut u32) {
+        let [a, b, ..] = values.map(|v| v.0.map(|v| v.to_bits() & 255));
+        let words: [u32; 4] = std::array::from_fn(|i| a[i] | b[i] << 16);
+        // SAFETY: good for four words, by the trait's contract.
+        unsafe { to.cast::<[u32; 4]>().write_unaligned(words) }
+    }
+    #[inline(always)]
     unsafe fn depth(weights: Self::Weights, k: usize) -> Four<true> {
         Four(weights.map(|pair| f32::from(pair[k])))
     }
@@ -166,4 +179,19 @@ pub(super) unsafe fn dot(d: Dots<'_>) {
 pub(super) unsafe fn widen(w: Widening<'_>) {
     // SAFETY: the caller's.
     unsafe { tile::widen::<Pairs>(w) }
+}
+
+/// # Safety
+/// `w` was checked.
+pub(super) unsafe fn words(w: &mut Words<'_>) {
+    use words::words as tile;
+    // SAFETY: the caller's.
+    unsafe { by_size!(w, tile::<Pairs>, vectors: [1 2 3], rows: [1 2 3 4 5 6]) }
+}
+
+/// # Safety
+/// `w` was checked.
+pub(super) unsafe fn weigh(w: Weigh<'_>) {
+    // SAFETY: the caller's.
+    unsafe { by_vectors!(w, words::weigh::<Pairs>, [1 2 3]) }
 }

@@ -7,6 +7,8 @@ use super::BLOCK;
 pub struct Rounding<'a> {
     /// The values.
     pub x: &'a [f32],
+    /// Values with one scale, a multiple of [`BLOCK`].
+    pub block: usize,
     /// Depths in a word: four values of 8 bits, or two of 16.
     pub group: usize,
     /// What is added to the weights that the row will meet: the sums start from minus that times the row's sum.
@@ -21,8 +23,9 @@ pub struct Rounding<'a> {
 
 impl Rounding<'_> {
     pub(super) fn check(&self) {
-        let blocks = self.x.len() / BLOCK;
-        assert!(self.x.len().is_multiple_of(BLOCK), "whole blocks");
+        assert!(self.block > 0 && self.block.is_multiple_of(BLOCK), "values with one scale");
+        assert!(self.x.len().is_multiple_of(self.block), "whole blocks");
+        let blocks = self.x.len() / self.block;
         assert!(self.group == 2 || self.group == 4, "depths of a word");
         assert!(self.words.len() == self.x.len() / self.group, "words");
         assert!(self.starts.len() == blocks && self.scales.len() == blocks, "one for each block");
@@ -31,6 +34,13 @@ impl Rounding<'_> {
 
 /// One block: the rounded values, their scale and their sum. A value that is no number makes all of the block none.
 pub fn round(x: &[f32; BLOCK]) -> ([i8; BLOCK], f32, i32) {
+    let scale = scale(x);
+    let (q, sum) = round_by(x, scale);
+    (q, scale, sum)
+}
+
+/// The scale of `x`: with it the largest value becomes 127.
+fn scale(x: &[f32]) -> f32 {
     let mut largest = [0f32; 8];
     for part in x.chunks_exact(8) {
         for (m, v) in largest.iter_mut().zip(part) {
@@ -39,7 +49,11 @@ pub fn round(x: &[f32; BLOCK]) -> ([i8; BLOCK], f32, i32) {
         }
     }
     let largest = largest.into_iter().fold(0f32, |m, v| if v > m || v.is_nan() { v } else { m });
-    let scale = largest / 127.0;
+    largest / 127.0
+}
+
+/// `x` in steps of `scale`, and the sum of that.
+fn round_by(x: &[f32; BLOCK], scale: f32) -> ([i8; BLOCK], i32) {
     let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
     let mut q = [0i8; BLOCK];
     let mut sum = 0i32;
@@ -49,24 +63,30 @@ pub fn round(x: &[f32; BLOCK]) -> ([i8; BLOCK], f32, i32) {
         *q = bits as u8 as i8;
         sum += i32::from(*q);
     }
-    (q, scale, sum)
+    (q, sum)
 }
 
 /// In plain Rust: what runs where no better way is known, and what tests compare the other with.
 pub(super) fn twin(r: Rounding<'_>) {
-    let blocks = r.x.as_chunks::<BLOCK>().0.iter().zip(r.words.chunks_exact_mut(BLOCK / r.group));
-    for ((x, words), (start, scale)) in blocks.zip(r.starts.iter_mut().zip(r.scales)) {
-        let (q, by, sum) = round(x);
-        *start = (-r.offset * sum) as u32;
-        *scale = by.to_bits();
-        for (word, q) in words.iter_mut().zip(q.chunks_exact(r.group)) {
-            *word = match *q {
-                [a, b, c, d] => u32::from_le_bytes([a as u8, b as u8, c as u8, d as u8]),
-                [a, b] => u32::from(i16::from(a) as u16) | u32::from(i16::from(b) as u16) << 16,
-                // `check` allows nothing else.
-                _ => 0,
-            };
+    let blocks = r.x.chunks_exact(r.block).zip(r.words.chunks_exact_mut(r.block / r.group));
+    for ((x, words), (start, by)) in blocks.zip(r.starts.iter_mut().zip(r.scales)) {
+        let scale = scale(x);
+        let mut all = 0;
+        let parts = x.as_chunks::<BLOCK>().0.iter();
+        for (x, words) in parts.zip(words.chunks_exact_mut(BLOCK / r.group)) {
+            let (q, sum) = round_by(x, scale);
+            all += sum;
+            for (word, q) in words.iter_mut().zip(q.chunks_exact(r.group)) {
+                *word = match *q {
+                    [a, b, c, d] => u32::from_le_bytes([a as u8, b as u8, c as u8, d as u8]),
+                    [a, b] => u32::from(i16::from(a) as u16) | u32::from(i16::from(b) as u16) << 16,
+                    // `check` allows nothing else.
+                    _ => 0,
+                };
+            }
         }
+        *start = (-r.offset * all) as u32;
+        *by = scale.to_bits();
     }
 }
 
@@ -79,50 +99,67 @@ pub(super) fn twin(r: Rounding<'_>) {
 pub(super) unsafe fn eights(r: Rounding<'_>) {
     use std::arch::x86_64::*;
 
-    let per_block = BLOCK / r.group;
+    let parts = r.block / BLOCK;
+    let per_part = BLOCK / r.group;
     for block in 0..r.starts.len() {
-        // SAFETY: block `block` of the values and of the words, by `Rounding::check`.
+        // SAFETY: the parts of block `block` of the values and of the words, by `Rounding::check`.
         unsafe {
-            let x = r.x.as_ptr().add(block * BLOCK);
-            let x: [__m256; 4] = std::array::from_fn(|i| _mm256_loadu_ps(x.add(8 * i)));
+            let part = |part: usize| {
+                let x = r.x.as_ptr().add((block * parts + part) * BLOCK);
+                [0, 8, 16, 24].map(|at| _mm256_loadu_ps(x.add(at)))
+            };
             // As whole numbers, the bits of magnitudes rise with them, and what is no number is above all.
             let magnitude = _mm256_set1_epi32(0x7fff_ffff);
-            let most = x.map(|x| _mm256_and_si256(_mm256_castps_si256(x), magnitude));
-            let most = _mm256_max_epu32(
-                _mm256_max_epu32(most[0], most[1]),
-                _mm256_max_epu32(most[2], most[3]),
-            );
+            let larger = |all, x: [__m256; 4]| {
+                let x = x.map(|x| _mm256_and_si256(_mm256_castps_si256(x), magnitude));
+                let (low, high) = (_mm256_max_epu32(x[0], x[1]), _mm256_max_epu32(x[2], x[3]));
+                _mm256_max_epu32(all, _mm256_max_epu32(low, high))
+            };
+            let mut x = part(0);
+            let mut most = larger(_mm256_setzero_si256(), x);
+            for index in 1..parts {
+                most = larger(most, part(index));
+            }
             let most =
                 _mm_max_epu32(_mm256_castsi256_si128(most), _mm256_extracti128_si256::<1>(most));
             let most = _mm_max_epu32(most, _mm_shuffle_epi32::<0b01_00_11_10>(most));
             let most = _mm_max_epu32(most, _mm_shuffle_epi32::<0b10_11_00_01>(most));
             let scale = f32::from_bits(_mm_cvtsi128_si32(most) as u32) / 127.0;
             let inverse = _mm256_set1_ps(if scale > 0.0 { 1.0 / scale } else { 0.0 });
-            // 1.5 · 2^23, as in `round`; less its bits, what is left is the number.
+            // 1.5 · 2^23, as in `round_by`; less its bits, what is left is the number.
             let middle = _mm256_set1_ps(12_582_912.0);
-            let q = x.map(|x| {
-                let shifted = _mm256_add_ps(_mm256_mul_ps(x, inverse), middle);
-                _mm256_sub_epi32(_mm256_castps_si256(shifted), _mm256_castps_si256(middle))
-            });
-            let sum = _mm256_add_epi32(_mm256_add_epi32(q[0], q[1]), _mm256_add_epi32(q[2], q[3]));
+            let mut all = _mm256_setzero_si256();
+            for index in 0..parts {
+                if index > 0 {
+                    x = part(index);
+                }
+                let q = x.map(|x| {
+                    let shifted = _mm256_add_ps(_mm256_mul_ps(x, inverse), middle);
+                    _mm256_sub_epi32(_mm256_castps_si256(shifted), _mm256_castps_si256(middle))
+                });
+                let sum =
+                    _mm256_add_epi32(_mm256_add_epi32(q[0], q[1]), _mm256_add_epi32(q[2], q[3]));
+                all = _mm256_add_epi32(all, sum);
+                // Packing works within halves of 128 bits: what came from where is put right after it.
+                let (low, high) = (_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
+                let to = r.words.as_mut_ptr().add((block * parts + index) * per_part);
+                let to = to.cast::<__m256i>();
+                if r.group == 4 {
+                    let bytes = _mm256_packs_epi16(low, high);
+                    let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+                    _mm256_storeu_si256(to, _mm256_permutevar8x32_epi32(bytes, order));
+                } else {
+                    let order = |x| _mm256_permute4x64_epi64::<0b11_01_10_00>(x);
+                    _mm256_storeu_si256(to, order(low));
+                    _mm256_storeu_si256(to.add(1), order(high));
+                }
+            }
             let sum =
-                _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256::<1>(sum));
+                _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256::<1>(all));
             let sum = _mm_add_epi32(sum, _mm_shuffle_epi32::<0b01_00_11_10>(sum));
             let sum = _mm_add_epi32(sum, _mm_shuffle_epi32::<0b10_11_00_01>(sum));
             r.starts[block] = (-r.offset).wrapping_mul(_mm_cvtsi128_si32(sum)) as u32;
             r.scales[block] = scale.to_bits();
-            // Packing works within halves of 128 bits: what came from where is put right after it.
-            let (low, high) = (_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
-            let to = r.words.as_mut_ptr().add(block * per_block).cast::<__m256i>();
-            if r.group == 4 {
-                let bytes = _mm256_packs_epi16(low, high);
-                let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-                _mm256_storeu_si256(to, _mm256_permutevar8x32_epi32(bytes, order));
-            } else {
-                let order = |x| _mm256_permute4x64_epi64::<0b11_01_10_00>(x);
-                _mm256_storeu_si256(to, order(low));
-                _mm256_storeu_si256(to.add(1), order(high));
-            }
         }
     }
 }
@@ -163,7 +200,16 @@ mod tests {
                 let run = |by: &dyn Fn(Rounding<'_>)| {
                     let (mut words, mut sides) = (vec![0; x.len() / group], [[0; BLOCKS]; 2]);
                     let [starts, scales] = &mut sides;
-                    by(Rounding { x: &x, group, offset: 128, words: &mut words, starts, scales });
+                    let (block, words_to) = (BLOCK, &mut words);
+                    by(Rounding {
+                        x: &x,
+                        block,
+                        group,
+                        offset: 128,
+                        words: words_to,
+                        starts,
+                        scales,
+                    });
                     (words, sides)
                 };
                 if isa.available() {
@@ -176,6 +222,39 @@ mod tests {
                     assert_eq!(sides[1][..whole], twins[1][..whole]);
                     assert_eq!(f32::from_bits(sides[1][4]).is_finite(), whole == BLOCKS);
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_of_any_length_share_one_scale() {
+        let x: Vec<f32> = (0..6 * BLOCK).map(|i| ((i * 7919) % 1009) as f32 - 504.3).collect();
+        for (block, group, isa) in
+            [2, 3, 6].iter().flat_map(|b| [2, 4].map(|g| (b * BLOCK, g))).flat_map(|(b, g)| {
+                Isa::ALL.into_iter().filter(|isa| isa.available()).map(move |isa| (b, g, isa))
+            })
+        {
+            let blocks = x.len() / block;
+            let run = |by: &dyn Fn(Rounding<'_>)| {
+                let (mut words, mut starts) = (vec![0; x.len() / group], vec![0; blocks]);
+                let mut scales = vec![0; blocks];
+                let (words_to, starts_to, scales_to) = (&mut words, &mut starts, &mut scales);
+                by(Rounding {
+                    x: &x,
+                    block,
+                    group,
+                    offset: 128,
+                    words: words_to,
+                    starts: starts_to,
+                    scales: scales_to,
+                });
+                (words, starts, scales)
+            };
+            let (found, expected) = (run(&|r| isa.round(r)), run(&twin));
+            assert_eq!(found, expected, "{} {block} {group}", isa.name());
+            for (part, scale) in x.chunks_exact(block).zip(&found.2) {
+                let most = part.iter().fold(0f32, |m, x| m.max(x.abs()));
+                assert_eq!(f32::from_bits(*scale), most / 127.0);
             }
         }
     }

@@ -49,6 +49,12 @@ pub(super) trait Bytes {
     /// Adds the products of the weights with the activations in `word`.
     unsafe fn dot(sums: Self::Sums, weights: Self::Weights, word: u32) -> Self::Sums;
     unsafe fn float(sums: Self::Sums) -> Self::Float;
+    /// The largest value of columns' words.
+    const MOST: f32 = 255.0;
+    /// Columns' words.
+    unsafe fn words(from: *const u32) -> Self::Weights;
+    /// Columns' words of `GROUP` values each, 1.5 · 2^23 added to all.
+    unsafe fn pack(values: [Self::Float; 4], to: *mut u32);
     /// Weights of depth `k` of the group, as floats.
     unsafe fn depth(weights: Self::Weights, k: usize) -> Self::Float;
 }

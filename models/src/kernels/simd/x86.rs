@@ -7,6 +7,7 @@ use super::operands::{Dots, Products, Widening};
 use super::softmax::{self, Softmax};
 use super::square::{self, Back, Forth};
 use super::tile::{self, Bytes, Floats, by_size, by_vectors};
+use super::words::{self, Weigh, Words};
 
 macro_rules! floats {
     ($name:ident, $vector:ty, $lanes:literal, $half:ty, $load_half:expr, $zero:ident $splat:ident $load:ident
@@ -93,7 +94,8 @@ _mm256_loadu_si256 _mm512_cvtepu16_epi32 _mm512_and_si512 _mm512_srli_epi32 _mm5
 
 /// Groups of four bytes: the processor multiplies unsigned weights with signed activations and adds the four.
 macro_rules! quads {
-    ($name:ident, $float:ident, $vector:ty, $splat:ident $load:ident $dot:ident $and:ident $shift:ident $cvt:ident) => {
+    ($name:ident, $float:ident, $vector:ty, $splat:ident $load:ident $dot:ident $and:ident $shift:ident $cvt:ident,
+     $bits:ident $left:ident $or:ident $store:ident) => {
         struct $name;
 
         // SAFETY (all methods): as in `floats`.
@@ -102,6 +104,20 @@ macro_rules! quads {
             type Sums = $vector;
             type Weights = $vector;
             const GROUP: usize = 4;
+            #[inline(always)]
+            unsafe fn words(from: *const u32) -> $vector {
+                unsafe { $load(from.cast()) }
+            }
+            #[inline(always)]
+            unsafe fn pack(values: [$float; 4], to: *mut u32) {
+                unsafe {
+                    let low = $splat(255);
+                    let [a, b, c, d] = values.map(|v| $bits(v.0));
+                    let first = $or($and(a, low), $left::<8>($and(b, low)));
+                    let second = $or($and(c, low), $left::<8>($and(d, low)));
+                    $store(to.cast(), $or(first, $left::<16>(second)));
+                }
+            }
             #[inline(always)]
             unsafe fn sums(start: i32) -> $vector {
                 unsafe { $splat(start) }
@@ -142,14 +158,17 @@ macro_rules! quads {
 }
 
 quads!(Quads256, Eight, __m256i, _mm256_set1_epi32 _mm256_loadu_si256 _mm256_dpbusd_avx_epi32
-    _mm256_and_si256 _mm256_srli_epi32 _mm256_cvtepi32_ps);
+    _mm256_and_si256 _mm256_srli_epi32 _mm256_cvtepi32_ps,
+    _mm256_castps_si256 _mm256_slli_epi32 _mm256_or_si256 _mm256_storeu_si256);
 quads!(Quads512, Sixteen, __m512i, _mm512_set1_epi32 _mm512_loadu_si512 _mm512_dpbusd_epi32
-    _mm512_and_si512 _mm512_srli_epi32 _mm512_cvtepi32_ps);
+    _mm512_and_si512 _mm512_srli_epi32 _mm512_cvtepi32_ps,
+    _mm512_castps_si512 _mm512_slli_epi32 _mm512_or_si512 _mm512_storeu_si512);
 
 /// Groups of two bytes widened to 16 bits: sums of two products then never saturate, as those of `vpmaddubsw` would.
 macro_rules! pairs {
     ($name:ident, $float:ident, $vector:ty, $splat:ident $load:ident $widen:ident $madd:ident $add:ident $and:ident
-     $shift:ident $cvt:ident, $half_and:ident $half_shift:ident $half_splat:ident) => {
+     $shift:ident $cvt:ident, $half_and:ident $half_shift:ident $half_splat:ident,
+     $load_words:ident $bits:ident $left:ident $or:ident $store:ident) => {
         struct $name;
 
         // SAFETY (all methods): as in `floats`.
@@ -158,6 +177,17 @@ macro_rules! pairs {
             type Sums = $vector;
             type Weights = $vector;
             const GROUP: usize = 2;
+            #[inline(always)]
+            unsafe fn words(from: *const u32) -> $vector {
+                unsafe { $load_words(from.cast()) }
+            }
+            #[inline(always)]
+            unsafe fn pack(values: [$float; 4], to: *mut u32) {
+                unsafe {
+                    let [a, b, ..] = values.map(|v| $and($bits(v.0), $splat(255)));
+                    $store(to.cast(), $or(a, $left::<16>(b)));
+                }
+            }
             #[inline(always)]
             unsafe fn sums(start: i32) -> $vector {
                 unsafe { $splat(start) }
@@ -195,10 +225,12 @@ macro_rules! pairs {
 
 pairs!(Pairs256, Eight, __m256i, _mm256_set1_epi32 _mm_loadu_si128 _mm256_cvtepu8_epi16 _mm256_madd_epi16
     _mm256_add_epi32 _mm256_and_si256 _mm256_srli_epi32 _mm256_cvtepi32_ps,
-    _mm_and_si128 _mm_srli_epi32 _mm_set1_epi32);
+    _mm_and_si128 _mm_srli_epi32 _mm_set1_epi32,
+    _mm256_loadu_si256 _mm256_castps_si256 _mm256_slli_epi32 _mm256_or_si256 _mm256_storeu_si256);
 pairs!(Pairs512, Sixteen, __m512i, _mm512_set1_epi32 _mm256_loadu_si256 _mm512_cvtepu8_epi16 _mm512_madd_epi16
     _mm512_add_epi32 _mm512_and_si512 _mm512_srli_epi32 _mm512_cvtepi32_ps,
-    _mm256_and_si256 _mm256_srli_epi32 _mm256_set1_epi32);
+    _mm256_and_si256 _mm256_srli_epi32 _mm256_set1_epi32,
+    _mm512_loadu_si512 _mm512_castps_si512 _mm512_slli_epi32 _mm512_or_si512 _mm512_storeu_si512);
 
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn multiply_avx2(p: &mut Products<'_>) {
@@ -251,7 +283,8 @@ pub(super) unsafe fn back_avx512(b: Back<'_>) {
 }
 
 macro_rules! quantised {
-    ($dot:ident, $widen:ident, $bytes:ty, $features:literal, $rows:tt) => {
+    ($dot:ident, $widen:ident, $words:ident, $weigh:ident, $bytes:ty, $features:literal, $rows:tt, $float_rows:tt,
+     $vectors:tt) => {
         #[target_feature(enable = $features)]
         pub(super) unsafe fn $dot(d: Dots<'_>) {
             use tile::dot as tile;
@@ -264,18 +297,39 @@ macro_rules! quantised {
             // SAFETY: the caller's.
             unsafe { tile::widen::<$bytes>(w) }
         }
+
+        #[target_feature(enable = $features)]
+        pub(super) unsafe fn $words(w: &mut Words<'_>) {
+            use words::words as tile;
+            // SAFETY: the caller's.
+            unsafe { by_size!(w, tile::<$bytes>, vectors: $vectors, rows: $float_rows) }
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) unsafe fn $weigh(w: Weigh<'_>) {
+            // SAFETY: the caller's.
+            unsafe { by_vectors!(w, words::weigh::<$bytes>, $vectors) }
+        }
     };
 }
 
-quantised!(dot_avx2, widen_avx2, Pairs256, "avx2,fma,f16c", [1 2 3 4 5 6]);
-quantised!(dot_avx_vnni, widen_avx_vnni, Quads256, "avx2,fma,f16c,avxvnni", [1 2 3 4 5 6]);
-quantised!(dot_avx512, widen_avx512, Pairs512, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c", [1 2 3 4 5 6 7]);
 quantised!(
-    dot_avx512_vnni,
-    widen_avx512_vnni,
-    Quads512,
+    dot_avx2, widen_avx2, words_avx2, weigh_avx2, Pairs256, "avx2,fma,f16c",
+    [1 2 3 4 5 6], [1 2 3 4 5 6], [1 2]
+);
+quantised!(
+    dot_avx_vnni, widen_avx_vnni, words_avx_vnni, weigh_avx_vnni, Quads256, "avx2,fma,f16c,avxvnni",
+    [1 2 3 4 5 6], [1 2 3 4 5 6], [1 2]
+);
+quantised!(
+    dot_avx512, widen_avx512, words_avx512, weigh_avx512, Pairs512,
+    "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c",
+    [1 2 3 4 5 6 7], [1 2 3 4 5 6 7 8], [1 2 3]
+);
+quantised!(
+    dot_avx512_vnni, widen_avx512_vnni, words_avx512_vnni, weigh_avx512_vnni, Quads512,
     "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c",
-    [1 2 3 4 5 6 7]
+    [1 2 3 4 5 6 7], [1 2 3 4 5 6 7 8], [1 2 3]
 );
 
 #[target_feature(enable = "avx2,fma,f16c")]
