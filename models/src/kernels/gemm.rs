@@ -196,7 +196,7 @@ impl<'c, X: Strips> Unit<'_, 'c, X> {
         let panels = self.weights.panels();
         let blocks = self.weights.inputs().div_ceil(BLOCK);
         let each = blocks / self.x.parts().max(1);
-        let place = Place::new(self.x.depth(), self.weights.isa);
+        let place = Place::new(self.x.depth(), all.quants, self.weights.isa);
         let mut out = [0.0; TILE_ROWS * TILE_COLUMNS];
         for tile in self.tiles.clone() {
             READ.with_borrow_mut(|read| {

@@ -2,13 +2,14 @@
 //!
 //! A matrix of `N` outputs and `K` inputs is cut into *panels* of as many outputs as a tile has columns. In a panel,
 //! depth follows depth, and at each depth the outputs lie side by side. Quantised panels keep a file's blocks of 32
-//! depths, each with its scale, so nothing is rounded twice.
+//! depths, each with its scale. Only 8-bit weights that meet activations of 8 bits are rounded anew, to one scale for all
+//! depths of an output: to multiply by a scale after every 32 depths costs as much as a third of their products.
 
 use half::f16;
 
 use super::isa::Isa;
-use super::packing::{Source, blocks_of, pack_blocks, quantise_row, transposed};
-use super::simd::{Aligned, BLOCK, Quants, SUPER_BLOCK, SUPER_BLOCKS, Shape, Weights, Widening};
+use super::packing::{Source, blocks_of, pack_blocks, transposed};
+use super::simd::{Aligned, BLOCK, Quants, Shape, Weights, Widening};
 use crate::checkpoint::{StoredTensor, StoredType};
 use crate::gguf::blocks;
 
@@ -19,7 +20,8 @@ pub enum Compute {
     #[default]
     #[serde(rename = "exact")]
     Exact,
-    /// Weights in 8 bits (or 4, where they are stored so), activations rounded to 8 bits in blocks of 32.
+    /// Weights in 8 bits with a scale for each output (or in 4 bits, where they are stored so, with their blocks' scales),
+    /// activations rounded to 8 bits with a scale for every 64 (or 32) of them.
     #[serde(rename = "w8a8")]
     Int8,
 }
@@ -42,7 +44,7 @@ pub(super) struct Blocks {
     pub bytes: Aligned<u8>,
     /// `[block][column]`; what they are, [`Quants`] says.
     pub scales: Aligned<u16>,
-    /// `[super-block][2][column]`, where there are any.
+    /// `[line][column]`, where there are any; what they are, [`Weights`] says.
     pub factors: Aligned<u16>,
 }
 
@@ -91,20 +93,20 @@ impl Panels {
 impl Packed {
     /// The matrix of the rows of `parts` one below the other, all `inputs` wide, packed for [`Isa::current`].
     ///
-    /// Stored blocks stay as they are, and so does half precision; [`Compute::Int8`] rounds the others to 8-bit
-    /// blocks. The pages of the mapped file are given back on the way.
+    /// Stored blocks stay as they are, and so does half precision; but [`Compute::Int8`] rounds all that is not 4 bits to
+    /// 8 bits with one scale for each output. The pages of the mapped file are given back on the way.
     pub fn new(parts: &[StoredTensor], inputs: usize, compute: Compute) -> Self {
         let isa = Isa::current();
         let outputs = parts.iter().map(|part| part.values() / inputs.max(1)).sum();
         let same = |dtype| parts.iter().all(|part| part.dtype == dtype);
         let source = Source { parts, inputs };
-        let form = if same(StoredType::Q8_0) {
-            blocks_of(isa, outputs, &source, Quants::Bytes, compute)
-        } else if same(StoredType::Q4_0) {
+        let form = if same(StoredType::Q4_0) {
             blocks_of(isa, outputs, &source, Quants::Nibbles, compute)
         } else if same(StoredType::Q4K) {
             blocks_of(isa, outputs, &source, Quants::Minima, compute)
         } else if compute == Compute::Int8 {
+            blocks_of(isa, outputs, &source, Quants::Columns, compute)
+        } else if same(StoredType::Q8_0) {
             blocks_of(isa, outputs, &source, Quants::Bytes, compute)
         } else if same(StoredType::F16) {
             Form::Half(transposed(isa, outputs, inputs, |row, out: &mut [u16]| {
@@ -131,8 +133,8 @@ impl Packed {
                 }))
             }
             Compute::Int8 => {
-                let blocks = pack_blocks(isa, outputs, inputs, Quants::Bytes, |index, out| {
-                    quantise_row(row(index), &mut out.blocks);
+                let blocks = pack_blocks(isa, outputs, inputs, Quants::Columns, |index, out| {
+                    out.quantise(row(index));
                 });
                 Form::Blocks { blocks, compute }
             }
@@ -141,10 +143,10 @@ impl Packed {
     }
 
     /// The matrix `values` (`[outputs, inputs]` row by row) in the blocks of `dtype`, as a bundle of that type has it; of a
-    /// type without blocks as [`Self::from_values`].
+    /// type whose blocks are not kept as [`Self::from_values`].
     pub fn in_blocks(values: &[f32], inputs: usize, dtype: StoredType, compute: Compute) -> Self {
         let quants = match dtype {
-            StoredType::Q8_0 => Quants::Bytes,
+            StoredType::Q8_0 if compute == Compute::Exact => Quants::Bytes,
             StoredType::Q4_0 => Quants::Nibbles,
             StoredType::Q4K => Quants::Minima,
             _ => return Self::from_values(values, inputs, compute),
@@ -157,15 +159,6 @@ impl Packed {
             out.take(dtype, &stored[row * row_bytes..(row + 1) * row_bytes]);
         });
         Self { isa, outputs, inputs, form: Form::Blocks { blocks, compute } }
-    }
-
-    /// The same blocks, computed with as `compute` says; other forms have one way only.
-    #[must_use]
-    pub fn with_compute(mut self, compute: Compute) -> Self {
-        if let Form::Blocks { compute: own, .. } = &mut self.form {
-            *own = compute;
-        }
-        self
     }
 
     /// How it computes.
@@ -254,14 +247,15 @@ impl Packed {
         let columns = panels.columns(index);
         let start = index * panels.width * self.inputs.div_ceil(BLOCK) + from * columns;
         let end = start + count * columns;
-        let supers = self.inputs.div_ceil(SUPER_BLOCK);
-        let factors = index * panels.width * supers + from / SUPER_BLOCKS * columns;
-        let last = factors + count.div_ceil(SUPER_BLOCKS) * columns;
+        let lines = quants.factors(self.inputs.div_ceil(BLOCK));
+        let before = if quants == Quants::Minima { quants.factors(from) } else { 0 };
+        let factors = index * panels.width * lines + before * columns;
+        let last = factors + quants.factors(count) * columns;
         Weights {
             quants,
             bytes: &all.bytes[start * quants.bytes()..end * quants.bytes()],
-            scales: &all.scales[start..end],
-            factors: all.factors.get(2 * factors..2 * last).unwrap_or_default(),
+            scales: all.scales.get(start..end).unwrap_or_default(),
+            factors: &all.factors[factors..last],
         }
     }
 }

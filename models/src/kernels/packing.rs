@@ -5,7 +5,7 @@ use half::f16;
 use super::isa::Isa;
 use super::packed::{Blocks, Compute, Form, Panels};
 use super::pool::pool;
-use super::simd::{Aligned, BLOCK, Plain, Quants, SUPER_BLOCK, SUPER_BLOCKS};
+use super::simd::{Aligned, BLOCK, Plain, Quants, SUPER_BLOCKS};
 use crate::checkpoint::{StoredTensor, StoredType};
 use crate::gguf::blocks;
 use crate::gguf::k_blocks::{self, Head};
@@ -78,13 +78,32 @@ type RowBlock = ([u8; BLOCK], u16);
 #[derive(Default)]
 pub(super) struct Row {
     pub blocks: Vec<RowBlock>,
-    /// Two for each super-block.
-    pub factors: Vec<[u16; 2]>,
+    /// One for each line.
+    pub factors: Vec<u16>,
 }
 
 impl Row {
-    /// Takes the blocks of a stored row as they are; false when `dtype` has none.
-    pub fn take(&mut self, dtype: StoredType, bytes: &[u8]) -> bool {
+    /// Rounds `values` to 8 bits with one scale; blocks are filled up with zeros.
+    pub fn quantise(&mut self, values: &[f32]) {
+        // What is no number has to reach the scale.
+        let larger = |m: f32, v: &f32| if v.abs() > m || v.is_nan() { v.abs() } else { m };
+        let largest = values.iter().fold(0f32, larger);
+        let scale = f16::from_f32(largest / 127.0);
+        // By the scale as it is stored, so that rounding it is not a second error.
+        let inverse = if scale > f16::ZERO { 1.0 / scale.to_f32() } else { 0.0 };
+        for (block, x) in self.blocks.iter_mut().zip(values.chunks(BLOCK)) {
+            block.0 = [128; BLOCK];
+            for (value, v) in block.0.iter_mut().zip(x) {
+                // 1.5 · 2^23: adding it rounds to the nearest integer and leaves that in the low bits.
+                let q = ((v * inverse).clamp(-127.0, 127.0) + 12_582_912.0).to_bits();
+                *value = q as u8 ^ 0x80;
+            }
+        }
+        self.factors.fill(scale.to_bits());
+    }
+
+    /// Takes the blocks of a stored row as they are; nothing when `dtype` has none.
+    pub fn take(&mut self, dtype: StoredType, bytes: &[u8]) {
         match dtype {
             StoredType::Q8_0 => {
                 let stored = bytes.chunks_exact(blocks::Q8_0_BYTES);
@@ -105,10 +124,11 @@ impl Row {
                 }
             }
             StoredType::Q4K => {
-                let supers = self.blocks.chunks_mut(SUPER_BLOCKS).zip(&mut self.factors);
+                let factors = self.factors.chunks_exact_mut(2);
+                let supers = self.blocks.chunks_mut(SUPER_BLOCKS).zip(factors);
                 for ((row, factors), b) in supers.zip(bytes.chunks_exact(blocks::Q4_K_BYTES)) {
                     let head = Head::read(b);
-                    *factors = [head.d, head.dmin];
+                    factors.copy_from_slice(&[head.d, head.dmin]);
                     for (index, (block, (scale, min))) in
                         row.iter_mut().zip(head.blocks).enumerate()
                     {
@@ -116,13 +136,12 @@ impl Row {
                     }
                 }
             }
-            StoredType::F32 | StoredType::F16 | StoredType::Bf16 => return false,
+            StoredType::F32 | StoredType::F16 | StoredType::Bf16 => {}
         }
-        true
     }
 }
 
-/// The rows of `source`, which all have `quants` or are rounded to [`Quants::Bytes`].
+/// The rows of `source`, which all are stored as `quants`, or rounded to [`Quants::Columns`].
 pub(super) fn blocks_of(
     isa: Isa,
     outputs: usize,
@@ -131,37 +150,15 @@ pub(super) fn blocks_of(
     compute: Compute,
 ) -> Form {
     let blocks = pack_blocks(isa, outputs, source.inputs, quants, |row, out| {
-        let stored = source.bytes(row);
-        let taken = |(dtype, bytes): (StoredType, &[u8])| match dtype {
-            // Four bits among rows of other types are rounded like these.
-            StoredType::Q4_0 if quants != Quants::Nibbles => false,
-            StoredType::Q4K if quants != Quants::Minima => false,
-            dtype => out.take(dtype, bytes),
-        };
-        if !stored.is_some_and(taken) {
+        if quants == Quants::Columns {
             let mut values = vec![0.0; source.inputs];
             source.floats(row, &mut values);
-            quantise_row(&values, &mut out.blocks);
+            out.quantise(&values);
+        } else if let Some((dtype, bytes)) = source.bytes(row) {
+            out.take(dtype, bytes);
         }
     });
     Form::Blocks { blocks, compute }
-}
-
-/// A row of floats as 8-bit blocks; the last one is filled up with zeros.
-pub(super) fn quantise_row(values: &[f32], out: &mut [RowBlock]) {
-    for (block, x) in out.iter_mut().zip(values.chunks(BLOCK)) {
-        // What is no number has to reach the scale.
-        let larger = |m: f32, v: &f32| if v.abs() > m || v.is_nan() { v.abs() } else { m };
-        let largest = x.iter().fold(0f32, larger);
-        let scale = f16::from_f32(largest / 127.0);
-        // By the scale as it is stored, so that rounding it is not a second error.
-        let inverse = if scale > f16::ZERO { 1.0 / scale.to_f32() } else { 0.0 };
-        block.0 = [128; BLOCK];
-        for (value, v) in block.0.iter_mut().zip(x) {
-            *value = ((v * inverse).round() as i8).max(-127) as u8 ^ 0x80;
-        }
-        block.1 = scale.to_bits();
-    }
 }
 
 pub(super) fn pack_blocks(
@@ -173,31 +170,37 @@ pub(super) fn pack_blocks(
 ) -> Blocks {
     let panels = Panels::new(isa.dot_shape(), outputs);
     let (depth_blocks, group) = (inputs.div_ceil(BLOCK), isa.group());
-    let supers = if quants == Quants::Minima { inputs.div_ceil(SUPER_BLOCK) } else { 0 };
-    let mut bytes = Aligned::<u8>::zeros(panels.all_columns() * depth_blocks * quants.bytes());
-    let mut scales = Aligned::<u16>::zeros(panels.all_columns() * depth_blocks);
-    let mut factors = Aligned::<u16>::zeros(panels.all_columns() * supers * 2);
-    let panel_blocks = panels.width * depth_blocks;
-    let mut all_factors = factors.chunks_mut((panels.width * supers * 2).max(1));
-    let parts = bytes.chunks_mut((panel_blocks * quants.bytes()).max(1));
-    let mut parts: Vec<_> = parts
-        .zip(scales.chunks_mut(panel_blocks.max(1)))
-        .map(|(bytes, scales)| (bytes, scales, all_factors.next().unwrap_or_default()))
+    // Of each, what a column has.
+    let numbers = depth_blocks * quants.bytes();
+    let own = if quants == Quants::Columns { 0 } else { depth_blocks };
+    let lines = quants.factors(depth_blocks);
+    let mut bytes = Aligned::<u8>::zeros(panels.all_columns() * numbers);
+    let mut scales = Aligned::<u16>::zeros(panels.all_columns() * own);
+    let mut factors = Aligned::<u16>::zeros(panels.all_columns() * lines);
+    let mut all_scales = scales.chunks_mut((panels.width * own).max(1));
+    let mut all_factors = factors.chunks_mut((panels.width * lines).max(1));
+    let mut parts: Vec<_> = bytes
+        .chunks_mut((panels.width * numbers).max(1))
+        .map(|bytes| {
+            let scales = all_scales.next().unwrap_or_default();
+            (bytes, scales, all_factors.next().unwrap_or_default())
+        })
         .collect();
     pool().chunks(&mut parts, 1, |index, parts| {
         let columns = panels.columns(index);
-        let mut row =
-            Row { blocks: vec![([0; BLOCK], 0); depth_blocks], factors: vec![[0; 2]; supers] };
+        let mut row = Row { blocks: vec![([0; BLOCK], 0); depth_blocks], factors: vec![0; lines] };
         for (bytes, scales, factors) in parts {
             for (column, output) in panels.outputs(index).enumerate() {
                 read(output, &mut row);
                 for (block, (values, scale)) in row.blocks.iter().enumerate() {
                     let line = &mut bytes[block * quants.bytes() * columns..];
                     place(values, quants, group, columns, column, line);
-                    scales[block * columns + column] = *scale;
+                    if let Some(to) = scales.get_mut(block * columns + column) {
+                        *to = *scale;
+                    }
                 }
-                for (line, [d, dmin]) in factors.chunks_exact_mut(2 * columns).zip(&row.factors) {
-                    (line[column], line[columns + column]) = (*d, *dmin);
+                for (line, factor) in factors.chunks_exact_mut(columns).zip(&row.factors) {
+                    line[column] = *factor;
                 }
             }
         }
@@ -216,7 +219,7 @@ fn place(
 ) {
     for (index, depths) in values.chunks_exact(group).enumerate() {
         let (line, shift) = match quants {
-            Quants::Bytes => (index, 0),
+            Quants::Bytes | Quants::Columns => (index, 0),
             // Two groups share their bytes.
             Quants::Nibbles | Quants::Minima => (index / 2, index % 2 * 4),
         };

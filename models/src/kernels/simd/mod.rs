@@ -32,6 +32,8 @@ use super::isa::Isa;
 
 /// Values of one quantisation block.
 pub const BLOCK: usize = 32;
+/// Activations with one scale, where a column of weights has one for all its depths ([`Quants::Columns`]).
+pub const SPAN: usize = 64;
 /// Values of the blocks that share their factors ([`Quants::Minima`]).
 pub const SUPER_BLOCK: usize = 256;
 /// The blocks in them.

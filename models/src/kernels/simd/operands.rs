@@ -1,6 +1,6 @@
 //! What the tiles work on, checked once before their loops.
 
-use super::{BLOCK, SUPER_BLOCKS, Shape};
+use super::{BLOCK, SPAN, SUPER_BLOCKS, Shape};
 
 /// A run of depths that lie evenly in the activations, and one after the other in the weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,8 +60,10 @@ impl Products<'_> {
 /// How weights of [`BLOCK`] depths are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Quants {
-    /// One byte each, 128 added.
+    /// One byte each, 128 added. They are widened and not multiplied as they are.
     Bytes,
+    /// The same, with one scale for all depths of a column.
+    Columns,
     /// Four bits each, 8 added.
     Nibbles,
     /// Four bits each, less a minimum. Scale and minimum are whole numbers, the low and the high byte of what stands for
@@ -73,16 +75,30 @@ impl Quants {
     /// What is added to the stored weights; with minima one, as the sums of a row's activations are all that is wanted.
     pub fn offset(self) -> i32 {
         match self {
-            Self::Bytes => 128,
+            Self::Bytes | Self::Columns => 128,
             Self::Nibbles => 8,
             Self::Minima => 1,
+        }
+    }
+
+    /// Activations with one scale.
+    pub fn span(self) -> usize {
+        if self == Self::Columns { SPAN } else { BLOCK }
+    }
+
+    /// Lines of factors that a panel has for columns of `blocks` blocks.
+    pub fn factors(self, blocks: usize) -> usize {
+        match self {
+            Self::Bytes | Self::Nibbles => 0,
+            Self::Columns => 1,
+            Self::Minima => 2 * blocks.div_ceil(SUPER_BLOCKS),
         }
     }
 
     /// Bytes of a block of one column.
     pub fn bytes(self) -> usize {
         match self {
-            Self::Bytes => BLOCK,
+            Self::Bytes | Self::Columns => BLOCK,
             Self::Nibbles | Self::Minima => BLOCK / 2,
         }
     }
@@ -95,18 +111,19 @@ pub struct Weights<'a> {
     pub quants: Quants,
     /// Per block, per group, per column, the group's depths.
     pub bytes: &'a [u8],
-    /// Per block and column, the scale (half precision), or what [`Quants::Minima`] has there.
+    /// Per block and column, the scale (half precision), or what [`Quants::Minima`] has there; [`Quants::Columns`] none.
     pub scales: &'a [u16],
-    /// Per super-block, the scales' factor of each column, then the minima's (half precision).
+    /// Per super-block, the scales' factor of each column, then the minima's (half precision). Of [`Quants::Columns`]
+    /// each column's scale.
     pub factors: &'a [u16],
 }
 
 impl Weights<'_> {
     fn check(&self, blocks: usize, columns: usize) {
         assert!(self.bytes.len() >= blocks * self.quants.bytes() * columns, "weights");
-        assert!(self.scales.len() >= blocks * columns, "scales of the weights");
-        let factors = 2 * blocks.div_ceil(SUPER_BLOCKS) * columns;
-        assert!(self.quants != Quants::Minima || self.factors.len() >= factors, "factors");
+        let one = self.quants == Quants::Columns;
+        assert!(one || self.scales.len() >= blocks * columns, "scales of the weights");
+        assert!(self.factors.len() >= self.quants.factors(blocks) * columns, "factors");
     }
 }
 
@@ -117,13 +134,13 @@ pub struct Dots<'a> {
     pub pieces: &'a [Piece],
     /// Activations, in words of a group of depths: `a[piece.a + (block·groups + group)·step + r]`.
     pub a: &'a [u32],
-    /// Per block and row, what the sum starts from (bits of an `i32`): minus the weights' offset times the sum of the
-    /// row's activations. At `[piece.a + block·step + r]`. For [`Quants::Minima`] minus that sum by its scale (bits of an
+    /// Per span of activations and row, what the sum starts from (bits of an `i32`): minus the weights' offset times the
+    /// sum of the row's activations. At `[piece.a + span·step + r]`; pieces begin with a span. For [`Quants::Minima`] minus that sum by its scale (bits of an
     /// `f32`).
     pub starts: &'a [u32],
-    /// Per block and row, the activations' scale (bits of an `f32`); as `starts`.
+    /// Per span and row, the activations' scale (bits of an `f32`); as `starts`.
     pub a_scales: &'a [u32],
-    /// Distance between groups in `a`, between blocks in `starts` and `a_scales`.
+    /// Distance between groups in `a`, between spans in `starts` and `a_scales`.
     pub step: usize,
     /// Weights.
     pub b: Weights<'a>,
@@ -143,11 +160,13 @@ impl Dots<'_> {
         assert!(self.vectors > 0 && self.vectors <= shape.vectors, "vectors of a tile");
         let columns = self.vectors * shape.lanes;
         assert!(self.out.len() >= self.rows * columns, "the result");
+        assert!(self.b.quants != Quants::Bytes, "weights that are multiplied as they are");
         for piece in self.pieces.iter().filter(|piece| piece.count > 0) {
             let end = |lines: usize| piece.a + (lines - 1) * self.step + self.rows;
             assert!(end(piece.count * (BLOCK / group)) <= self.a.len(), "activations");
-            assert!(end(piece.count) <= self.starts.len(), "starts");
-            assert!(end(piece.count) <= self.a_scales.len(), "scales of the activations");
+            let spans = (piece.count * BLOCK).div_ceil(self.b.quants.span());
+            assert!(end(spans) <= self.starts.len(), "starts");
+            assert!(end(spans) <= self.a_scales.len(), "scales of the activations");
             self.b.check(piece.b + piece.count, columns);
         }
     }

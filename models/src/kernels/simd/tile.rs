@@ -1,7 +1,7 @@
 //! The tiles, written once over the vectors of any instruction set.
 
 use super::operands::{Dots, Products, Quants, Weights, Widening};
-use super::{BLOCK, SUPER_BLOCKS};
+use super::{BLOCK, SPAN, SUPER_BLOCKS};
 
 /// A vector of 32-bit floats.
 ///
@@ -124,7 +124,81 @@ pub(super) unsafe fn multiply<F: Floats, const R: usize, const C: usize>(p: &mut
 /// # Safety
 /// As [`multiply`].
 #[inline(always)]
-pub(super) unsafe fn dot<B: Bytes, const R: usize, const C: usize>(d: Dots<'_>) {
+pub(super) unsafe fn dot<B: Bytes, const R: usize, const C: usize>(mut d: Dots<'_>) {
+    // SAFETY: the caller's.
+    unsafe {
+        match d.b.quants {
+            Quants::Columns => dot_columns::<B, R, C>(&mut d),
+            _ => dot_blocks::<B, R, C>(&mut d),
+        }
+    }
+}
+
+/// One tile of `R` rows and `C` vectors, weights with a scale for each column.
+///
+/// # Safety
+/// As [`multiply`].
+#[inline(always)]
+unsafe fn dot_columns<B: Bytes, const R: usize, const C: usize>(d: &mut Dots<'_>) {
+    // SAFETY: every address below lies in the slices, by `Dots::check`.
+    unsafe {
+        let lanes = B::Float::LANES;
+        let mut total = [[B::Float::zero(); C]; R];
+        for piece in d.pieces {
+            let mut a = d.a.as_ptr().wrapping_add(piece.a);
+            let mut starts = d.starts.as_ptr().wrapping_add(piece.a);
+            let mut a_scales = d.a_scales.as_ptr().wrapping_add(piece.a);
+            let mut b = d.b.bytes.as_ptr().wrapping_add(piece.b * C * lanes * BLOCK);
+            let mut left = piece.count * (BLOCK / B::GROUP);
+            while left > 0 {
+                let groups = left.min(SPAN / B::GROUP);
+                let mut sums = [[B::sums(0); C]; R];
+                for (r, row) in sums.iter_mut().enumerate() {
+                    // Without an offset there is nothing to make good.
+                    *row = [B::sums(if B::SIGNED { 0 } else { *starts.add(r) as i32 }); C];
+                }
+                for _ in 0..groups {
+                    let mut weights = [B::weights(b); C];
+                    for (c, weight) in weights.iter_mut().enumerate() {
+                        *weight = B::weights(b.add(c * lanes * B::GROUP));
+                        prefetch(b.wrapping_add((AHEAD * C + c) * lanes * B::GROUP));
+                    }
+                    products::<B, R, C>(&mut sums, &weights, a);
+                    a = a.wrapping_add(d.step);
+                    b = b.wrapping_add(C * lanes * B::GROUP);
+                }
+                for (r, (total, sums)) in total.iter_mut().zip(&sums).enumerate() {
+                    let scale = B::Float::splat(f32::from_bits(*a_scales.add(r)));
+                    for (total, sum) in total.iter_mut().zip(sums) {
+                        *total = B::float(*sum).fma(scale, *total);
+                    }
+                }
+                starts = starts.wrapping_add(d.step);
+                a_scales = a_scales.wrapping_add(d.step);
+                left -= groups;
+            }
+        }
+        let out = d.out.as_mut_ptr();
+        let mut by = [B::Float::zero(); C];
+        for (c, by) in by.iter_mut().enumerate() {
+            *by = B::Float::load_half(d.b.factors.as_ptr().add(c * lanes));
+        }
+        for (r, row) in total.iter().enumerate() {
+            for (c, total) in row.iter().enumerate() {
+                let at = out.add((r * C + c) * lanes);
+                let before = if d.accumulate { B::Float::load(at) } else { B::Float::zero() };
+                total.fma(by[c], before).store(at);
+            }
+        }
+    }
+}
+
+/// One tile of `R` rows and `C` vectors, weights with a scale for each block.
+///
+/// # Safety
+/// As [`multiply`].
+#[inline(always)]
+unsafe fn dot_blocks<B: Bytes, const R: usize, const C: usize>(d: &mut Dots<'_>) {
     // SAFETY: every address below lies in the slices, by `Dots::check`.
     unsafe {
         let lanes = B::Float::LANES;
@@ -148,34 +222,19 @@ pub(super) unsafe fn dot<B: Bytes, const R: usize, const C: usize>(d: Dots<'_>) 
             for block in piece.b..piece.b + piece.count {
                 let mut sums = [[B::sums(0); C]; R];
                 for (r, row) in sums.iter_mut().enumerate() {
-                    // Without an offset there is nothing to make good, and a minimum is no whole number.
-                    let none = B::SIGNED && quants == Quants::Bytes || quants == Quants::Minima;
-                    *row = [B::sums(if none { 0 } else { *starts.add(r) as i32 }); C];
+                    // A minimum is no whole number.
+                    let start = if quants == Quants::Minima { 0 } else { *starts.add(r) as i32 };
+                    *row = [B::sums(start); C];
                 }
-                match quants {
-                    Quants::Bytes => {
-                        for _ in 0..BLOCK / B::GROUP {
-                            let mut weights = [B::weights(b); C];
-                            for (c, weight) in weights.iter_mut().enumerate().skip(1) {
-                                *weight = B::weights(b.add(c * lanes * B::GROUP));
-                            }
-                            products::<B, R, C>(&mut sums, &weights, a);
-                            a = a.wrapping_add(d.step);
-                            b = b.add(C * lanes * B::GROUP);
-                        }
+                for _ in 0..BLOCK / B::GROUP / 2 {
+                    let mut pairs = [B::nibbles(b); C];
+                    for (c, pair) in pairs.iter_mut().enumerate().skip(1) {
+                        *pair = B::nibbles(b.add(c * lanes * B::GROUP));
                     }
-                    Quants::Nibbles | Quants::Minima => {
-                        for _ in 0..BLOCK / B::GROUP / 2 {
-                            let mut pairs = [B::nibbles(b); C];
-                            for (c, pair) in pairs.iter_mut().enumerate().skip(1) {
-                                *pair = B::nibbles(b.add(c * lanes * B::GROUP));
-                            }
-                            products::<B, R, C>(&mut sums, &pairs.map(|p| p[0]), a);
-                            products::<B, R, C>(&mut sums, &pairs.map(|p| p[1]), a.add(d.step));
-                            a = a.wrapping_add(2 * d.step);
-                            b = b.add(C * lanes * B::GROUP);
-                        }
-                    }
+                    products::<B, R, C>(&mut sums, &pairs.map(|p| p[0]), a);
+                    products::<B, R, C>(&mut sums, &pairs.map(|p| p[1]), a.add(d.step));
+                    a = a.wrapping_add(2 * d.step);
+                    b = b.add(C * lanes * B::GROUP);
                 }
                 for c in 0..C {
                     if quants == Quants::Minima {
@@ -256,11 +315,15 @@ pub(super) unsafe fn widen<B: Bytes>(w: Widening<'_>) {
     unsafe {
         let (lanes, columns) = (B::Float::LANES, w.vectors * B::Float::LANES);
         let quants = w.b.quants;
-        let signed = B::SIGNED && quants == Quants::Bytes;
+        let bytes = matches!(quants, Quants::Bytes | Quants::Columns);
+        let signed = B::SIGNED && bytes;
         let offset = B::Float::splat(if signed { 0.0 } else { quants.offset() as f32 });
         let (mut b, mut out) = (w.b.bytes.as_ptr(), w.out.as_mut_ptr());
         for block in 0..w.blocks {
-            let scales = w.b.scales.as_ptr().add(block * columns);
+            let scales = match quants {
+                Quants::Columns => w.b.factors.as_ptr(),
+                _ => w.b.scales.as_ptr().add(block * columns),
+            };
             let halves = BLOCK / quants.bytes();
             for _ in 0..BLOCK / B::GROUP / halves {
                 for c in 0..w.vectors {
@@ -278,7 +341,7 @@ pub(super) unsafe fn widen<B: Bytes>(w: Widening<'_>) {
                             value.store(to.add((first + k) * columns));
                         }
                     };
-                    if quants == Quants::Bytes {
+                    if bytes {
                         put(B::weights(b), 0);
                     } else {
                         let [low, high] = B::nibbles(b);
