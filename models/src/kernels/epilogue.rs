@@ -2,8 +2,9 @@
 
 use std::ops::Range;
 
-use super::functions::{Activation, activate};
+use super::functions::{Activation, activate, gelu_erf, gelu_tanh, relu, sigmoid_mul};
 use super::isa::Isa;
+use super::pool::Cell;
 use super::simd::Loop;
 
 /// `last(activation(sum + bias)·gate + residual)`, each where it is given.
@@ -29,59 +30,97 @@ impl Epilogue<'_> {
         bare && *activation == Activation::None && *last == Activation::None
     }
 
-    /// Writes the finished `columns` of row `row`, of a result `width` wide.
-    pub(super) fn finish(
+    /// Writes a tile's sums, finished.
+    pub(super) fn finish<R: Iterator<Item = Option<usize>>>(
         &self,
         isa: Isa,
-        sums: &[f32],
-        row: usize,
-        columns: Range<usize>,
-        width: usize,
-        out: &mut [f32],
+        tile: Tile<'_, '_, R>,
     ) {
-        let here = row * width + columns.start..row * width + columns.end;
-        isa.run(Finish {
-            sums,
-            bias: self.bias.map(|bias| &bias[columns]),
-            activation: self.activation,
-            gate: self.gate.map(|gate| &gate[here.clone()]),
-            residual: self.residual.map(|residual| &residual[here]),
-            last: self.last,
-            out,
-        });
+        if self.is_plain() {
+            tile.each(|to, sums, _, _| to.copy_from_slice(sums));
+        } else {
+            isa.run(Finish { epilogue: self, tile });
+        }
     }
 }
 
-struct Finish<'a> {
-    sums: &'a [f32],
-    bias: Option<&'a [f32]>,
-    activation: Activation,
-    gate: Option<&'a [f32]>,
-    residual: Option<&'a [f32]>,
-    last: Activation,
-    out: &'a mut [f32],
+/// The sums of a tile on their way to the result.
+pub(super) struct Tile<'t, 'c, R> {
+    pub cell: &'t mut Cell<'c>,
+    /// Rows of the result, one for each row of the tile; none where there is nothing to write.
+    pub rows: R,
+    /// Row by row.
+    pub sums: &'t [f32],
+    /// Distance between rows in `sums`.
+    pub step: usize,
+    /// Columns of the cell.
+    pub place: Range<usize>,
+    /// Columns of the result, as many.
+    pub outputs: Range<usize>,
+    /// Width of the result.
+    pub width: usize,
 }
 
-impl Loop for Finish<'_> {
+impl<R: Iterator<Item = Option<usize>>> Tile<'_, '_, R> {
+    /// Calls `each` for every row with its place, its sums, its columns and its place in a matrix of the result's size.
+    #[inline(always)]
+    fn each(self, mut each: impl FnMut(&mut [f32], &[f32], Range<usize>, Range<usize>)) {
+        for (row, sums) in self.rows.zip(self.sums.chunks_exact(self.step)) {
+            let Some(row) = row else { continue };
+            let to = &mut self.cell.row(row)[self.place.clone()];
+            let start = row * self.width;
+            let here = start + self.outputs.start..start + self.outputs.end;
+            let sums = &sums[..to.len()];
+            each(to, sums, self.outputs.clone(), here);
+        }
+    }
+}
+
+struct Finish<'e, 't, 'c, R> {
+    epilogue: &'e Epilogue<'e>,
+    tile: Tile<'t, 'c, R>,
+}
+
+impl<R: Iterator<Item = Option<usize>>> Loop for Finish<'_, '_, '_, R> {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
-        let out = self.out;
-        match self.bias {
-            Some(bias) => {
-                let terms = self.sums.iter().zip(bias);
-                out.iter_mut().zip(terms).for_each(|(o, (s, b))| *o = s + b);
+        let Epilogue { bias, activation, gate, residual, last } = *self.epilogue;
+        self.tile.each(|out, sums, columns, here| {
+            let bias = bias.map(|bias| &bias[columns]);
+            match activation {
+                Activation::None => begin(out, sums, bias, |x| x),
+                Activation::Gelu => begin(out, sums, bias, gelu_tanh),
+                Activation::GeluErf => begin(out, sums, bias, gelu_erf),
+                Activation::Silu => begin(out, sums, bias, |x| sigmoid_mul(x, x)),
+                Activation::Relu => begin(out, sums, bias, relu),
             }
-            None => out.copy_from_slice(self.sums),
+            if let Some(gate) = gate {
+                out.iter_mut().zip(&gate[here.clone()]).for_each(|(o, g)| *o *= g);
+            }
+            match (residual, last) {
+                (Some(residual), Activation::Relu) => {
+                    out.iter_mut().zip(&residual[here]).for_each(|(o, r)| *o = relu(*o + r));
+                }
+                (Some(residual), last) => {
+                    out.iter_mut().zip(&residual[here]).for_each(|(o, r)| *o += r);
+                    activate(last, out);
+                }
+                (None, last) => activate(last, out),
+            }
+        });
+    }
+}
+
+/// `activation(sums + bias)`.
+#[inline(always)]
+fn begin(out: &mut [f32], sums: &[f32], bias: Option<&[f32]>, activation: impl Fn(f32) -> f32) {
+    match bias {
+        Some(bias) => {
+            let terms = sums.iter().zip(bias);
+            out.iter_mut().zip(terms).for_each(|(o, (s, b))| *o = activation(s + b));
         }
-        activate(self.activation, out);
-        if let Some(gate) = self.gate {
-            out.iter_mut().zip(gate).for_each(|(o, g)| *o *= g);
-        }
-        if let Some(residual) = self.residual {
-            out.iter_mut().zip(residual).for_each(|(o, r)| *o += r);
-        }
-        activate(self.last, out);
+        None => out.iter_mut().zip(sums).for_each(|(o, s)| *o = activation(*s)),
     }
 }

@@ -63,6 +63,12 @@ pub(super) fn gelu_erf(x: f32) -> f32 {
     x * if x < 0.0 { tail } else { 1.0 - tail }
 }
 
+/// The larger of `x` and 0; NaN stays NaN.
+#[inline(always)]
+pub(super) fn relu(x: f32) -> f32 {
+    if x < 0.0 { 0.0 } else { x }
+}
+
 /// `x·tanh(ln(1 + e^x))`.
 #[inline(always)]
 pub(super) fn mish(x: f32) -> f32 {
@@ -80,8 +86,7 @@ pub(super) fn activate(activation: Activation, values: &mut [f32]) {
         Activation::Gelu => values.iter_mut().for_each(|x| *x = gelu_tanh(*x)),
         Activation::GeluErf => values.iter_mut().for_each(|x| *x = gelu_erf(*x)),
         Activation::Silu => values.iter_mut().for_each(|x| *x = sigmoid_mul(*x, *x)),
-        // NaN stays NaN.
-        Activation::Relu => values.iter_mut().for_each(|x| *x = if *x < 0.0 { 0.0 } else { *x }),
+        Activation::Relu => values.iter_mut().for_each(|x| *x = relu(*x)),
     }
 }
 

@@ -8,7 +8,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::epilogue::Epilogue;
+use super::epilogue::{Epilogue, Tile};
 use super::isa::Isa;
 use super::packed::{Blocks, Compute, Form, Packed, Panels};
 use super::pool::{Cell, Grid, pool};
@@ -263,17 +263,15 @@ impl Target<'_, '_> {
 
     /// Writes the sums, with what follows them when they are finished.
     fn store(&mut self, sums: &[f32], epilogue: Option<&Epilogue<'_>>) {
-        let (place, outputs, isa) = (self.place(), self.panels.outputs(self.panel), self.isa);
-        for (r, sums) in sums.chunks_exact(self.columns).take(self.rows).enumerate() {
-            let row = self.first + r;
-            let to = &mut self.cell.row(row)[place.clone()];
-            let sums = &sums[..place.len()];
-            match epilogue {
-                Some(epilogue) if !epilogue.is_plain() => {
-                    epilogue.finish(isa, sums, row, outputs.clone(), self.panels.outputs, to);
-                }
-                _ => to.copy_from_slice(sums),
-            }
-        }
+        let tile = Tile {
+            rows: (self.first..self.first + self.rows).map(Some),
+            sums,
+            step: self.columns,
+            place: self.place(),
+            outputs: self.panels.outputs(self.panel),
+            width: self.panels.outputs,
+            cell: &mut *self.cell,
+        };
+        epilogue.unwrap_or(&Epilogue::default()).finish(self.isa, tile);
     }
 }

@@ -9,7 +9,7 @@
 
 use std::cell::RefCell;
 
-use super::epilogue::Epilogue;
+use super::epilogue::{Epilogue, Tile};
 use super::isa::Isa;
 use super::packed::{Compute, Packed};
 use super::pool::{Cell, Grid, pool};
@@ -146,13 +146,16 @@ impl Winograd {
                 for row in 0..blocks.height(block) {
                     let (sums, to) = (&sums[row * columns..], &mut found[..]);
                     isa.square_back(Back { sums, step: tile, columns, to });
-                    let places = squares.result(blocks.start(block) + row);
-                    for (place, found) in places.zip(found.chunks_exact(columns)) {
-                        let Some(place) = place else { continue };
-                        let to = &mut cell.row(place)[outputs.clone()];
-                        let found = &found[..outputs.len()];
-                        epilogue.finish(isa, found, place, outputs.clone(), panels.outputs, to);
-                    }
+                    let tile = Tile {
+                        rows: squares.result(blocks.start(block) + row),
+                        sums: &found,
+                        step: columns,
+                        place: outputs.clone(),
+                        outputs: outputs.clone(),
+                        width: panels.outputs,
+                        cell: &mut cell,
+                    };
+                    epilogue.finish(isa, tile);
                 }
             }
         }

@@ -171,7 +171,12 @@ impl Isa {
         match self {
             // SAFETY: as in `multiply_tile`.
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 | Self::AvxVnni | Self::Avx512 | Self::Avx512Vnni => unsafe {
+            Self::Avx512 | Self::Avx512Vnni => unsafe {
+                round::sixteens(r);
+            },
+            // SAFETY: as in `multiply_tile`.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 | Self::AvxVnni => unsafe {
                 round::eights(r);
             },
             _ => round::twin(r),

@@ -164,6 +164,75 @@ pub(super) unsafe fn eights(r: Rounding<'_>) {
     }
 }
 
+/// Sixteen values at a time; equal to [`twin`] to the bit.
+///
+/// # Safety
+/// `r` was checked, and the processor has AVX-512 F, BW, DQ and VL.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2")]
+pub(super) unsafe fn sixteens(r: Rounding<'_>) {
+    use std::arch::x86_64::*;
+
+    let parts = r.block / BLOCK;
+    let per_part = BLOCK / r.group;
+    for block in 0..r.starts.len() {
+        // SAFETY: the parts of block `block` of the values and of the words, by `Rounding::check`.
+        unsafe {
+            let part = |part: usize| {
+                let x = r.x.as_ptr().add((block * parts + part) * BLOCK);
+                [_mm512_loadu_ps(x), _mm512_loadu_ps(x.add(16))]
+            };
+            // As in `eights`.
+            let magnitude = _mm512_set1_epi32(0x7fff_ffff);
+            let mut most = _mm512_setzero_si512();
+            for index in 0..parts {
+                for x in part(index) {
+                    most =
+                        _mm512_max_epu32(most, _mm512_and_si512(_mm512_castps_si512(x), magnitude));
+                }
+            }
+            let most = _mm256_max_epu32(
+                _mm512_castsi512_si256(most),
+                _mm512_extracti64x4_epi64::<1>(most),
+            );
+            let most =
+                _mm_max_epu32(_mm256_castsi256_si128(most), _mm256_extracti128_si256::<1>(most));
+            let most = _mm_max_epu32(most, _mm_shuffle_epi32::<0b01_00_11_10>(most));
+            let most = _mm_max_epu32(most, _mm_shuffle_epi32::<0b10_11_00_01>(most));
+            let scale = f32::from_bits(_mm_cvtsi128_si32(most) as u32) / 127.0;
+            let inverse = _mm512_set1_ps(if scale > 0.0 { 1.0 / scale } else { 0.0 });
+            let mut all = _mm512_setzero_si512();
+            for index in 0..parts {
+                // To the nearest, ties to even, as adding 1.5 · 2^23 does.
+                let q = part(index).map(|x| {
+                    _mm512_cvt_roundps_epi32::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(
+                        _mm512_mul_ps(x, inverse),
+                    )
+                });
+                all = _mm512_add_epi32(all, _mm512_add_epi32(q[0], q[1]));
+                let to = r.words.as_mut_ptr().add((block * parts + index) * per_part);
+                if r.group == 4 {
+                    let to = to.cast::<__m128i>();
+                    _mm_storeu_si128(to, _mm512_cvtepi32_epi8(q[0]));
+                    _mm_storeu_si128(to.add(1), _mm512_cvtepi32_epi8(q[1]));
+                } else {
+                    let to = to.cast::<__m256i>();
+                    _mm256_storeu_si256(to, _mm512_cvtepi32_epi16(q[0]));
+                    _mm256_storeu_si256(to.add(1), _mm512_cvtepi32_epi16(q[1]));
+                }
+            }
+            let sum =
+                _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64::<1>(all));
+            let sum =
+                _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256::<1>(sum));
+            let sum = _mm_add_epi32(sum, _mm_shuffle_epi32::<0b01_00_11_10>(sum));
+            let sum = _mm_add_epi32(sum, _mm_shuffle_epi32::<0b10_11_00_01>(sum));
+            r.starts[block] = (-r.offset).wrapping_mul(_mm_cvtsi128_si32(sum)) as u32;
+            r.scales[block] = scale.to_bits();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
