@@ -34,10 +34,12 @@ impl Epilogue<'_> {
     pub(super) fn finish<R: Iterator<Item = Option<usize>>>(
         &self,
         isa: Isa,
-        tile: Tile<'_, '_, R>,
+        mut tile: Tile<'_, '_, R>,
     ) {
         if self.is_plain() {
-            tile.each(|to, sums, _, _| to.copy_from_slice(sums));
+            while let Some(line) = tile.next() {
+                line.to.copy_from_slice(line.sums);
+            }
         } else {
             isa.run(Finish { epilogue: self, tile });
         }
@@ -61,17 +63,27 @@ pub(super) struct Tile<'t, 'c, R> {
     pub width: usize,
 }
 
+/// A row of a tile.
+struct Line<'l> {
+    to: &'l mut [f32],
+    sums: &'l [f32],
+    /// Where it lies in a matrix of the result's size.
+    here: Range<usize>,
+}
+
 impl<R: Iterator<Item = Option<usize>>> Tile<'_, '_, R> {
-    /// Calls `each` for every row with its place, its sums, its columns and its place in a matrix of the result's size.
+    /// The next row that is written.
     #[inline(always)]
-    fn each(self, mut each: impl FnMut(&mut [f32], &[f32], Range<usize>, Range<usize>)) {
-        for (row, sums) in self.rows.zip(self.sums.chunks_exact(self.step)) {
+    fn next(&mut self) -> Option<Line<'_>> {
+        loop {
+            let row = self.rows.next()?;
+            let (sums, rest) = self.sums.split_at_checked(self.step)?;
+            self.sums = rest;
             let Some(row) = row else { continue };
-            let to = &mut self.cell.row(row)[self.place.clone()];
             let start = row * self.width;
+            let to = &mut self.cell.row(row)[self.place.clone()];
             let here = start + self.outputs.start..start + self.outputs.end;
-            let sums = &sums[..to.len()];
-            each(to, sums, self.outputs.clone(), here);
+            return Some(Line { sums: &sums[..to.len()], to, here });
         }
     }
 }
@@ -85,31 +97,31 @@ impl<R: Iterator<Item = Option<usize>>> Loop for Finish<'_, '_, '_, R> {
     type Output = ();
 
     #[inline(always)]
-    fn run(self) {
+    fn run(mut self) {
         let Epilogue { bias, activation, gate, residual, last } = *self.epilogue;
-        self.tile.each(|out, sums, columns, here| {
-            let bias = bias.map(|bias| &bias[columns]);
+        let bias = bias.map(|bias| &bias[self.tile.outputs.clone()]);
+        while let Some(Line { to, sums, here }) = self.tile.next() {
             match activation {
-                Activation::None => begin(out, sums, bias, |x| x),
-                Activation::Gelu => begin(out, sums, bias, gelu_tanh),
-                Activation::GeluErf => begin(out, sums, bias, gelu_erf),
-                Activation::Silu => begin(out, sums, bias, |x| sigmoid_mul(x, x)),
-                Activation::Relu => begin(out, sums, bias, relu),
+                Activation::None => begin(to, sums, bias, |x| x),
+                Activation::Gelu => begin(to, sums, bias, gelu_tanh),
+                Activation::GeluErf => begin(to, sums, bias, gelu_erf),
+                Activation::Silu => begin(to, sums, bias, |x| sigmoid_mul(x, x)),
+                Activation::Relu => begin(to, sums, bias, relu),
             }
             if let Some(gate) = gate {
-                out.iter_mut().zip(&gate[here.clone()]).for_each(|(o, g)| *o *= g);
+                to.iter_mut().zip(&gate[here.clone()]).for_each(|(o, g)| *o *= g);
             }
             match (residual, last) {
                 (Some(residual), Activation::Relu) => {
-                    out.iter_mut().zip(&residual[here]).for_each(|(o, r)| *o = relu(*o + r));
+                    to.iter_mut().zip(&residual[here]).for_each(|(o, r)| *o = relu(*o + r));
                 }
                 (Some(residual), last) => {
-                    out.iter_mut().zip(&residual[here]).for_each(|(o, r)| *o += r);
-                    activate(last, out);
+                    to.iter_mut().zip(&residual[here]).for_each(|(o, r)| *o += r);
+                    activate(last, to);
                 }
-                (None, last) => activate(last, out),
+                (None, last) => activate(last, to),
             }
-        });
+        }
     }
 }
 

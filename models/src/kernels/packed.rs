@@ -134,7 +134,7 @@ impl Packed {
             }
             Compute::Int8 => {
                 let blocks = pack_blocks(isa, outputs, inputs, Quants::Columns, |index, out| {
-                    out.quantise(row(index));
+                    out.quantise(isa, row(index));
                 });
                 Form::Blocks { blocks, compute }
             }

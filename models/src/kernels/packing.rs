@@ -5,7 +5,7 @@ use half::f16;
 use super::isa::Isa;
 use super::packed::{Blocks, Compute, Form, Panels};
 use super::pool::pool;
-use super::simd::{Aligned, BLOCK, Plain, Quants, SUPER_BLOCKS};
+use super::simd::{Aligned, BLOCK, Loop, Plain, Quants, SUPER_BLOCKS};
 use crate::checkpoint::{StoredTensor, StoredType};
 use crate::gguf::blocks;
 use crate::gguf::k_blocks::{self, Head};
@@ -84,21 +84,8 @@ pub(super) struct Row {
 
 impl Row {
     /// Rounds `values` to 8 bits with one scale; blocks are filled up with zeros.
-    pub fn quantise(&mut self, values: &[f32]) {
-        // What is no number has to reach the scale.
-        let larger = |m: f32, v: &f32| if v.abs() > m || v.is_nan() { v.abs() } else { m };
-        let largest = values.iter().fold(0f32, larger);
-        let scale = f16::from_f32(largest / 127.0);
-        // By the scale as it is stored, so that rounding it is not a second error.
-        let inverse = if scale > f16::ZERO { 1.0 / scale.to_f32() } else { 0.0 };
-        for (block, x) in self.blocks.iter_mut().zip(values.chunks(BLOCK)) {
-            block.0 = [128; BLOCK];
-            for (value, v) in block.0.iter_mut().zip(x) {
-                // 1.5 · 2^23: adding it rounds to the nearest integer and leaves that in the low bits.
-                let q = ((v * inverse).clamp(-127.0, 127.0) + 12_582_912.0).to_bits();
-                *value = q as u8 ^ 0x80;
-            }
-        }
+    pub fn quantise(&mut self, isa: Isa, values: &[f32]) {
+        let scale = isa.run(Quantise { values, blocks: &mut self.blocks });
         self.factors.fill(scale.to_bits());
     }
 
@@ -141,6 +128,36 @@ impl Row {
     }
 }
 
+/// A row on its way to 8 bits; gives their scale.
+struct Quantise<'a> {
+    values: &'a [f32],
+    blocks: &'a mut [RowBlock],
+}
+
+impl Loop for Quantise<'_> {
+    type Output = f16;
+
+    #[inline(always)]
+    fn run(self) -> f16 {
+        // As whole numbers, the bits of magnitudes rise with them, and what is no number is above all: it has to reach
+        // the scale.
+        let largest = self.values.iter().fold(0u32, |most, v| most.max(v.to_bits() & 0x7fff_ffff));
+        let scale = f16::from_f32(f32::from_bits(largest) / 127.0);
+        // By the scale as it is stored, so that rounding it is not a second error.
+        let inverse = if scale > f16::ZERO { 1.0 / scale.to_f32() } else { 0.0 };
+        for ((to, _), values) in self.blocks.iter_mut().zip(self.values.chunks(BLOCK)) {
+            let mut x = [0.0; BLOCK];
+            x[..values.len()].copy_from_slice(values);
+            for (to, x) in to.iter_mut().zip(x) {
+                // 1.5 · 2^23: adding it rounds to the nearest integer and leaves that in the low bits.
+                let q = ((x * inverse).clamp(-127.0, 127.0) + 12_582_912.0).to_bits();
+                *to = q as u8 ^ 0x80;
+            }
+        }
+        scale
+    }
+}
+
 /// The rows of `source`, which all are stored as `quants`, or rounded to [`Quants::Columns`].
 pub(super) fn blocks_of(
     isa: Isa,
@@ -153,7 +170,7 @@ pub(super) fn blocks_of(
         if quants == Quants::Columns {
             let mut values = vec![0.0; source.inputs];
             source.floats(row, &mut values);
-            out.quantise(&values);
+            out.quantise(isa, &values);
         } else if let Some((dtype, bytes)) = source.bytes(row) {
             out.take(dtype, bytes);
         }
