@@ -90,6 +90,31 @@ pub(super) fn twin(r: Rounding<'_>) {
     }
 }
 
+/// What eight whole numbers have in common: halves of them against each other, until one is left.
+#[cfg(target_arch = "x86_64")]
+mod halves {
+    use std::arch::x86_64::*;
+
+    /// The largest, none of them signed.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn largest(x: __m256i) -> u32 {
+        let x = _mm_max_epu32(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x));
+        let x = _mm_max_epu32(x, _mm_shuffle_epi32::<0b01_00_11_10>(x));
+        let x = _mm_max_epu32(x, _mm_shuffle_epi32::<0b10_11_00_01>(x));
+        _mm_cvtsi128_si32(x) as u32
+    }
+
+    /// Their sum.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn sum(x: __m256i) -> i32 {
+        let x = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x));
+        let x = _mm_add_epi32(x, _mm_shuffle_epi32::<0b01_00_11_10>(x));
+        _mm_cvtsi128_si32(_mm_add_epi32(x, _mm_shuffle_epi32::<0b10_11_00_01>(x)))
+    }
+}
+
 /// Eight values at a time; equal to [`twin`] to the bit.
 ///
 /// # Safety
@@ -120,11 +145,7 @@ pub(super) unsafe fn eights(r: Rounding<'_>) {
             for index in 1..parts {
                 most = larger(most, part(index));
             }
-            let most =
-                _mm_max_epu32(_mm256_castsi256_si128(most), _mm256_extracti128_si256::<1>(most));
-            let most = _mm_max_epu32(most, _mm_shuffle_epi32::<0b01_00_11_10>(most));
-            let most = _mm_max_epu32(most, _mm_shuffle_epi32::<0b10_11_00_01>(most));
-            let scale = f32::from_bits(_mm_cvtsi128_si32(most) as u32) / 127.0;
+            let scale = f32::from_bits(halves::largest(most)) / 127.0;
             let inverse = _mm256_set1_ps(if scale > 0.0 { 1.0 / scale } else { 0.0 });
             // 1.5 · 2^23, as in `round_by`; less its bits, what is left is the number.
             let middle = _mm256_set1_ps(12_582_912.0);
@@ -154,11 +175,7 @@ pub(super) unsafe fn eights(r: Rounding<'_>) {
                     _mm256_storeu_si256(to.add(1), order(high));
                 }
             }
-            let sum =
-                _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256::<1>(all));
-            let sum = _mm_add_epi32(sum, _mm_shuffle_epi32::<0b01_00_11_10>(sum));
-            let sum = _mm_add_epi32(sum, _mm_shuffle_epi32::<0b10_11_00_01>(sum));
-            r.starts[block] = (-r.offset).wrapping_mul(_mm_cvtsi128_si32(sum)) as u32;
+            r.starts[block] = (-r.offset).wrapping_mul(halves::sum(all)) as u32;
             r.scales[block] = scale.to_bits();
         }
     }
@@ -195,11 +212,7 @@ pub(super) unsafe fn sixteens(r: Rounding<'_>) {
                 _mm512_castsi512_si256(most),
                 _mm512_extracti64x4_epi64::<1>(most),
             );
-            let most =
-                _mm_max_epu32(_mm256_castsi256_si128(most), _mm256_extracti128_si256::<1>(most));
-            let most = _mm_max_epu32(most, _mm_shuffle_epi32::<0b01_00_11_10>(most));
-            let most = _mm_max_epu32(most, _mm_shuffle_epi32::<0b10_11_00_01>(most));
-            let scale = f32::from_bits(_mm_cvtsi128_si32(most) as u32) / 127.0;
+            let scale = f32::from_bits(halves::largest(most)) / 127.0;
             let inverse = _mm512_set1_ps(if scale > 0.0 { 1.0 / scale } else { 0.0 });
             let mut all = _mm512_setzero_si512();
             for index in 0..parts {
@@ -223,11 +236,7 @@ pub(super) unsafe fn sixteens(r: Rounding<'_>) {
             }
             let sum =
                 _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64::<1>(all));
-            let sum =
-                _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256::<1>(sum));
-            let sum = _mm_add_epi32(sum, _mm_shuffle_epi32::<0b01_00_11_10>(sum));
-            let sum = _mm_add_epi32(sum, _mm_shuffle_epi32::<0b10_11_00_01>(sum));
-            r.starts[block] = (-r.offset).wrapping_mul(_mm_cvtsi128_si32(sum)) as u32;
+            r.starts[block] = (-r.offset).wrapping_mul(halves::sum(sum)) as u32;
             r.scales[block] = scale.to_bits();
         }
     }
