@@ -13,6 +13,7 @@ use super::window::Window;
 
 /// What is seen of the places that a pooled place stands for.
 pub(super) const POOL: Window = Window { kernel: (3, 3), stride: 2, padding: (1, 1) };
+
 /// Features of an image.
 #[derive(Debug, Clone)]
 pub struct Map {

@@ -69,10 +69,8 @@ pub(super) fn lay_words(laid: &mut Vec<u32>, x: &impl Strips, quants: Quants, is
                             scale_starts(&mut row[place.words()..]);
                         }
                     }
-                    let mut rows: [&[u32]; TILE_ROWS] = [&[]; TILE_ROWS];
-                    let used = rounded.chunks_exact(lines).take(height);
-                    rows.iter_mut().zip(used).for_each(|(to, row)| *to = row);
-                    isa.interleave(Interleave { rows, height, step, tile: &mut to[first..] });
+                    let rows = rounded.chunks_exact(lines).take(height);
+                    isa.interleave(Interleave::new(rows, step, &mut to[first..]));
                 }
             });
         });

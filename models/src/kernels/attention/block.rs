@@ -33,11 +33,8 @@ impl Plan {
         let (keys, values) = packed.split_at_mut(self.keys());
         for (index, tile) in keys.chunks_exact_mut(self.keys.most() * self.size).enumerate() {
             let (start, height) = (self.keys.start(index), self.keys.height(index));
-            let mut rows: [&[f32]; TILE_ROWS] = [&[]; TILE_ROWS];
-            for (r, row) in rows.iter_mut().enumerate().take(height) {
-                *row = k.row(head, start + r);
-            }
-            isa.interleave(Interleave { rows, height, step: height, tile });
+            let rows = (start..start + height).map(|key| k.row(head, key));
+            isa.interleave(Interleave::new(rows, height, tile));
         }
         for (column, to) in values.chunks_exact_mut(self.size).enumerate() {
             to.copy_from_slice(v.row(head, column));
@@ -132,13 +129,9 @@ impl<'a> Block<'a> {
             queries.fill(0.0);
         }
         for first in span.clone().step_by(TILE_ROWS) {
-            let height = TILE_ROWS.min(span.end - first);
-            let mut rows: [&[f32]; TILE_ROWS] = [&[]; TILE_ROWS];
-            for (r, row) in rows.iter_mut().enumerate().take(height) {
-                *row = self.q.row(cell.along, first + r);
-            }
+            let rows = (first..span.end).map(|row| self.q.row(cell.along, row));
             let tile = &mut queries[first - span.start..];
-            self.isa.interleave(Interleave { rows, height, step: width, tile });
+            self.isa.interleave(Interleave::new(rows, width, tile));
         }
         let scale = (self.plan.size as f32).powf(-0.5);
         queries.iter_mut().for_each(|x| *x *= scale);

@@ -59,11 +59,8 @@ impl Columns {
         let width = cell.rows().len().next_multiple_of(isa.float_shape().lanes);
         let size = sums.len() / width;
         for (index, tile) in sums.chunks(TILE_ROWS * width).enumerate() {
-            let mut rows: [&[f32]; TILE_ROWS] = [&[]; TILE_ROWS];
-            rows.iter_mut().zip(tile.chunks_exact(width)).for_each(|(to, row)| *to = row);
-            let height = tile.len() / width;
-            let tile = &mut turned[index * TILE_ROWS..];
-            isa.interleave(Interleave { rows, height, step: size, tile });
+            let rows = tile.chunks_exact(width);
+            isa.interleave(Interleave::new(rows, size, &mut turned[index * TILE_ROWS..]));
         }
         let rows = cell.rows().zip(turned.chunks_exact(size).zip(&self.sums));
         for (row, (sums, by)) in rows {

@@ -161,11 +161,9 @@ impl Plan {
                 part[places.starts.start + first + r] = start;
                 part[places.key_scales.start + first + r] = scale;
             }
-            let mut rows: [&[u32]; TILE_ROWS] = [&[]; TILE_ROWS];
-            let used = words.chunks_exact(self.words()).take(height);
-            rows.iter_mut().zip(used).for_each(|(to, row)| *to = row);
+            let rows = words.chunks_exact(self.words()).take(height);
             let tile = &mut part[places.keys.clone()][first * self.words()..];
-            self.isa.interleave(Interleave { rows, height, step: height, tile });
+            self.isa.interleave(Interleave::new(rows, height, tile));
         }
     }
 
@@ -183,13 +181,12 @@ impl Plan {
         floats.resize(self.size * filled, 0.0);
         for first in span.clone().step_by(TILE_ROWS) {
             let height = TILE_ROWS.min(span.end - first);
-            let mut rows: [&[f32]; TILE_ROWS] = [&[]; TILE_ROWS];
-            for (r, row) in rows.iter_mut().enumerate().take(height) {
-                ahead(v, head, first + r, span.end);
-                *row = v.row(head, first + r);
-            }
+            let rows = (first..first + height).map(|key| {
+                ahead(v, head, key, span.end);
+                v.row(head, key)
+            });
             let tile = &mut floats[first - span.start..];
-            self.isa.interleave(Interleave { rows, height, step: filled, tile });
+            self.isa.interleave(Interleave::new(rows, filled, tile));
         }
         let (count, tiles) = (span.len().div_ceil(group), self.tiles(self.size));
         words.resize(TILE_ROWS * filled / group, 0);
@@ -202,11 +199,9 @@ impl Plan {
                 let [_, scale] = self.round(column, words);
                 part[places.value_scales.start + first + r] = scale;
             }
-            let mut rows: [&[u32]; TILE_ROWS] = [&[]; TILE_ROWS];
-            let used = words.chunks_exact(filled / group).take(height);
-            rows.iter_mut().zip(used).for_each(|(to, row)| *to = &row[..count]);
+            let rows = words.chunks_exact(filled / group).take(height).map(|row| &row[..count]);
             let tile = &mut part[places.values.clone()][first * count..];
-            self.isa.interleave(Interleave { rows, height, step: height, tile });
+            self.isa.interleave(Interleave::new(rows, height, tile));
         }
     }
 
@@ -253,11 +248,8 @@ impl Plan {
                     let [_, scale] = self.round(floats, words);
                     scales[first + r] = f32::from_bits(scale) * by;
                 }
-                let mut rows: [&[u32]; TILE_ROWS] = [&[]; TILE_ROWS];
-                let used = words.chunks_exact(self.words()).take(height);
-                rows.iter_mut().zip(used).for_each(|(to, row)| *to = row);
-                let tile = &mut queries[first..];
-                self.isa.interleave(Interleave { rows, height, step: width, tile });
+                let rows = words.chunks_exact(self.words()).take(height);
+                self.isa.interleave(Interleave::new(rows, width, &mut queries[first..]));
             }
         });
         if self.isa.other_side() != 0 {

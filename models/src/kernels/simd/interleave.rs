@@ -16,7 +16,18 @@ pub struct Interleave<'a, T> {
     pub tile: &'a mut [T],
 }
 
-impl<T> Interleave<'_, T> {
+impl<'a, T> Interleave<'a, T> {
+    /// The first [`TILE_ROWS`] of the rows `from`, `step` apart at each depth of `tile`.
+    #[inline]
+    pub fn new(from: impl IntoIterator<Item = &'a [T]>, step: usize, tile: &'a mut [T]) -> Self {
+        let (mut rows, mut height): ([&[T]; TILE_ROWS], _) = ([&[]; TILE_ROWS], 0);
+        for (to, row) in rows.iter_mut().zip(from) {
+            *to = row;
+            height += 1;
+        }
+        Self { rows, height, step, tile }
+    }
+
     pub(super) fn check(&self) {
         let depth = self.rows[0].len();
         assert!(self.height > 0 && self.height <= TILE_ROWS, "rows of a tile");

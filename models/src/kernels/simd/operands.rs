@@ -135,8 +135,8 @@ pub struct Dots<'a> {
     /// Activations, in words of a group of depths: `a[piece.a + (block·groups + group)·step + r]`.
     pub a: &'a [u32],
     /// Per span of activations and row, what the sum starts from (bits of an `i32`): minus the weights' offset times the
-    /// sum of the row's activations. At `[piece.a + span·step + r]`; pieces begin with a span. For [`Quants::Minima`] minus that sum by its scale (bits of an
-    /// `f32`).
+    /// sum of the row's activations. At `[piece.a + span·step + r]`; pieces begin with a span. For [`Quants::Minima`]
+    /// minus that sum by its scale (bits of an `f32`).
     pub starts: &'a [u32],
     /// Per span and row, the activations' scale (bits of an `f32`); as `starts`.
     pub a_scales: &'a [u32],
