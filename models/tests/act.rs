@@ -4,10 +4,9 @@ mod common;
 
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
-use common::{Case, Worst, cases, fixtures, max_difference, reference, values};
+use common::{Case, Worst, cases, fixtures, max_difference, reference};
 use sinew_models::act::{Act, ActPolicy, sine_positions};
-use sinew_models::kernels::buffers_taken;
+use sinew_models::kernels::{Planes, buffers_taken};
 use sinew_models::{Checkpoint, LoadOptions, QuantType, load_policy, quantize};
 use sinew_runtime::{ChunkRequest, Policy, PolicyError, Prefix, PrefixUse, Progress, inference};
 
@@ -22,16 +21,11 @@ fn check_row(model: &Act, checkpoint: &Checkpoint, case: &Case, row: usize, wors
     let mut maps = Vec::new();
     for (i, (key, _)) in checkpoint.features.cameras().enumerate() {
         let name = format!("input.{key}");
-        let shape = &case.get(&name).shape[1..];
-        let pixels = Tensor::from_vec(case.row(&name, 0, row), shape, &Device::Cpu);
+        let shape = &case.get(&name).shape;
+        let pixels = Planes::new(&case.row(&name, 0, row), (shape[2], shape[3]));
         let map = model.encode_image(&pixels.expect("it fits its shape")).expect("the image fits");
         let theirs = case.row(&format!("vision.{i}.feature_map"), 0, row);
-        worst.check(
-            "feature_map",
-            &values(&map.to_image().expect("an image")),
-            &theirs,
-            INTERMEDIATE,
-        );
+        worst.check("feature_map", map.to_planes().values.values(), &theirs, INTERMEDIATE);
         maps.push(map);
     }
     let state = case.row("input.observation.state", 0, row);
@@ -141,9 +135,8 @@ fn image_positions_match_lerobot() {
     let case = Case::open(&dir.join("case_act_tables.safetensors"));
     for (rows, columns) in [(2, 3), (15, 20)] {
         let theirs = case.get(&format!("act_pos2d.{rows}x{columns}"));
-        let ours = sine_positions(rows, columns, theirs.shape[1]).expect("a small table");
-        let ours = ours.t().and_then(|t| t.contiguous()).expect("a matrix");
-        let difference = max_difference(&values(&ours), &theirs.values);
+        let ours = sine_positions(rows, columns, theirs.shape[1]).transposed();
+        let difference = max_difference(ours.values(), &theirs.values);
         println!("act_pos2d.{rows}x{columns}: {difference:.1e}");
         assert!(difference < 2e-6, "{rows}x{columns} differs by {difference:e}");
     }

@@ -3,11 +3,12 @@
 mod common;
 
 use std::path::Path;
+use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
-use common::{Case, Worst, cases, max_difference, reference, values};
+use common::{Case, Worst, cases, max_difference, reference};
 use sinew_models::diffusion::{Condition, DiffusionConfig, DiffusionModel, DiffusionPolicy};
 use sinew_models::heads::ddpm::{BetaSchedule, Kind, Prediction, Sampler, Schedule};
+use sinew_models::kernels::{Matrix, Planes};
 use sinew_models::{Checkpoint, LoadOptions, QuantType, quantize};
 use sinew_runtime::{ChunkRequest, Observation, Policy, Stamp, inference};
 
@@ -44,28 +45,26 @@ fn condition(
             let name = format!("input.{key}");
             let shape = case.get(&name).shape.clone();
             let planes = observed(case, &name, row).swap_remove(step);
-            let pixels = model.prepare(planes, (shape[4], shape[3])).expect("the image fits");
+            let planes = Planes::new(&planes, (shape[3], shape[4])).expect("it fits its shape");
+            let pixels = model.prepare(planes).expect("the image fits");
             let seen = model.encode_image(camera, &pixels).expect("the image fits");
             if camera == 0 {
                 let map = case.row("vision.feature_map_first", 0, place);
-                worst.check(
-                    "feature_map",
-                    &values(&seen.map.to_image().expect("an image")),
-                    &map,
-                    INTERMEDIATE,
-                );
+                let ours = seen.map.to_planes();
+                worst.check("feature_map", ours.values.values(), &map, INTERMEDIATE);
                 let keypoints = case.row("vision.keypoints_first", 0, place);
-                worst.check("keypoints", &values(&seen.keypoints), &keypoints, INTERMEDIATE);
+                worst.check("keypoints", seen.keypoints.values(), &keypoints, INTERMEDIATE);
             }
             let theirs = case.row(&format!("vision.{camera}.features"), 0, place);
-            worst.check("features", &values(&seen.features), &theirs, INTERMEDIATE);
-            features.push(seen.features);
+            worst.check("features", seen.features.values(), &theirs, INTERMEDIATE);
+            features.push(Arc::new(seen.features));
         }
         rows.push(model.observation(state, &features, None).expect("the parts fit"));
     }
-    let condition = Condition::new(Tensor::cat(&rows, 0).expect("equal widths")).expect("a matrix");
+    let rows = Matrix::stacked(rows.iter(), rows[0].width()).expect("equal widths");
+    let condition = Condition::new(rows);
     let theirs = case.row("global_cond", 0, row);
-    worst.check("global_cond", &values(condition.flat()), &theirs, INTERMEDIATE);
+    worst.check("global_cond", condition.flat().values(), &theirs, INTERMEDIATE);
     condition
 }
 
@@ -77,13 +76,12 @@ fn denoise(
     (part, row): (&str, usize),
     condition: &Condition,
     worst: &mut Worst,
-) -> Tensor {
+) -> Matrix {
     let get = |name: &str, axis| case.row(&format!("{part}{name}"), axis, row);
     let timesteps = &case.get(&format!("{part}steps.timestep")).values;
     let shape = model.sample_shape();
-    let noise = get("noise", 0);
-    let mut sampler =
-        Sampler::new(config.schedule(), noise, shape, timesteps.len()).expect("the noise fits");
+    let noise = Matrix::new(&get("noise", 0), shape).expect("the noise fits");
+    let mut sampler = Sampler::new(config.schedule(), noise, timesteps.len());
     let (x_in, outputs) = (get("steps.x_in", 1), get("steps.model_output", 1));
     let added = format!("{part}steps.scheduler_noise");
     let added = if case.has(&added) { case.row(&added, 1, row) } else { Vec::new() };
@@ -92,11 +90,11 @@ fn denoise(
         let step = sampler.done();
         assert_eq!(sampler.timestep() as f32, timesteps[step]);
         let range = step * size..(step + 1) * size;
-        worst.check("x_in", &values(sampler.sample()), &x_in[range.clone()], INTERMEDIATE);
+        worst.check("x_in", sampler.sample().values(), &x_in[range.clone()], INTERMEDIATE);
         let output = model.predict(sampler.sample(), sampler.timestep(), condition);
         let output = output.expect("the shapes fit");
-        worst.check("output", &values(&output), &outputs[range.clone()], INTERMEDIATE);
-        let noise = || Tensor::from_vec(added[range].to_vec(), shape, &Device::Cpu);
+        worst.check("output", output.values(), &outputs[range.clone()], INTERMEDIATE);
+        let noise = || Matrix::new(&added[range], shape);
         sampler.step(&output, noise).expect("the shapes fit");
     }
     sampler.sample().clone()
@@ -115,7 +113,7 @@ fn check_directory(name: &str) {
             let condition = condition(&model, &checkpoint, &case, row, &mut worst);
             let x = denoise(&model, &config, &case, ("", row), &condition, &mut worst);
             let theirs = case.row("actions.horizon_normalized", 0, row);
-            worst.check("horizon", &values(&x), &theirs, CHUNK);
+            worst.check("horizon", x.values(), &theirs, CHUNK);
             check_policy(&checkpoint, &case, row, &mut worst);
             seen += 1;
         }

@@ -5,10 +5,10 @@ mod common;
 
 use std::path::PathBuf;
 
-use candle_core::{Device, Tensor};
-use common::{Case, Worst, fixtures, max_difference, values};
+use common::{Case, Worst, fixtures, max_difference};
 use sinew_models::diffusion::{Condition, DiffusionConfig, DiffusionModel, DiffusionPolicy};
 use sinew_models::heads::ddpm::{BetaSchedule, Kind, Prediction, Sampler, Schedule, Spacing};
+use sinew_models::kernels::Matrix;
 use sinew_models::{Checkpoint, LoadOptions, QuantType, load_policy, quantize};
 use sinew_runtime::{
     ActionChunk, ChunkRequest, MaskSchedule, Observation, Policy, PolicyError, Prefix, PrefixUse,
@@ -62,26 +62,25 @@ fn every_stage_of_the_transformer_matches_pytorch() {
         let config = DiffusionConfig::of(&checkpoint).expect("it was opened");
         let model = DiffusionModel::load(&checkpoint).unwrap_or_else(|e| panic!("{e}"));
         let theirs = case.get("condition");
-        let rows = Tensor::from_vec(theirs.values.clone(), theirs.shape.as_slice(), &Device::Cpu);
-        let condition = Condition::new(rows.expect("it fits its shape")).expect("a matrix");
+        let rows = Matrix::new(&theirs.values, (theirs.shape[0], theirs.shape[1]));
+        let condition = Condition::new(rows.expect("it fits its shape"));
         let timesteps = &case.get("steps.timestep").values;
         let (shape, added) = (model.sample_shape(), noise(&case));
-        let start = added[0].clone();
-        let mut sampler = Sampler::new(config.schedule(), start, shape, timesteps.len());
-        let sampler = sampler.as_mut().expect("the noise fits");
+        let start = Matrix::new(&added[0], shape).expect("the noise fits");
+        let mut sampler = Sampler::new(config.schedule(), start, timesteps.len());
         let size = shape.0 * shape.1;
         while !sampler.is_done() {
             let step = sampler.done();
             assert_eq!(sampler.timestep() as f32, timesteps[step]);
             let recorded = |what: &str| &case.get(what).values[step * size..(step + 1) * size];
-            let x = sampler.sample().clone();
-            worst.check("x_in", &values(&x), recorded("steps.x_in"), 1e-4);
-            let output = model.predict(&x, sampler.timestep(), &condition).expect("it fits");
-            worst.check("output", &values(&output), recorded("steps.model_output"), 1e-4);
-            let noise = || Tensor::from_slice(&added[step + 1], shape, &Device::Cpu);
+            let x = sampler.sample();
+            worst.check("x_in", x.values(), recorded("steps.x_in"), 1e-4);
+            let output = model.predict(x, sampler.timestep(), &condition).expect("it fits");
+            worst.check("output", output.values(), recorded("steps.model_output"), 1e-4);
+            let noise = || Matrix::new(&added[step + 1], shape);
             sampler.step(&output, noise).expect("it fits");
         }
-        worst.check("horizon", &values(sampler.sample()), &case.get("horizon").values, 5e-5);
+        worst.check("horizon", sampler.sample().values(), &case.get("horizon").values, 5e-5);
         // The policy: raw observations in, from the second of the horizon on actions out.
         let mut policy = policy(name);
         policy.set_noise(noise(&case));
@@ -119,16 +118,16 @@ fn every_sampler_setting_matches_diffusers() {
                     tensor.values.chunks_exact(8).map(<[f32]>::to_vec).collect::<Vec<_>>()
                 };
                 let (x, outputs, noise) = (rows("x"), rows("output"), rows("noise"));
-                let tensor = |values: &[f32]| Tensor::from_slice(values, (4, 2), &Device::Cpu);
-                let sampler = Sampler::new(schedule, x[0].clone(), (4, 2), steps);
-                let mut sampler = sampler.expect("the noise fits");
+                let matrix = |values: &[f32]| Matrix::new(values, (4, 2));
+                let mut sampler =
+                    Sampler::new(schedule, matrix(&x[0]).expect("the noise fits"), steps);
                 for step in 0..steps {
-                    let output = tensor(&outputs[step]).expect("it fits");
-                    sampler.step(&output, || tensor(&noise[step])).expect("it fits");
+                    let output = matrix(&outputs[step]).expect("it fits");
+                    sampler.step(&output, || matrix(&noise[step])).expect("it fits");
                     // Without clipping the first steps divide by a signal of 1e-3 and less.
                     let largest = x[step + 1].iter().fold(1f32, |m, v| m.max(v.abs()));
                     let ours: Vec<f32> =
-                        values(sampler.sample()).iter().map(|v| v / largest).collect();
+                        sampler.sample().values().iter().map(|v| v / largest).collect();
                     let theirs: Vec<f32> = x[step + 1].iter().map(|v| v / largest).collect();
                     worst.check(kind_name, &ours, &theirs, 2e-5);
                 }

@@ -5,10 +5,12 @@
 mod common;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use candle_core::{Result, Tensor};
-use common::{Case, fixtures, max_difference};
+use candle_core::Result;
+use common::{Case, fixtures, heads_apart, max_difference};
 use sinew_models::heads::{Confidence, MaskSchedule, MaskedDecoder, Masking};
+use sinew_models::kernels::{Matrix, Planes};
 use sinew_models::masked::{MaskedPolicy, MaskedVla};
 use sinew_models::oft::OftVla;
 use sinew_models::smolvla::{Inputs, Preparer, VisionFeatures};
@@ -32,10 +34,6 @@ fn cases(name: &str) -> Vec<(serde_json::Value, Case)> {
     list.into_iter().map(|entry| (entry.clone(), open(&entry))).collect()
 }
 
-fn values(tensor: &Tensor) -> Vec<f32> {
-    tensor.flatten_all().and_then(|t| t.to_vec1()).expect("a CPU tensor of f32")
-}
-
 fn check(name: &str, ours: &[f32], theirs: &[f32], tolerance: f32) -> f32 {
     let difference = max_difference(ours, theirs);
     assert!(difference <= tolerance, "{name} differs by {difference:e}");
@@ -56,8 +54,8 @@ fn observed(
     checkpoint: &Checkpoint,
     entry: &serde_json::Value,
     case: &Case,
-    encode: impl Fn(&Inputs, &Tensor) -> Result<VisionFeatures>,
-) -> (Inputs, Vec<Tensor>) {
+    encode: impl Fn(&Inputs, &Planes) -> Result<VisionFeatures>,
+) -> (Inputs, Vec<Arc<Matrix>>) {
     let mut preparer = Preparer::new(checkpoint, 0).expect("the pipelines are whole");
     let inputs = preparer.prepare(&case.observation(0, task(entry))).expect("it fits");
     let ids: Vec<f32> = inputs.tokens.iter().map(|t| *t as f32).collect();
@@ -67,11 +65,11 @@ fn observed(
         let features = encode(&inputs, pixels).expect("the image fits");
         if case.has("vision.0.pixels") {
             let get = |part: &str| &case.get(&format!("vision.{i}.{part}")).values;
-            check("pixels", &values(pixels), get("pixels"), 1e-5);
-            check("last_hidden", &values(&features.last_hidden), get("last_hidden"), INTERMEDIATE);
-            check("tokens", &values(&features.tokens), get("tokens"), INTERMEDIATE);
+            check("pixels", pixels.values.values(), get("pixels"), 1e-5);
+            check("last_hidden", features.last_hidden.values(), get("last_hidden"), INTERMEDIATE);
+            check("tokens", features.tokens.values(), get("tokens"), INTERMEDIATE);
         }
-        tokens.push(features.tokens);
+        tokens.push(Arc::new(features.tokens));
     }
     (inputs, tokens)
 }
@@ -115,8 +113,11 @@ fn masked_rounds_and_tokens_are_the_references() {
             model.prefill(&images, inputs.dummies, &inputs.tokens, &inputs.state).expect("it fits");
         if case.has("prefix.keys") {
             let all = |second: bool| -> Vec<f32> {
-                let pick = |(k, v): &(Tensor, Tensor)| values(if second { v } else { k });
-                prefix.layers.iter().flat_map(pick).collect()
+                // [layers, K, P, hd].
+                let size = *case.get("prefix.keys").shape.last().expect("four dimensions");
+                let layers = prefix.layers.iter();
+                let sides = layers.map(|layer| if second { &layer.values } else { &layer.keys });
+                sides.flat_map(|side| heads_apart(side, size)).collect()
             };
             check("keys", &all(false), &case.get("prefix.keys").values, INTERMEDIATE);
             check("values", &all(true), &case.get("prefix.values").values, INTERMEDIATE);
@@ -146,13 +147,13 @@ fn masked_rounds_and_tokens_are_the_references() {
             let tokens = decoder.tokens(model.mask());
             let ours: Vec<f32> = tokens.iter().map(|t| *t as f32).collect();
             assert_eq!(ours, theirs, "{} before round {round}", entry["name"]);
-            let logits = values(&model.logits(&prefix, &tokens).expect("the tokens fit"));
+            let logits = model.logits(&prefix, &tokens).expect("the tokens fit");
+            let logits = logits.values();
             if case.has("rounds.logits") {
                 let range = round * logits.len()..(round + 1) * logits.len();
-                worst =
-                    worst.max(max_difference(&logits, &case.get("rounds.logits").values[range]));
+                worst = worst.max(max_difference(logits, &case.get("rounds.logits").values[range]));
             }
-            decoder.step(&logits).expect("they are finite");
+            decoder.step(logits).expect("they are finite");
         }
         assert!(decoder.is_done(), "{}", entry["name"]);
         let ours: Vec<f32> = decoder.tokens(model.mask()).iter().map(|t| *t as f32).collect();
@@ -348,11 +349,12 @@ fn parallel_decoding_is_the_references() {
                 .embed_prefix(&images, inputs.dummies, &inputs.tokens, &inputs.state)
                 .expect("it fits");
             let recorded = |part: &str| &case.get(part).values;
-            check("prefix", &values(&prefix), recorded("prefix.embeddings"), INTERMEDIATE);
+            check("prefix", prefix.values(), recorded("prefix.embeddings"), INTERMEDIATE);
             let states = model.decode(&prefix).expect("it fits");
-            check("states", &values(&states), recorded("states"), INTERMEDIATE);
-            let ours = values(&model.actions(&states).expect("it fits"));
-            check("normalised", &ours, recorded("actions.normalised"), CHUNK);
+            check("states", states.values(), recorded("states"), INTERMEDIATE);
+            let ours = model.actions(states).expect("it fits");
+            let ours = ours.values();
+            check("normalised", ours, recorded("actions.normalised"), CHUNK);
             let mut policy = load_policy(&folder(name), &LoadOptions::default()).expect("it loads");
             let observation = case.observation(0, task(&entry));
             let request = ChunkRequest { id: 7, ..ChunkRequest::default() };

@@ -4,9 +4,9 @@ mod common;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use candle_core::Tensor;
-use common::{Case, copy_folder, values};
+use common::{Case, copy_folder};
 use safetensors::tensor::{Dtype, TensorView, serialize};
 use sinew_models::caches::{CacheOptions, VisionConfig};
 use sinew_models::exits::{
@@ -148,15 +148,15 @@ fn truncated(seen: &Observation) -> Vec<Vec<f64>> {
             let model = SmolVla::load(&checkpoint).unwrap_or_else(|e| panic!("{e}"));
             let mut preparer = Preparer::new(&checkpoint, 0).expect("it was made");
             let inputs = preparer.prepare(seen).expect("it fits");
-            let images: Vec<Tensor> = inputs
+            let images: Vec<_> = inputs
                 .pixels
                 .iter()
-                .map(|pixels| model.encode_image(pixels).expect("it fits").tokens)
+                .map(|pixels| Arc::new(model.encode_image(pixels).expect("it fits").tokens))
                 .collect();
             let embeddings = model
                 .embed_prefix(&images, inputs.dummies, &inputs.tokens, &inputs.state)
                 .expect("it fits");
-            let prefix = model.prefill(&embeddings).expect("it fits");
+            let prefix = model.prefill(embeddings).expect("it fits");
             assert_eq!(prefix.layers.len(), depth);
             let cache = model.prepare(&prefix).expect("it fits");
             let (horizon, width) = model.sample_shape();
@@ -164,10 +164,10 @@ fn truncated(seen: &Observation) -> Vec<Vec<f64>> {
             let mut sampler =
                 EulerSampler::new(start, (horizon, width), STEPS).expect("the shape fits");
             while !sampler.is_done() {
-                let velocity = model.velocity(&cache, sampler.sample(), &[sampler.time()]);
-                sampler.step(&velocity.expect("it fits")).expect("it fits");
+                let velocity = model.velocity(&cache, sampler.sample(), &[sampler.flow_time()]);
+                sampler.step(velocity.expect("it fits")).expect("it fits");
             }
-            noise = Some(values(sampler.sample()));
+            noise = Some(sampler.sample().values().to_vec());
             preparer.actions(sampler.sample()).expect("they are numbers")
         })
         .collect()

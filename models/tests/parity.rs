@@ -6,10 +6,11 @@
 mod common;
 
 use std::path::Path;
+use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
-use common::{Case, Worst, max_difference, reference, valid, values};
-use sinew_models::smolvla::{EulerSampler, Preparer, SmolVla, SmolVlaPolicy};
+use common::{Case, Worst, heads_apart, max_difference, reference, valid};
+use sinew_models::kernels::Matrix;
+use sinew_models::smolvla::{EulerSampler, Preparer, SmolVla, SmolVlaPolicy, time_embedding};
 use sinew_models::{Checkpoint, LoadOptions};
 use sinew_runtime::{ChunkRequest, MaskSchedule, Prefix, PrefixUse, inference};
 
@@ -33,12 +34,12 @@ fn check_row(
     for (i, pixels) in inputs.pixels.iter().enumerate() {
         let name = |part: &str| format!("vision.{i}.{part}");
         let features = model.encode_image(pixels).expect("the image fits");
-        worst.check("pixels", &values(pixels), &case.row(&name("pixels"), 0, row), 1e-5);
-        let hidden = values(&features.last_hidden);
-        worst.check("last_hidden", &hidden, &case.row(&name("last_hidden"), 0, row), INTERMEDIATE);
-        let image = values(&features.tokens);
-        worst.check("tokens", &image, &case.row(&name("tokens"), 0, row), INTERMEDIATE);
-        tokens.push(features.tokens);
+        worst.check("pixels", pixels.values.values(), &case.row(&name("pixels"), 0, row), 1e-5);
+        let hidden = features.last_hidden.values();
+        worst.check("last_hidden", hidden, &case.row(&name("last_hidden"), 0, row), INTERMEDIATE);
+        let image = features.tokens.values();
+        worst.check("tokens", image, &case.row(&name("tokens"), 0, row), INTERMEDIATE);
+        tokens.push(Arc::new(features.tokens));
     }
     let padded = model.pad_state(&inputs.state);
     worst.check("state", &padded, &case.row("state.padded", 0, row), 1e-5);
@@ -47,18 +48,20 @@ fn check_row(
         .expect("the prefix fits");
     let mask = case.row("prefix.pad_mask", 0, row);
     let theirs = valid(&case.row("prefix.embeddings", 0, row), &mask);
-    worst.check("prefix", &values(&embeddings), &theirs, INTERMEDIATE);
-    let prefix = model.prefill(&embeddings).expect("the prefix fits");
+    worst.check("prefix", embeddings.values(), &theirs, INTERMEDIATE);
+    let prefix = model.prefill(embeddings).expect("the prefix fits");
     for (name, second) in [("kv_keys", false), ("kv_values", true)] {
         // [layers, b, K, P, hd]: one row of the batch is [layers, K, P, hd].
         let recorded = case.row(&format!("prefix.{name}"), 1, row);
-        let heads = prefix.layers.len() * prefix.layers[0].0.dim(0).expect("three dimensions");
+        let shape = &case.get(&format!("prefix.{name}")).shape;
+        let (heads, size) = (shape[0] * shape[2], shape[4]);
         let theirs: Vec<f32> = recorded
             .chunks_exact(recorded.len() / heads)
             .flat_map(|head| valid(head, &mask))
             .collect();
-        let pick = |(k, v): &(Tensor, Tensor)| values(if second { v } else { k });
-        let ours: Vec<f32> = prefix.layers.iter().flat_map(pick).collect();
+        let sides =
+            prefix.layers.iter().map(|layer| if second { &layer.values } else { &layer.keys });
+        let ours: Vec<f32> = sides.flat_map(|side| heads_apart(side, size)).collect();
         worst.check(name, &ours, &theirs, INTERMEDIATE);
     }
     let cache = model.prepare(&prefix).expect("the prefix fits");
@@ -76,17 +79,18 @@ fn check_row(
             0.0,
         );
         if step == 0 {
-            let suffix = model.embed_suffix(sampler.sample(), &[sampler.time()]).expect("x fits");
+            let suffix =
+                model.embed_suffix(sampler.sample(), &[sampler.flow_time()]).expect("x fits");
             let theirs = case.row("steps.suffix_embeddings_first", 0, row);
-            worst.check("suffix", &values(&suffix), &theirs, INTERMEDIATE);
+            worst.check("suffix", suffix.values(), &theirs, INTERMEDIATE);
         }
-        let v = model.velocity(&cache, sampler.sample(), &[sampler.time()]).expect("x fits");
+        let v = model.velocity(&cache, sampler.sample(), &[sampler.flow_time()]).expect("x fits");
         let range = step * size..(step + 1) * size;
-        worst.check("x_in", &values(sampler.sample()), &x_in[range.clone()], INTERMEDIATE);
-        worst.check("v", &values(&v), &v_all[range], INTERMEDIATE);
-        sampler.step(&v).expect("v fits");
+        worst.check("x_in", sampler.sample().values(), &x_in[range.clone()], INTERMEDIATE);
+        worst.check("v", v.values(), &v_all[range], INTERMEDIATE);
+        sampler.step(v).expect("v fits");
     }
-    worst.check("chunk", &values(sampler.sample()), &case.row("actions.padded", 0, row), CHUNK);
+    worst.check("chunk", sampler.sample().values(), &case.row("actions.padded", 0, row), CHUNK);
 }
 
 fn check_policy(dir: &Path, case: &Case, row: usize, task: &str, worst: &mut Worst) {
@@ -155,13 +159,12 @@ fn time_embeddings_match_lerobot() {
         let steps = tensor.shape[0];
         let noise = vec![0.0; 1];
         let mut sampler = EulerSampler::new(noise, (1, 1), steps).expect("one value");
-        let still =
-            Tensor::zeros((1, 1), candle_core::DType::F32, &Device::Cpu).expect("one value");
         for row in tensor.values.chunks_exact(width) {
-            let ours = sinew_models::smolvla::time_embedding(sampler.time(), width, 0.004, 4.0);
+            let mut ours = vec![0.0; width];
+            time_embedding(sampler.time(), (0.004, 4.0), &mut ours);
             let difference = max_difference(&ours, row);
             assert!(difference < 1e-6, "{name} differs by {difference:e}");
-            sampler.step(&still).expect("one value");
+            sampler.step(Matrix::zeros(1, 1)).expect("one value");
         }
     }
 }

@@ -5,10 +5,11 @@
 mod common;
 
 use std::path::Path;
+use std::sync::Arc;
 
-use candle_core::Tensor;
-use common::{Case, Worst, max_difference, reference, valid, values};
+use common::{Case, Worst, heads_apart, max_difference, reference, valid};
 use sinew_models::heads::flow::{FlowTime, NoiseAtOne, Sampler, Solver};
+use sinew_models::kernels::{Matrix, Planes, add_scaled};
 use sinew_models::pi::{Pi, PiPolicy, Preparer};
 use sinew_models::processors::resize::{Padding, resize_padded, to_planes};
 use sinew_models::processors::{Pipeline, StatePrompt};
@@ -34,13 +35,13 @@ fn file(dir: &Path, entry: &serde_json::Value) -> Case {
 
 /// Inputs and prefix of one row: ids, images, and the prefix's embeddings.
 fn check_prefix(
-    encode: impl Fn(&Tensor) -> sinew_models::pi::ImageFeatures,
-    embed: impl Fn(&[Tensor], &[u32]) -> Tensor,
+    encode: impl Fn(&Planes) -> sinew_models::pi::ImageFeatures,
+    embed: impl Fn(&[Arc<Matrix>], &[u32]) -> Matrix,
     preparer: &mut Preparer,
     (case, row): (&Case, usize),
     task: &str,
     worst: &mut Worst,
-) -> (sinew_models::pi::Inputs, Tensor) {
+) -> (sinew_models::pi::Inputs, Matrix) {
     let inputs = preparer.prepare(&case.observation(row, task)).expect("the observation fits");
     let mask = case.row("input.observation.language.attention_mask", 0, row);
     let ids = valid(&case.row("input.observation.language.tokens", 0, row), &mask);
@@ -51,20 +52,20 @@ fn check_prefix(
     for (i, pixels) in inputs.pixels.iter().enumerate() {
         let name = |part: &str| format!("vision.{i}.{part}");
         let theirs = case.row(&name("pixels"), 0, row);
-        worst.check("pixels", &values(pixels), &theirs, 1e-5);
+        worst.check("pixels", pixels.values.values(), &theirs, 1e-5);
         let features = encode(pixels);
         for (part, ours) in [("last_hidden", &features.last_hidden), ("tokens", &features.tokens)] {
             if case.has(&name(part)) {
                 let theirs = case.row(&name(part), 0, row);
-                worst.check(part, &values(ours), &theirs, INTERMEDIATE);
+                worst.check(part, ours.values(), &theirs, INTERMEDIATE);
             }
         }
-        tokens.push(features.tokens);
+        tokens.push(Arc::new(features.tokens));
     }
     let embeddings = embed(&tokens, &inputs.tokens);
     let mask = case.row("prefix.pad_mask", 0, row);
     let theirs = valid(&case.row("prefix.embeddings", 0, row), &mask);
-    worst.check("prefix", &values(&embeddings), &theirs, INTERMEDIATE);
+    worst.check("prefix", embeddings.values(), &theirs, INTERMEDIATE);
     (inputs, embeddings)
 }
 
@@ -85,20 +86,19 @@ fn check_row(
         worst,
     );
     let mask = case.row("prefix.pad_mask", 0, row);
-    let prefix = model.prefill(&embeddings).expect("the prefix fits");
+    let prefix = model.prefill(embeddings).expect("the prefix fits");
     for (name, second) in [("kv_keys", false), ("kv_values", true)] {
-        // [layers, b, K, P, hd]: one row of the batch is [layers, K, P, hd].
-        let recorded = case.row(&format!("prefix.{name}"), 1, row);
-        let heads = prefix.layers.len() * prefix.layers[0].0.dim(0).expect("three dimensions");
-        let theirs: Vec<f32> = recorded
-            .chunks_exact(recorded.len() / heads)
-            .flat_map(|head| valid(head, &mask))
-            .collect();
-        let pick = |(k, v): &(Tensor, Tensor)| values(if second { v } else { k });
-        let ours: Vec<f32> = prefix.layers.iter().flat_map(pick).collect();
+        // [layers, b, K, P, hd]: one row of the batch is [layers, K, P, hd], and ours of each layer [P, K·hd].
+        let name_there = format!("prefix.{name}");
+        let (recorded, shape) = (case.row(&name_there, 1, row), &case.get(&name_there).shape);
+        let size = shape[4];
+        let theirs = recorded.chunks_exact(mask.len() * size).flat_map(|head| valid(head, &mask));
+        let theirs: Vec<f32> = theirs.collect();
+        let sides = prefix.layers.iter().map(|kv| if second { &kv.values } else { &kv.keys });
+        let ours: Vec<f32> = sides.flat_map(|side| heads_apart(side, size)).collect();
         worst.check(name, &ours, &theirs, INTERMEDIATE);
     }
-    let cache = model.prepare(&prefix, &inputs.state).expect("the state fits");
+    let cache = model.prepare(prefix, &inputs.state).expect("the state fits");
     let steps = case.get("steps.time").values.len();
     let noise = case.row("noise", 0, row);
     let mut sampler =
@@ -113,32 +113,32 @@ fn check_row(
         if step == 0 {
             let actions = model.embed_actions(sampler.sample(), &[time]).expect("x fits");
             let state = model.embed_state(&inputs.state).expect("the state fits");
-            let mut suffix = state.map_or_else(Vec::new, |t| values(&t));
-            suffix.extend(values(&actions));
+            let mut suffix = state.map_or_else(Vec::new, |t| t.values().to_vec());
+            suffix.extend(actions.values());
             let theirs = case.row("steps.suffix_embeddings_first", 0, row);
             worst.check("suffix", &suffix, &theirs, INTERMEDIATE);
         }
         if let Some(conditions) = &conditions {
-            let ours = values(&model.condition(&[time]).expect("one time"));
+            let ours = model.condition(&[time]).expect("one time");
             let width = conditions.len() / steps;
             let theirs = &conditions[step * width..][..width];
-            worst.check("condition", &ours, theirs, INTERMEDIATE);
+            worst.check("condition", ours.values(), theirs, INTERMEDIATE);
         }
         let v = model.velocity(&cache, sampler.sample(), &[time]).expect("x fits");
         let range = step * size..(step + 1) * size;
-        worst.check("x_in", &values(sampler.sample()), &x_in[range.clone()], INTERMEDIATE);
-        worst.check("v", &values(&v), &v_all[range], INTERMEDIATE);
+        worst.check("x_in", sampler.sample().values(), &x_in[range.clone()], INTERMEDIATE);
+        worst.check("v", v.values(), &v_all[range], INTERMEDIATE);
         // One time for each action is the same as one for all.
         if step == 1 {
             let times = vec![time; model.sample_shape().0];
             let each = model.velocity(&cache, sampler.sample(), &times).expect("x fits");
-            let difference = max_difference(&values(&each), &values(&v));
+            let difference = max_difference(each.values(), v.values());
             assert!(difference < 1e-5, "a time for each action: {difference:e}");
         }
-        sampler.step(&v).expect("v fits");
+        sampler.step(v).expect("v fits");
     }
     let theirs = case.row("actions.padded", 0, row);
-    worst.check("chunk", &values(sampler.sample()), &theirs, CHUNK);
+    worst.check("chunk", sampler.sample().values(), &theirs, CHUNK);
 }
 
 fn check_policy(dir: &Path, case: &Case, row: usize, task: &str, worst: &mut Worst) {
@@ -338,8 +338,8 @@ fn centered_resizing_matches_lerobot() {
         let expected = case.get(&format!("{index}.centered"));
         let from = (image.shape[1], image.shape[0]);
         let to = (expected.shape[3], expected.shape[2]);
-        let ours = resize_padded(&to_planes(&image.bytes), from, to, Padding::Centered);
-        let difference = max_difference(&ours, &expected.values);
+        let ours = resize_padded(to_planes(&image.bytes, from), to, Padding::Centered);
+        let difference = max_difference(ours.values.values(), &expected.values);
         assert!(difference < 1e-5, "case {index} differs by {difference:e}");
     }
 }
@@ -360,19 +360,19 @@ fn the_midpoint_rule_follows_the_velocity_at_the_middle_of_each_step() {
     // The same by hand: two steps of 1/2.
     let model = Pi::load(&checkpoint).expect("the fixture is whole");
     let mut preparer = Preparer::new(&checkpoint, 1).expect("the fixture is whole");
-    let mut by_hand = || -> candle_core::Result<Tensor> {
+    let mut by_hand = || -> candle_core::Result<Matrix> {
         let inputs = preparer.prepare(&observation).expect("the observation fits");
-        let images = inputs.pixels.iter().map(|p| Ok(model.encode_image(p)?.tokens));
-        let images: Vec<Tensor> = images.collect::<candle_core::Result<_>>()?;
-        let prefix = model.prefill(&model.embed_prefix(&images, &inputs.tokens)?)?;
-        let cache = model.prepare(&prefix, &inputs.state)?;
-        let noise = case.row("noise", 0, 0);
-        let mut x = Tensor::from_vec(noise, model.sample_shape(), &candle_core::Device::Cpu)?;
+        let images = inputs.pixels.iter().map(|p| Ok(Arc::new(model.encode_image(p)?.tokens)));
+        let images: Vec<Arc<Matrix>> = images.collect::<candle_core::Result<_>>()?;
+        let prefix = model.prefill(model.embed_prefix(&images, &inputs.tokens)?)?;
+        let cache = model.prepare(prefix, &inputs.state)?;
+        let mut x = Matrix::new(&case.row("noise", 0, 0), model.sample_shape())?;
         for t in [1.0, 0.5] {
             let velocity =
-                |x: &Tensor, t| model.velocity(&cache, x, &[FlowTime::<NoiseAtOne>::of_level(t)]);
-            let middle = (&x - (velocity(&x, t)? * 0.25)?)?;
-            x = (&x - (velocity(&middle, t - 0.25)? * 0.5)?)?;
+                |x: &Matrix, t| model.velocity(&cache, x, &[FlowTime::<NoiseAtOne>::of_level(t)]);
+            let mut middle = x.clone();
+            add_scaled(&mut middle, &velocity(&x, t)?, -0.25)?;
+            add_scaled(&mut x, &velocity(&middle, t - 0.25)?, -0.5)?;
         }
         Ok(x)
     };

@@ -6,8 +6,9 @@
 mod common;
 
 use std::path::Path;
+use std::sync::Arc;
 
-use common::{Case, Worst, fixtures, max_difference, reference, valid, values};
+use common::{Case, Worst, fixtures, max_difference, reference, valid};
 use sinew_models::heads::fast::{FastTokenizer, inverse_dct};
 use sinew_models::pi::{PiFast, PiFastPolicy, Preparer};
 use sinew_models::{Checkpoint, LoadOptions, ModelError};
@@ -94,18 +95,19 @@ fn greedy_tokens_and_their_logits_match_lerobot() {
             let ours: Vec<f32> = inputs.tokens.iter().map(|t| *t as f32).collect();
             worst.check("ids", &ours, &ids, 0.0);
             let pixels = case.row("vision.0.pixels", 0, row);
-            worst.check("pixels", &values(&inputs.pixels[0]), &pixels, 1e-5);
-            let image = model.encode_image(&inputs.pixels[0]).expect("it fits").tokens;
+            worst.check("pixels", inputs.pixels[0].values.values(), &pixels, 1e-5);
+            let image = Arc::new(model.encode_image(&inputs.pixels[0]).expect("it fits").tokens);
             let prefix = model.embed_prefix(&[image], &inputs.tokens, start).expect("it fits");
             let mask = case.row("prefix.pad_mask", 0, row);
             let theirs = valid(&case.row("prefix.embeddings", 0, row), &mask);
-            worst.check("prefix", &values(&prefix), &theirs, INTERMEDIATE);
-            let mut reading = model.prefill(&prefix).expect("it fits");
+            worst.check("prefix", prefix.values(), &theirs, INTERMEDIATE);
+            let mut reading = model.prefill(prefix).expect("it fits");
             let tokens = case.row("generated_tokens", 0, row);
             let logits = case.row("step_logits", 0, row);
             for (token, theirs) in tokens.iter().zip(logits.chunks(model.vocabulary())) {
                 let ours = model.logits(&reading, 0..model.vocabulary()).expect("all tokens");
-                worst.check("logits", &ours, theirs, INTERMEDIATE);
+                let ours = ours.values();
+                worst.check("logits", ours, theirs, INTERMEDIATE);
                 let best = (0..ours.len()).max_by(|a, b| ours[*a].total_cmp(&ours[*b]));
                 let best = best.expect("there are tokens") as u32;
                 worst.check("token", &[best as f32], &[*token], 0.0);

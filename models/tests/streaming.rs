@@ -4,13 +4,13 @@ mod common;
 
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
-use common::{Case, fixtures, max_difference, values};
+use common::{Case, fixtures, max_difference};
 use safetensors::tensor::{Dtype, TensorView, serialize};
 use serde_json::json;
 use sinew_models::caches::{Branches, CacheOptions, DenoiserCache};
 use sinew_models::diffusion::{Condition, DiffusionModel};
 use sinew_models::heads::flow::gaussian_noise;
+use sinew_models::kernels::Matrix;
 use sinew_models::{Checkpoint, LoadOptions, ModelError, load_policy};
 use sinew_runtime::{
     ActionChunk, ActionKind, CacheUse, ChunkRequest, MaskSchedule, Observation, Policy,
@@ -164,15 +164,14 @@ fn with_equal_timesteps_a_network_of_many_is_that_of_one() {
         DiffusionModel::load(&checkpoint).unwrap_or_else(|e| panic!("{e}"))
     };
     let (one, many) = (model(&one), model(&many));
-    let tensor = |seed, shape: (usize, usize)| {
-        let noise = gaussian_noise(seed, shape.0 * shape.1);
-        Tensor::from_vec(noise, shape, &Device::Cpu).expect("it fits")
+    let matrix = |seed, shape: (usize, usize)| {
+        Matrix::new(&gaussian_noise(seed, shape.0 * shape.1), shape).expect("it fits")
     };
-    let x = tensor(100, (HORIZON, ACTION));
-    let condition = Condition::new(tensor(101, (OBSERVED, SEEN))).expect("a matrix");
+    let x = matrix(100, (HORIZON, ACTION));
+    let condition = Condition::new(matrix(101, (OBSERVED, SEEN)));
     let said = |model: &DiffusionModel, times: &[usize]| {
         let mut off = Branches::off();
-        model.predict_with(&x, times, &condition, &mut off).map(|out| values(&out))
+        model.predict_with(&x, times, &condition, &mut off).map(|out| out.values().to_vec())
     };
     for t in [0, 7, 19] {
         let expected = said(&one, &[t]).expect("it fits");

@@ -5,10 +5,10 @@
 mod common;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use candle_core::Tensor;
-use common::{Case, Worst, fixtures, reference, values};
-use sinew_models::kernels::Compute;
+use common::{Case, Worst, fixtures, reference};
+use sinew_models::kernels::{Compute, Matrix};
 use sinew_models::xvla::{CleanSampler, Preparer, Xvla, XvlaConfig, XvlaPolicy};
 use sinew_models::{Checkpoint, LoadOptions, QuantType};
 use sinew_runtime::{
@@ -36,22 +36,22 @@ fn check_row(
     let ids = case.row("input.observation.language.tokens", 0, row);
     worst.check("ids", &ours, &ids, 0.0);
     worst.check("state", &inputs.state, &case.row("input.observation.state", 0, row), 1e-6);
-    let images: Vec<Tensor> = inputs
+    let images: Vec<Arc<Matrix>> = inputs
         .pixels
         .iter()
-        .map(|pixels| model.encode_image(pixels).expect("the image fits").tokens)
+        .map(|pixels| Arc::new(model.encode_image(pixels).expect("the image fits").tokens))
         .collect();
     // `[rows of the batch, valid views, tokens, D]`
     let recorded = &case.get("vision.tokens").values;
     let batch = case.get("noise").shape[0];
     let theirs = &recorded[recorded.len() / batch * row..][..recorded.len() / batch];
-    let ours: Vec<f32> = images.iter().flat_map(values).collect();
+    let ours: Vec<f32> = images.iter().flat_map(|tokens| tokens.values().to_vec()).collect();
     worst.check("vision.tokens", &ours, theirs, INTERMEDIATE);
     let features = model.encode(&images, &inputs.tokens).expect("the tokens fit");
-    let encoded = values(&features.encoded);
-    worst.check("vlm.features", &encoded, &case.row("vlm.features", 0, row), INTERMEDIATE);
-    let views = values(features.views.as_ref().expect("there are three views"));
-    worst.check("vlm.aux", &views, &case.row("vlm.aux", 0, row), INTERMEDIATE);
+    let encoded = features.encoded.values();
+    worst.check("vlm.features", encoded, &case.row("vlm.features", 0, row), INTERMEDIATE);
+    let views = features.views.as_ref().expect("there are three views").values();
+    worst.check("vlm.aux", views, &case.row("vlm.aux", 0, row), INTERMEDIATE);
     let cache = model.prepare(&features).expect("the sequence fits");
     let (state, times) = (model.pad_state(&inputs.state), &case.get("steps.time").values);
     let noise = case.row("noise", 0, row);
@@ -66,10 +66,10 @@ fn check_row(
         // Recorded where the transformer begins, behind the hiding of the grippers.
         let seen = model.space().seen();
         let shown =
-            values(&x).iter().zip(seen.iter().cycle()).map(|(x, s)| x * s).collect::<Vec<_>>();
+            x.values().iter().zip(seen.iter().cycle()).map(|(x, s)| x * s).collect::<Vec<_>>();
         worst.check("x_in", &shown, &x_in[range.clone()], INTERMEDIATE);
         let clean = model.predict(&cache, &x, &state, time).expect("x fits");
-        worst.check("pred", &values(&clean), &pred[range], INTERMEDIATE);
+        worst.check("pred", clean.values(), &pred[range], INTERMEDIATE);
         sampler.step(clean);
     }
     check_policy(dir, case, (row, task), worst);

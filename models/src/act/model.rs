@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::Result;
 
 use super::config::ActConfig;
 use super::transformer::{Decoder, Encoder};
 use crate::ModelError;
 use crate::backbones::resnet::{Naming, Norm, ResNet};
 use crate::checkpoint::Checkpoint;
-use crate::kernels::{Activation, Linear, Map, Matrix};
+use crate::kernels::{Linear, Map, Matrix, Planes};
 
 /// The latent is zero at inference, so its projection's bias is all that is used of it.
 const LATENT: &str = "encoder_latent_input_proj.bias";
@@ -72,9 +72,7 @@ impl Act {
             latent: store.vector(LATENT, width)?,
             state: project("encoder_robot_state_input_proj", state)?,
             environment: project("encoder_env_state_input_proj", environment)?,
-            positions: Matrix::of_tensor(
-                &store.tensor("encoder_1d_feature_pos_embed.weight", &[single, width])?,
-            )?,
+            positions: store.matrix("encoder_1d_feature_pos_embed.weight", &[single, width])?,
             tables: Mutex::default(),
             encoder: Encoder::load(store, config)?,
             decoder: Decoder::load(store, config)?,
@@ -83,11 +81,11 @@ impl Act {
         })
     }
 
-    /// One image (`[3, height, width]`, normalised) as a feature map.
+    /// One image (three planes, normalised) as a feature map.
     ///
     /// # Errors
     /// When the network has no camera.
-    pub fn encode_image(&self, pixels: &Tensor) -> Result<Map> {
+    pub fn encode_image(&self, pixels: &Planes) -> Result<Map> {
         match &self.backbone {
             Some((net, _)) => net.forward(pixels),
             None => candle_core::bail!("this network takes no images"),
@@ -104,14 +102,13 @@ impl Act {
         environment: Option<&[f32]>,
         maps: &[Map],
     ) -> Result<Encoded> {
-        let mut tokens = vec![Matrix::of_rows([self.latent.as_slice()].into_iter(), self.width)];
+        let mut tokens = vec![Matrix::of_row(&self.latent)];
         for (values, projection, name) in
             [(state, &self.state, "state"), (environment, &self.environment, "environment state")]
         {
             match (values, projection) {
                 (Some(values), Some(linear)) => {
-                    let row = Matrix::of_rows([values].into_iter(), values.len());
-                    tokens.push(linear.through(&row, Activation::None, None)?);
+                    tokens.push(linear.forward(&Matrix::of_row(values))?);
                 }
                 (None, None) => {}
                 _ => candle_core::bail!("the {name} is missing, or the network takes none"),
@@ -122,26 +119,22 @@ impl Act {
             let Some((_, projection)) = &self.backbone else {
                 candle_core::bail!("this network takes no images")
             };
-            tokens.push(projection.through(&map.values, Activation::None, None)?);
-            positions.push(self.table(map.size)?);
+            tokens.push(projection.forward(&map.values)?);
+            positions.push(self.table(map.size));
         }
         let inputs = Matrix::stacked(tokens.iter(), self.width)?;
         let positions = positions.iter().map(|table| &**table);
         let positions =
             Matrix::stacked(std::iter::once(&self.positions).chain(positions), self.width)?;
-        let tokens = self.encoder.through(&inputs, &positions)?;
+        let tokens = self.encoder.forward(&inputs, &positions)?;
         Ok(Encoded { inputs, positions, tokens })
     }
 
     /// Positions of a feature map of this height and width.
-    fn table(&self, size: (usize, usize)) -> Result<Arc<Matrix>> {
+    fn table(&self, size: (usize, usize)) -> Arc<Matrix> {
         let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(table) = tables.get(&size) {
-            return Ok(table.clone());
-        }
-        let table = Arc::new(Matrix::of_tensor(&sine_positions(size.0, size.1, self.width)?)?);
-        tables.insert(size, table.clone());
-        Ok(table)
+        let table = || Arc::new(sine_positions(size.0, size.1, self.width));
+        tables.entry(size).or_insert_with(table).clone()
     }
 
     /// The decoder's output, `[H, D]`.
@@ -149,7 +142,7 @@ impl Act {
     /// # Errors
     /// Never for what [`Self::encode`] gave.
     pub fn decode(&self, encoded: &Encoded) -> Result<Matrix> {
-        self.decoder.through(&encoded.tokens, &encoded.positions)
+        self.decoder.forward(&encoded.tokens, &encoded.positions)
     }
 
     /// Normalised actions of the decoder's output.
@@ -157,7 +150,7 @@ impl Act {
     /// # Errors
     /// Never for what [`Self::decode`] gave.
     pub fn actions(&self, decoded: &Matrix) -> Result<Matrix> {
-        self.head.through(decoded, Activation::None, None)
+        self.head.forward(decoded)
     }
 }
 
@@ -165,28 +158,24 @@ impl Act {
 ///
 /// The first half of the width holds rows, the second columns; both run to 2π, each pair of values a sine and a
 /// cosine. Computed in single precision, as in training.
-///
-/// # Errors
-/// When the table cannot be allocated.
-pub fn sine_positions(rows: usize, columns: usize, width: usize) -> Result<Tensor> {
+pub fn sine_positions(rows: usize, columns: usize, width: usize) -> Matrix {
     let half = width / 2;
     let frequencies: Vec<f32> =
         (0..half).map(|k| 10_000f32.powf((2 * (k / 2)) as f32 / half as f32)).collect();
     let place = |index: usize, length: usize| {
         (index + 1) as f32 / (length as f32 + 1e-6) * std::f32::consts::TAU
     };
-    let axis = |angle: f32, out: &mut Vec<f32>| {
-        out.extend(frequencies.iter().enumerate().map(|(k, frequency)| {
+    let axis = |angle: f32, out: &mut [f32]| {
+        for (k, (value, frequency)) in out.iter_mut().zip(&frequencies).enumerate() {
             let angle = angle / frequency;
-            if k % 2 == 0 { angle.sin() } else { angle.cos() }
-        }));
-    };
-    let mut table = Vec::with_capacity(rows * columns * width);
-    for row in 0..rows {
-        for column in 0..columns {
-            axis(place(row, rows), &mut table);
-            axis(place(column, columns), &mut table);
+            *value = if k % 2 == 0 { angle.sin() } else { angle.cos() };
         }
+    };
+    let mut table = Matrix::unwritten(rows * columns, width);
+    for (index, values) in table.values_mut().chunks_exact_mut(width.max(1)).enumerate() {
+        let (of_row, of_column) = values.split_at_mut(half);
+        axis(place(index / columns, rows), of_row);
+        axis(place(index % columns, columns), of_column);
     }
-    Tensor::from_vec(table, (rows * columns, width), &Device::Cpu)
+    table
 }

@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use candle_core::{Device, Tensor};
 use sinew_runtime::{
     ActionChunk, ChunkRequest, Image, Observation, Policy, PolicyError, PolicySpec, Progress,
 };
@@ -10,7 +9,7 @@ use sinew_runtime::{
 use super::{Act, ActConfig, Encoded};
 use crate::anytime::{NOT_BEGUN, NOT_DONE, Ticket, compute};
 use crate::checkpoint::Checkpoint;
-use crate::kernels::{Map, Matrix};
+use crate::kernels::{Map, Matrix, Planes};
 use crate::processors::Boundary;
 use crate::{LoadOptions, ModelError};
 
@@ -26,7 +25,7 @@ struct Run {
     ticket: Ticket<4>,
     state: Vec<f32>,
     /// Images not yet encoded, the last first.
-    images: Vec<Tensor>,
+    images: Vec<Planes>,
     /// Feature maps of the images encoded so far.
     maps: Vec<Map>,
     encoded: Option<Encoded>,
@@ -112,9 +111,7 @@ impl Policy for ActPolicy {
         let image = |(index, image): (usize, &Option<&Image>)| {
             // No camera may be missing, so every input has its image.
             let image = image.ok_or(PolicyError::OutOfTurn("a camera is missing"))?;
-            let planes = self.boundary.planes(index, image)?;
-            let size = (3, image.height(), image.width());
-            Tensor::from_vec(planes, size, &Device::Cpu).map_err(compute)
+            self.boundary.planes(index, image)
         };
         let images = seen.iter().enumerate().rev().map(image).collect::<Result<_, _>>()?;
         self.run = Some(Run {
@@ -146,7 +143,7 @@ impl Policy for ActPolicy {
         let run = self.run.take_if(|run| run.chunk.is_some()).ok_or(NOT_DONE)?;
         // `take_if` let only a finished run through.
         let sample = run.chunk.as_ref().ok_or(NOT_DONE)?;
-        let actions = self.boundary.actions((0..sample.rows()).map(|row| sample.row(row)))?;
+        let actions = self.boundary.actions(sample.iter())?;
         run.ticket.chunk(&self.spec, actions, 1)
     }
 }

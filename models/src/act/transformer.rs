@@ -31,13 +31,12 @@ impl Mlp {
         })
     }
 
-    fn through(&self, x: &Matrix, residual: &Matrix) -> Result<Matrix> {
+    fn forward(&self, x: &Matrix, residual: &Matrix) -> Result<Matrix> {
         let activation = match self.activation {
             FeedForward::Relu => Activation::Relu,
             FeedForward::Gelu => Activation::GeluErf,
         };
-        let inner = self.first.through(x, activation, None)?;
-        self.second.through(&inner, Activation::None, Some(residual))
+        self.second.forward_add(&self.first.forward_with(x, activation)?, residual)
     }
 }
 
@@ -48,7 +47,7 @@ fn residual(
     pre_norm: bool,
     f: impl FnOnce(&Matrix, &Matrix) -> Result<Matrix>,
 ) -> Result<Matrix> {
-    if pre_norm { f(&norm.through(x)?, x) } else { norm.through(&f(x, x)?) }
+    if pre_norm { f(&norm.forward(x)?, x) } else { norm.forward(&f(x, x)?) }
 }
 
 struct EncoderLayer {
@@ -88,17 +87,17 @@ impl Encoder {
     }
 
     /// `x` (`[L, D]`) with positions of the same shape.
-    pub fn through(&self, x: &Matrix, positions: &Matrix) -> Result<Matrix> {
+    pub fn forward(&self, x: &Matrix, positions: &Matrix) -> Result<Matrix> {
         let mut x = x.clone();
         for layer in &self.layers {
             x = residual(&x, &layer.norm1, self.pre_norm, |x, added| {
                 let placed = &sum(x, positions)?;
-                layer.attention.through((placed, placed, x), Visible::All, Some(added))
+                layer.attention.forward((placed, placed, x), Visible::All, Some(added))
             })?;
-            x = residual(&x, &layer.norm2, self.pre_norm, |x, added| layer.mlp.through(x, added))?;
+            x = residual(&x, &layer.norm2, self.pre_norm, |x, added| layer.mlp.forward(x, added))?;
         }
         match &self.norm {
-            Some(norm) => norm.through(&x),
+            Some(norm) => norm.forward(&x),
             None => Ok(x),
         }
     }
@@ -142,29 +141,26 @@ impl Decoder {
         Ok(Self {
             layers,
             norm: LayerNorm::load(store, "decoder.norm", width, EPS)?,
-            positions: Matrix::of_tensor(
-                &store.tensor("decoder_pos_embed.weight", &[config.chunk_size, width])?,
-            )?,
+            positions: store.matrix("decoder_pos_embed.weight", &[config.chunk_size, width])?,
             pre_norm: config.pre_norm,
         })
     }
 
     /// One row for each action, `[H, D]`, from the encoder's tokens and their positions.
-    pub fn through(&self, memory: &Matrix, memory_positions: &Matrix) -> Result<Matrix> {
+    pub fn forward(&self, memory: &Matrix, memory_positions: &Matrix) -> Result<Matrix> {
         let keys = sum(memory, memory_positions)?;
-        let mut x = Matrix::unwritten(self.positions.rows(), self.positions.width());
-        x.values_mut().fill(0.0);
+        let mut x = Matrix::zeros(self.positions.rows(), self.positions.width());
         for layer in &self.layers {
             x = residual(&x, &layer.norm1, self.pre_norm, |x, added| {
                 let placed = &sum(x, &self.positions)?;
-                layer.own.through((placed, placed, x), Visible::All, Some(added))
+                layer.own.forward((placed, placed, x), Visible::All, Some(added))
             })?;
             x = residual(&x, &layer.norm2, self.pre_norm, |x, added| {
                 let placed = &sum(x, &self.positions)?;
-                layer.cross.through((placed, &keys, memory), Visible::All, Some(added))
+                layer.cross.forward((placed, &keys, memory), Visible::All, Some(added))
             })?;
-            x = residual(&x, &layer.norm3, self.pre_norm, |x, added| layer.mlp.through(x, added))?;
+            x = residual(&x, &layer.norm3, self.pre_norm, |x, added| layer.mlp.forward(x, added))?;
         }
-        self.norm.through(&x)
+        self.norm.forward(&x)
     }
 }

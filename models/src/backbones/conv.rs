@@ -3,11 +3,11 @@
 //! Weights are widened once, when they are loaded: a convolution's matrix is small beside the features it makes, and a
 //! batch norm is folded into it.
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 
 use crate::ModelError;
 use crate::checkpoint::TensorStore;
-use crate::kernels::{Convolution, Doubling, GroupNorm, Window};
+use crate::kernels::{Convolution, Doubling, GroupNorm, Matrix, Window};
 
 /// Added to the variance in every batch and group norm here, as PyTorch does.
 const EPS: f64 = 1e-5;
@@ -110,7 +110,7 @@ impl Conv1d {
     ///
     /// # Errors
     /// When the number of channels does not fit.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    pub fn forward(&self, x: &Matrix) -> Result<Matrix> {
         match self {
             Self::Plain(plain) => plain.forward_sequence(x),
             Self::Doubling(doubling) => doubling.forward(x),

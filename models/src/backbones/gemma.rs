@@ -3,14 +3,16 @@
 //! Gains are stored as their difference from 1. Source: transformers `models/gemma/modeling_gemma.py`; the
 //! adaptive norms are those of π0.5 (openpi `src/openpi/models/gemma.py`).
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 use serde::Deserialize;
 
-use super::{ROPE_BASE, split_heads};
+use super::{KeysValues, ROPE_BASE};
 use crate::ModelError;
 use crate::caches::{Block, BlockKind, Branches};
 use crate::checkpoint::TensorStore;
-use crate::kernels::{Activation, After, Linear, RmsNorm, Rope, Visible, add, attend};
+use crate::kernels::{
+    Activation, After, Linear, Matrix, RmsNorm, Rope, Visible, add, multiply_all,
+};
 
 /// Added to the mean square in each norm.
 const EPS: f64 = 1e-6;
@@ -48,9 +50,9 @@ impl GemmaConfig {
 #[derive(Debug, Clone)]
 struct Modulation {
     /// `1 + scale`
-    gain: Tensor,
-    shift: Tensor,
-    gate: Tensor,
+    gain: Matrix,
+    shift: Matrix,
+    gate: Matrix,
 }
 
 /// What the flow time does to every norm.
@@ -82,20 +84,25 @@ impl Norm {
         Ok(Self::Gain(RmsNorm::new(gain.into_iter().map(|g| g + 1.0).collect(), EPS)))
     }
 
-    fn modulation(&self, condition: &Tensor) -> Result<Modulation> {
+    fn modulation(&self, condition: &Matrix) -> Result<Modulation> {
         let Self::Adaptive { dense, .. } = self else {
             candle_core::bail!("a norm with a gain takes no condition");
         };
         let (all, width) = (dense.forward(condition)?, dense.outputs() / 3);
-        let part = |i: usize| all.narrow(1, i * width, width)?.contiguous();
-        Ok(Modulation { gain: (part(0)? + 1.0)?, shift: part(1)?, gate: part(2)? })
+        let part =
+            |i: usize| Matrix::of_rows(all.columns(i * width..(i + 1) * width).iter(), width);
+        let mut gain = part(0);
+        gain.values_mut().iter_mut().for_each(|g| *g += 1.0);
+        Ok(Modulation { gain, shift: part(1), gate: part(2) })
     }
 
-    fn forward(&self, x: &Tensor, modulation: Option<&Modulation>) -> Result<Tensor> {
+    fn forward(&self, x: &Matrix, modulation: Option<&Modulation>) -> Result<Matrix> {
         match (self, modulation) {
             (Self::Gain(norm), _) => norm.forward(x),
             (Self::Adaptive { plain, .. }, Some(m)) => {
-                plain.forward(x)?.broadcast_mul(&m.gain)?.broadcast_add(&m.shift)
+                let mut x = plain.forward(x)?;
+                multiply_all(&mut x, &m.gain)?;
+                add(x, &m.shift)
             }
             (Self::Adaptive { .. }, None) => {
                 candle_core::bail!("an adaptive norm has no condition")
@@ -105,11 +112,11 @@ impl Norm {
 }
 
 /// `gate·branch`: what is added to the stream.
-fn gated(branch: Tensor, modulation: Option<&Modulation>) -> Result<Tensor> {
-    match modulation {
-        Some(m) => branch.broadcast_mul(&m.gate),
-        None => Ok(branch),
+fn gated(mut branch: Matrix, modulation: Option<&Modulation>) -> Result<Matrix> {
+    if let Some(m) = modulation {
+        multiply_all(&mut branch, &m.gate)?;
     }
+    Ok(branch)
 }
 
 /// What follows keys and values.
@@ -129,8 +136,12 @@ struct Layer {
     rest: Option<Rest>,
 }
 
-/// Keys (after rotation) and values of one layer, each `[K, L, hd]`.
-pub type KeysValues = (Tensor, Tensor);
+impl Layer {
+    /// Keys and values of the normed `x`.
+    fn keys_values(&self, x: &Matrix, rope: &Rope) -> Result<KeysValues> {
+        Ok(KeysValues { keys: rope.rotate(self.k.forward(x)?)?, values: self.v.forward(x)? })
+    }
+}
 
 /// Keys and values of every layer.
 #[derive(Debug, Clone, Default)]
@@ -217,7 +228,7 @@ impl Gemma {
     ///
     /// # Errors
     /// When the norms are not conditioned, or the condition has another width.
-    pub fn modulate(&self, condition: &Tensor) -> Result<Modulations> {
+    pub fn modulate(&self, condition: &Matrix) -> Result<Modulations> {
         let layers = self.layers.iter().map(|layer| {
             let Some(rest) = &layer.rest else { candle_core::bail!("the last layer is not whole") };
             Ok([layer.input_norm.modulation(condition)?, rest.post_norm.modulation(condition)?])
@@ -243,23 +254,23 @@ impl Gemma {
     /// As [`Self::forward`], and when the layers are not whole.
     pub fn denoise(
         &self,
-        embeddings: &Tensor,
+        embeddings: Matrix,
         past: &KvCache,
         modulations: Option<&Modulations>,
         branches: &mut Branches,
-    ) -> Result<Tensor> {
-        let rope = Rope::new(ROPE_BASE, self.config.head_dim, past.length, embeddings.dim(0)?);
-        let mut h = embeddings.clone();
+    ) -> Result<Matrix> {
+        let rope = Rope::new(ROPE_BASE, self.config.head_dim, past.length, embeddings.rows());
+        let mut h = embeddings;
         for (i, layer) in self.layers.iter().enumerate() {
             let Some(rest) = &layer.rest else { candle_core::bail!("layer {i} is not whole") };
             let before = past.layers.get(i);
             let modulation = modulations.and_then(|m| m.layers.get(i));
-            h = branches.add(2 * i, &h, || {
-                let x = layer.input_norm.forward(&h, modulation.map(|m| &m[0]))?;
-                let kv = self.keys_values(layer, &x, before, &rope)?;
-                self.attention(rest, &x, &kv, &rope, Visible::All, modulation)
+            h = branches.add(2 * i, h, |h| {
+                let x = layer.input_norm.forward(h, modulation.map(|m| &m[0]))?;
+                let own = layer.keys_values(&x, &rope)?;
+                self.attention(rest, &x, (&own, before), &rope, Visible::All, modulation)
             })?;
-            h = branches.add(2 * i + 1, &h, || self.mlp(rest, &h, modulation))?;
+            h = branches.add(2 * i + 1, h, |h| self.mlp(rest, h, modulation))?;
         }
         match &self.norm {
             Some(norm) => norm.forward(&h, modulations.map(|m| &m.last)),
@@ -277,15 +288,15 @@ impl Gemma {
     /// When shapes differ, or the norms are conditioned and `modulations` is `None`.
     pub fn forward(
         &self,
-        embeddings: &Tensor,
+        embeddings: Matrix,
         past: Option<&KvCache>,
         visible: Visible,
         modulations: Option<&Modulations>,
-    ) -> Result<(KvCache, Option<Tensor>)> {
-        let new = embeddings.dim(0)?;
+    ) -> Result<(KvCache, Option<Matrix>)> {
+        let new = embeddings.rows();
         let start = past.map_or(0, |p| p.length);
         let rope = Rope::new(ROPE_BASE, self.config.head_dim, start, new);
-        let mut h = embeddings.clone();
+        let mut h = embeddings;
         let mut layers = Vec::with_capacity(self.layers.len());
         for (i, layer) in self.layers.iter().enumerate() {
             let past = past.and_then(|p| p.layers.get(i));
@@ -302,54 +313,37 @@ impl Gemma {
     fn layer(
         &self,
         layer: &Layer,
-        h: Tensor,
+        h: Matrix,
         past: Option<&KeysValues>,
         rope: &Rope,
         visible: Visible,
         modulation: Option<&[Modulation; 2]>,
-    ) -> Result<(KeysValues, Tensor)> {
+    ) -> Result<(KeysValues, Matrix)> {
         let x = layer.input_norm.forward(&h, modulation.map(|m| &m[0]))?;
-        let kv = self.keys_values(layer, &x, past, rope)?;
+        let kv = layer.keys_values(&x, rope)?.after(past)?;
         let Some(rest) = &layer.rest else { return Ok((kv, h)) };
-        let h = add(self.attention(rest, &x, &kv, rope, visible, modulation)?, &h)?;
+        let h = add(self.attention(rest, &x, (&kv, None), rope, visible, modulation)?, &h)?;
         let h = add(self.mlp(rest, &h, modulation)?, &h)?;
         Ok((kv, h))
     }
 
-    /// Keys and values of the normed `x`, after those of `past`.
-    fn keys_values(
-        &self,
-        layer: &Layer,
-        x: &Tensor,
-        past: Option<&KeysValues>,
-        rope: &Rope,
-    ) -> Result<KeysValues> {
-        let key_heads = self.config.num_kv_heads;
-        let k = rope.split(&layer.k.forward(x)?, key_heads)?;
-        let v = split_heads(&layer.v.forward(x)?, key_heads)?;
-        match past {
-            Some((keys, values)) => {
-                Ok((Tensor::cat(&[keys, &k], 1)?, Tensor::cat(&[values, &v], 1)?))
-            }
-            None => Ok((k, v)),
-        }
-    }
-
+    /// Attention of the normed `x` over keys and values, after those of the past where these are kept apart.
     fn attention(
         &self,
         rest: &Rest,
-        x: &Tensor,
-        (keys, values): &KeysValues,
+        x: &Matrix,
+        (kv, past): (&KeysValues, Option<&KeysValues>),
         rope: &Rope,
         visible: Visible,
         modulation: Option<&[Modulation; 2]>,
-    ) -> Result<Tensor> {
-        let q = rope.split(&rest.q.forward(x)?, self.config.num_heads)?;
-        let attended = attend(&q, keys, values, visible, rest.q.compute())?;
+    ) -> Result<Matrix> {
+        let q = rope.rotate(rest.q.forward(x)?)?;
+        let heads = (self.config.num_heads, self.config.num_kv_heads);
+        let attended = kv.attend(&q.all(), past, heads, visible, rest.q.compute())?;
         gated(rest.out.forward(&attended)?, modulation.map(|m| &m[0]))
     }
 
-    fn mlp(&self, rest: &Rest, h: &Tensor, modulation: Option<&[Modulation; 2]>) -> Result<Tensor> {
+    fn mlp(&self, rest: &Rest, h: &Matrix, modulation: Option<&[Modulation; 2]>) -> Result<Matrix> {
         let x = rest.post_norm.forward(h, modulation.map(|m| &m[1]))?;
         let gate = rest.gate.forward_with(&x, Activation::Gelu)?;
         let x = rest.up.forward_then(&x, After { gate: Some(&gate), ..After::default() })?;

@@ -6,21 +6,14 @@
 pub mod conv;
 pub mod florence2;
 pub mod gemma;
+mod keys_values;
 pub mod multihead;
 pub mod resnet;
 pub mod siglip;
 mod tokens;
 
-use candle_core::{Result, Tensor};
+pub use keys_values::KeysValues;
 pub use tokens::TokenTable;
-
-pub(crate) use crate::kernels::split_heads;
 
 /// Base of the rotary positions of every text model here; fixed in the references' code.
 pub(crate) const ROPE_BASE: f32 = 10_000.0;
-
-/// `x` (`[heads, L, hd]`) side by side: `[L, heads·hd]`.
-pub(crate) fn join_heads(x: &Tensor) -> Result<Tensor> {
-    let (heads, rows, size) = x.dims3()?;
-    x.transpose(0, 1)?.contiguous()?.reshape((rows, heads * size))
-}

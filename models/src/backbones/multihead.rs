@@ -1,10 +1,10 @@
 //! PyTorch's `nn.MultiheadAttention`.
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 
 use crate::ModelError;
 use crate::checkpoint::TensorStore;
-use crate::kernels::{Activation, Linear, Matrix, Visible, attend_rows};
+use crate::kernels::{After, Linear, Matrix, Visible, attend};
 
 /// Attention whose three input matrices lie in one tensor, `in_proj_weight`.
 #[derive(Debug)]
@@ -40,32 +40,15 @@ impl MultiheadAttention {
     ///
     /// # Errors
     /// When a shape does not fit.
-    pub fn through(
+    pub fn forward(
         &self,
         (query, key, value): (&Matrix, &Matrix, &Matrix),
         visible: Visible,
         residual: Option<&Matrix>,
     ) -> Result<Matrix> {
-        let side = |linear: &Linear, x: &Matrix| linear.through(x, Activation::None, None);
-        let (q, k, v) = (side(&self.q, query)?, side(&self.k, key)?, side(&self.v, value)?);
-        let [q, k, v] = [&q, &k, &v].map(|side| side.columns(0..side.width()));
-        let seen = attend_rows(&q, &k, &v, (self.heads, self.heads), visible, self.q.compute())?;
-        self.out.through(&seen, Activation::None, residual)
-    }
-
-    /// As [`Self::through`], on tensors.
-    ///
-    /// # Errors
-    /// When a shape does not fit.
-    pub fn forward(
-        &self,
-        query: &Tensor,
-        key: &Tensor,
-        value: &Tensor,
-        visible: Visible,
-    ) -> Result<Tensor> {
-        let (query, key) = (Matrix::of_tensor(query)?, Matrix::of_tensor(key)?);
-        let value = Matrix::of_tensor(value)?;
-        self.through((&query, &key, &value), visible, None)?.to_tensor()
+        let (q, k, v) = (self.q.forward(query)?, self.k.forward(key)?, self.v.forward(value)?);
+        let (heads, compute) = ((self.heads, self.heads), self.q.compute());
+        let seen = attend(&q.all(), &[k.all()], &[v.all()], heads, visible, compute)?;
+        self.out.forward_then(&seen, After { residual, ..After::default() })
     }
 }

@@ -4,12 +4,14 @@
 //! from the tensors, so narrowed networks load too. Batch norms are in inference mode, which makes LeRobot's frozen
 //! and ordinary ones the same; they are folded into the convolutions.
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 
 use super::conv::{conv2d, group_norm};
 use crate::ModelError;
 use crate::checkpoint::TensorStore;
-use crate::kernels::{Activation, Convolution, GroupNorm, Map, add_all, max_pool, relu_all};
+use crate::kernels::{
+    Activation, Convolution, GroupNorm, Map, Planes, activate_all, add_all, max_pool,
+};
 
 /// How the parts of the network are named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,9 +64,10 @@ impl Unit {
     /// `x` through convolution and norm, followed by `activation`: a ReLU or nothing.
     fn forward(&self, x: &Map, activation: Activation) -> Result<Map> {
         let Some(norm) = &self.norm else { return self.conv.forward(x, activation) };
-        let mut y = norm.forward_map(self.conv.forward(x, Activation::None)?)?;
-        if activation == Activation::Relu {
-            relu_all(&mut y.values);
+        let mut y = self.conv.forward(x, Activation::None)?;
+        norm.apply(&mut y.values)?;
+        if activation != Activation::None {
+            activate_all(activation, &mut y.values);
         }
         Ok(y)
     }
@@ -84,7 +87,7 @@ impl Unit {
         }
         let mut y = self.forward(x, Activation::None)?;
         add_all(&mut y.values, &residual.values)?;
-        relu_all(&mut y.values);
+        activate_all(Activation::Relu, &mut y.values);
         Ok(y)
     }
 }
@@ -208,12 +211,12 @@ impl ResNet {
         self.outputs
     }
 
-    /// `pixels` (`[3, height, width]`) as a feature map a 32nd as high and wide, rounded up.
+    /// `pixels` (three planes) as a feature map a 32nd as high and wide, rounded up.
     ///
     /// # Errors
-    /// When `pixels` has no three channels.
-    pub fn forward(&self, pixels: &Tensor) -> Result<Map> {
-        let mut x = self.stem.forward_pooled(&Map::of_image(pixels)?)?;
+    /// When `pixels` has no three planes.
+    pub fn forward(&self, pixels: &Planes) -> Result<Map> {
+        let mut x = self.stem.forward_pooled(&Map::of_planes(pixels))?;
         for block in &self.blocks {
             let y = block.first.forward(&x, Activation::Relu)?;
             x = match &block.shortcut {

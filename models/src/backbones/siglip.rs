@@ -2,13 +2,14 @@
 //!
 //! Source: transformers `models/siglip/modeling_siglip.py` (and `smolvlm`, whose tower is the same).
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 use serde::Deserialize;
 
+use super::KeysValues;
 use crate::ModelError;
-use crate::caches::LayerRows;
 use crate::checkpoint::TensorStore;
-use crate::kernels::{Activation, Columns, LayerNorm, Linear, Matrix, Visible, attend_rows};
+use crate::kernels::pool::pool;
+use crate::kernels::{Activation, LayerNorm, Linear, Matrix, Planes, Visible, attend};
 
 /// Sizes of the tower.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -60,9 +61,9 @@ struct Layer {
 /// What is kept of one picture: keys and values of every layer, and the tower's output.
 #[derive(Debug, Clone, Default)]
 pub struct TowerRows {
-    layers: Vec<LayerRows>,
+    layers: Vec<KeysValues>,
     /// `[patches, D]` after the last norm.
-    hidden: Vec<f32>,
+    hidden: Matrix,
 }
 
 /// What to compute of a picture whose last state is kept.
@@ -73,22 +74,6 @@ enum Keep<'a> {
     All(&'a mut TowerRows),
     /// These patches, rising, are computed; of the others what is kept counts.
     Rows(&'a mut TowerRows, &'a [usize]),
-}
-
-/// Keeps the keys and values in `qkv` (`[L, 3·D]`), of all patches or of `rows`.
-fn keep_rows(qkv: &Matrix, kept: &mut LayerRows, rows: Option<&[usize]>) -> Result<()> {
-    let width = qkv.width() / 3;
-    // As of one head: a row is a row.
-    let part = |index: usize| {
-        let columns = qkv.columns(index * width..(index + 1) * width);
-        Matrix::of_rows(columns.iter(), width).to_tensor()?.unsqueeze(0)
-    };
-    let (keys, values) = (part(1)?, part(2)?);
-    match rows {
-        None => *kept = LayerRows::whole(&keys, &values)?,
-        Some(rows) => kept.put(rows, &keys, &values)?,
-    }
-    Ok(())
 }
 
 /// The vision tower.
@@ -105,8 +90,8 @@ pub struct Siglip {
 }
 
 impl TowerRows {
-    /// The tower's output, `[patches, D]` row by row.
-    pub fn hidden(&self) -> &[f32] {
+    /// The tower's output, `[patches, D]`.
+    pub fn hidden(&self) -> &Matrix {
         &self.hidden
     }
 }
@@ -163,10 +148,8 @@ impl Siglip {
                 &[width, 3, patch, patch],
                 true,
             )?,
-            positions: Matrix::of_tensor(
-                &store
-                    .tensor("vision.embeddings.position_embedding.weight", &[side * side, width])?,
-            )?,
+            positions: store
+                .matrix("vision.embeddings.position_embedding.weight", &[side * side, width])?,
             layers,
             post_norm: LayerNorm::load(store, "vision.post_layernorm", width, eps)?,
         })
@@ -177,12 +160,12 @@ impl Siglip {
         self.patch
     }
 
-    /// `pixels` (`[3, height, width]`, in [−1, 1]) through the tower and its last norm: `[patches, D]`. `words`
+    /// `pixels` (in [−1, 1]) through the tower and its last norm: `[patches, D]`. `words`
     /// (`[1, film]`) is the embedding that scales and shifts the layers, where they have that.
     ///
     /// # Errors
     /// When a patch's side does not divide the image's sides.
-    pub fn forward(&self, pixels: &Tensor, words: Option<&Tensor>) -> Result<Tensor> {
+    pub fn forward(&self, pixels: &Planes, words: Option<&Matrix>) -> Result<Matrix> {
         self.run(pixels, words, Keep::Nothing)
     }
 
@@ -190,7 +173,7 @@ impl Siglip {
     ///
     /// # Errors
     /// As there.
-    pub fn forward_all(&self, pixels: &Tensor, kept: &mut TowerRows) -> Result<Tensor> {
+    pub fn forward_all(&self, pixels: &Planes, kept: &mut TowerRows) -> Result<Matrix> {
         self.run(pixels, None, Keep::All(kept))
     }
 
@@ -201,15 +184,15 @@ impl Siglip {
     /// As there, and when `kept` is of a picture of another size.
     pub fn forward_rows(
         &self,
-        pixels: &Tensor,
+        pixels: &Planes,
         rows: &[usize],
         kept: &mut TowerRows,
-    ) -> Result<Tensor> {
+    ) -> Result<Matrix> {
         self.run(pixels, None, Keep::Rows(kept, rows))
     }
 
-    fn run(&self, pixels: &Tensor, words: Option<&Tensor>, mut keep: Keep<'_>) -> Result<Tensor> {
-        let (_, height, width) = pixels.dims3()?;
+    fn run(&self, pixels: &Planes, words: Option<&Matrix>, mut keep: Keep<'_>) -> Result<Matrix> {
+        let (height, width) = pixels.size;
         if !height.is_multiple_of(self.patch) || !width.is_multiple_of(self.patch) {
             candle_core::bail!(
                 "an image of {width} x {height} pixels cannot be cut into squares of {}",
@@ -217,47 +200,47 @@ impl Siglip {
             );
         }
         let (rows, columns) = (height / self.patch, width / self.patch);
-        let (count, hidden) = (rows * columns, self.width());
+        let count = rows * columns;
         let mut chosen = None;
         match &mut keep {
             Keep::Nothing => {}
-            Keep::All(kept) => kept.layers.resize_with(self.layers.len(), LayerRows::default),
+            Keep::All(kept) => kept.layers.resize_with(self.layers.len(), KeysValues::default),
             Keep::Rows(kept, rows) => {
-                if kept.layers.len() != self.layers.len() || kept.hidden.len() != count * hidden {
+                let size = (count, self.width());
+                if kept.layers.len() != self.layers.len() || kept.hidden.dims() != size {
                     candle_core::bail!("what is kept is of a picture of another size");
                 }
                 if rows.is_empty() {
-                    return Tensor::from_slice(&kept.hidden, (count, hidden), pixels.device());
+                    return Ok(kept.hidden.clone());
                 }
                 chosen = Some(*rows);
             }
         }
-        let words = words.map(Matrix::of_tensor).transpose()?;
         let places = Places { count: chosen.map_or(count, <[usize]>::len), chosen };
         let patches = self.cut(pixels, columns, &places)?;
         let moved = self.position_rows((rows, columns), &places);
         let positions = moved.as_ref().unwrap_or(&self.positions);
-        let mut h = self.patches.through(&patches, Activation::None, Some(positions))?;
+        let mut h = self.patches.forward_add(&patches, positions)?;
         for (i, layer) in self.layers.iter().enumerate() {
             let kept = match &mut keep {
                 Keep::Nothing => None,
                 Keep::All(kept) => Some((&mut kept.layers[i], None)),
                 Keep::Rows(kept, rows) => Some((&mut kept.layers[i], Some(*rows))),
             };
-            h = self.layer(layer, h, words.as_ref(), kept)?;
+            h = self.layer(layer, h, words, kept)?;
         }
-        let h = self.post_norm.through(&h)?;
+        let h = self.post_norm.forward(&h)?;
         match keep {
-            Keep::Nothing => h.to_tensor(),
+            Keep::Nothing => Ok(h),
             Keep::All(kept) => {
-                kept.hidden = h.values().to_vec();
-                h.to_tensor()
+                kept.hidden = h.clone();
+                Ok(h)
             }
             Keep::Rows(kept, rows) => {
-                for (row, values) in rows.iter().zip(h.values().chunks_exact(hidden)) {
-                    kept.hidden[row * hidden..(row + 1) * hidden].copy_from_slice(values);
+                for (row, values) in rows.iter().zip(h.iter()) {
+                    kept.hidden.row_mut(*row).copy_from_slice(values);
                 }
-                Tensor::from_slice(&kept.hidden, (count, hidden), pixels.device())
+                Ok(kept.hidden.clone())
             }
         }
     }
@@ -268,17 +251,17 @@ impl Siglip {
     }
 
     /// The patches at `places`, each in the order of the convolution's weights: `[places, 3·patch²]`.
-    fn cut(&self, pixels: &Tensor, columns: usize, places: &Places<'_>) -> Result<Matrix> {
-        let (p, (channels, height, width)) = (self.patch, pixels.dims3()?);
-        let image = Matrix::of_tensor(&pixels.reshape((channels * height, width))?)?;
+    fn cut(&self, pixels: &Planes, columns: usize, places: &Places<'_>) -> Result<Matrix> {
+        let (p, channels, (height, width)) = (self.patch, pixels.channels(), pixels.size);
+        let image = pixels.values.values();
         let mut patches = Matrix::unwritten(places.count, channels * p * p);
-        for (i, patch) in patches.values_mut().chunks_exact_mut(channels * p * p).enumerate() {
+        pool().chunks(patches.values_mut(), (channels * p * p).max(1), |i, patch| {
             let (row, column) = (places.get(i) / columns, places.get(i) % columns);
             for (line, to) in patch.chunks_exact_mut(p).enumerate() {
-                let from = image.row(line / p * height + row * p + line % p);
-                to.copy_from_slice(&from[column * p..(column + 1) * p]);
+                let from = (line / p * height + row * p + line % p) * width + column * p;
+                to.copy_from_slice(&image[from..from + p]);
             }
-        }
+        });
         Ok(patches)
     }
 
@@ -306,31 +289,29 @@ impl Siglip {
         layer: &Layer,
         h: Matrix,
         words: Option<&Matrix>,
-        kept: Option<(&mut LayerRows, Option<&[usize]>)>,
+        kept: Option<(&mut KeysValues, Option<&[usize]>)>,
     ) -> Result<Matrix> {
-        let x = layer.norm1.through(&h)?;
-        let (qkv, width) = (layer.qkv.through(&x, Activation::None, None)?, h.width());
+        let x = layer.norm1.forward(&h)?;
+        let (qkv, width) = (layer.qkv.forward(&x)?, h.width());
         drop(x);
         let (q, heads) = (qkv.columns(0..width), (self.heads, self.heads));
+        let (k, v) = (qkv.columns(width..2 * width), qkv.columns(2 * width..3 * width));
         let compute = layer.qkv.compute();
         let attended = match kept {
             Some((kept, rows)) => {
-                keep_rows(&qkv, kept, rows)?;
-                let (keys, values) = kept.values();
-                let all = |side| Columns::all(side, keys.len() / width);
-                attend_rows(&q, &all(keys)?, &all(values)?, heads, Visible::All, compute)?
+                match rows {
+                    None => *kept = KeysValues::copied(&k, &v),
+                    Some(rows) => kept.put(rows, &k, &v)?,
+                }
+                kept.attend(&q, None, heads, Visible::All, compute)?
             }
-            None => {
-                let (k, v) = (qkv.columns(width..2 * width), qkv.columns(2 * width..3 * width));
-                attend_rows(&q, &k, &v, heads, Visible::All, compute)?
-            }
+            None => attend(&q, &[k], &[v], heads, Visible::All, compute)?,
         };
         drop(qkv);
-        let mut h = layer.out.through(&attended, Activation::None, Some(&h))?;
+        let mut h = layer.out.forward_add(&attended, &h)?;
         drop(attended);
         if let (Some((scale, shift)), Some(words)) = (&layer.film, words) {
-            let scale = scale.through(words, Activation::None, None)?;
-            let shift = shift.through(words, Activation::None, None)?;
+            let (scale, shift) = (scale.forward(words)?, shift.forward(words)?);
             for row in h.values_mut().chunks_exact_mut(width) {
                 let by = scale.row(0).iter().zip(shift.row(0));
                 row.iter_mut()
@@ -338,9 +319,9 @@ impl Siglip {
                     .for_each(|(x, (scale, shift))| *x = *x * (scale + 1.0) + shift);
             }
         }
-        let x = layer.norm2.through(&h)?;
-        let x = layer.fc1.through(&x, Activation::Gelu, None)?;
-        layer.fc2.through(&x, Activation::None, Some(&h))
+        let x = layer.norm2.forward(&h)?;
+        let x = layer.fc1.forward_with(&x, Activation::Gelu)?;
+        layer.fc2.forward_add(&x, &h)
     }
 }
 

@@ -1,16 +1,19 @@
 //! Camera frames that have not changed: what was computed of them stands. Exact, so it is always on.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use candle_core::{CpuStorage, Result, Storage, Tensor};
+use candle_core::Result;
 use sinew_runtime::CacheUse;
+
+use crate::kernels::{Matrix, Planes};
 
 /// Name of this cache in reports.
 pub const FRAMES: &str = "frames";
 
 struct Kept {
-    pixels: Tensor,
-    tokens: Tensor,
+    pixels: Planes,
+    tokens: Arc<Matrix>,
     took: Duration,
 }
 
@@ -28,16 +31,16 @@ impl Frames {
     }
 
     /// What camera `camera` sees, `pixels` as the network takes them, became: as before when not a bit of it has
-    /// changed, otherwise what `encode` gives. The same tensor (by its id) comes again for the same frame.
+    /// changed, otherwise what `encode` gives. The same memory comes again for the same frame.
     ///
     /// # Errors
     /// Those of `encode`.
     pub fn tokens(
         &mut self,
         camera: usize,
-        pixels: &Tensor,
-        encode: impl FnOnce() -> Result<Tensor>,
-    ) -> Result<Tensor> {
+        pixels: &Planes,
+        encode: impl FnOnce() -> Result<Matrix>,
+    ) -> Result<Arc<Matrix>> {
         self.used.lookups += 1;
         if self.kept.len() <= camera {
             self.kept.resize_with(camera + 1, || None);
@@ -49,7 +52,7 @@ impl Frames {
             return Ok(kept.tokens.clone());
         }
         let start = Instant::now();
-        let tokens = encode()?;
+        let tokens = Arc::new(encode()?);
         let took = start.elapsed();
         *kept = Some(Kept { pixels: pixels.clone(), tokens: tokens.clone(), took });
         Ok(tokens)
@@ -61,37 +64,19 @@ impl Frames {
     }
 }
 
-/// Whether two tensors have the same shape and, bit for bit, the same values; false for what is not plainly laid out.
-fn same(a: &Tensor, b: &Tensor) -> bool {
-    if a.id() == b.id() {
-        return true;
-    }
-    if a.shape() != b.shape() {
-        return false;
-    }
-    let ((a, a_layout), (b, b_layout)) = (a.storage_and_layout(), b.storage_and_layout());
-    match (&*a, a_layout.contiguous_offsets(), &*b, b_layout.contiguous_offsets()) {
-        (
-            Storage::Cpu(CpuStorage::F32(a)),
-            Some((a_start, a_end)),
-            Storage::Cpu(CpuStorage::F32(b)),
-            Some((b_start, b_end)),
-        ) => {
-            let bits = |v: &f32| v.to_bits();
-            a[a_start..a_end].iter().map(bits).eq(b[b_start..b_end].iter().map(bits))
-        }
-        _ => false,
-    }
+/// Whether two pictures have the same size and, bit for bit, the same values.
+fn same(a: &Planes, b: &Planes) -> bool {
+    let equal = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits();
+    let sizes = (a.size, a.values.dims()) == (b.size, b.values.dims());
+    sizes && a.values.values().iter().zip(b.values.values()).all(equal)
 }
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
-
     use super::*;
 
-    fn frame(values: [f32; 2]) -> Tensor {
-        Tensor::from_slice(&values, 2, &Device::Cpu).expect("two values")
+    fn frame(values: [f32; 2]) -> Planes {
+        Planes::new(&values, (1, 2)).expect("two values")
     }
 
     #[test]
@@ -102,10 +87,9 @@ mod tests {
             let pixels = frame(values);
             let tokens = frames.tokens(camera, &pixels, || {
                 computed += 1;
-                &pixels * 2.0
+                Ok(pixels.values.clone().scaled(2.0))
             });
-            let tokens = tokens.expect("they can be doubled");
-            (tokens.to_vec1::<f32>().expect("two values"), computed)
+            (tokens.expect("they can be doubled").values().to_vec(), computed)
         };
         frames.begin();
         assert_eq!(see(&mut frames, 0, [1.0, 2.0]), (vec![2.0, 4.0], 1));
@@ -124,11 +108,8 @@ mod tests {
     #[test]
     fn other_shapes_are_not_the_same() {
         let a = frame([1.0, 1.0]);
-        assert!(!same(&a, &a.reshape((1, 2)).expect("two values")));
+        assert!(!same(&a, &Planes::new(&[1.0, 1.0], (2, 1)).expect("two values")));
+        assert!(!same(&a, &Planes::new(&[1.0; 4], (1, 2)).expect("two planes")));
         assert!(same(&a, &frame([1.0, 1.0])));
-        assert!(!same(
-            &a.broadcast_as((2, 2)).expect("it fits"),
-            &a.broadcast_as((2, 2)).expect("it fits")
-        ));
     }
 }

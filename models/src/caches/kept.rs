@@ -1,13 +1,15 @@
 //! What is kept of the cameras' pictures from inference to inference: rows of the vision tower and of the prefix.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 use sinew_runtime::{CacheUse, Opening, Unused};
 
-use super::rows::LayerRows;
 use super::vision::{Patches, Recompute, VISION, VisionConfig};
+use crate::backbones::KeysValues;
 use crate::backbones::siglip::{Siglip, TowerRows};
+use crate::kernels::{Matrix, Planes};
 
 /// One camera's picture in the tower.
 ///
@@ -26,7 +28,7 @@ impl KeptTower {
         Self { patches, rows, whole: Duration::ZERO, used: CacheUse::default() }
     }
 
-    /// `pixels` (`[3, height, width]`, in [−1, 1]), which `tower` cuts into `grid` patches, through it: those that changed,
+    /// `pixels` (in [−1, 1]), which `tower` cuts into `grid` patches, through it: those that changed,
     /// or all.
     ///
     /// # Errors
@@ -34,19 +36,18 @@ impl KeptTower {
     pub fn forward(
         &mut self,
         tower: &Siglip,
-        pixels: &Tensor,
+        pixels: &Planes,
         grid: (usize, usize),
-    ) -> Result<Tensor> {
-        let values = pixels.flatten_all()?.to_vec1::<f32>()?;
+    ) -> Result<Matrix> {
         let count = grid.0 * grid.1;
         let start = Instant::now();
         let mut used = CacheUse { lookups: number(count), ..CacheUse::default() };
-        let features = match self.patches.see(&values, tower.patch(), grid) {
+        let features = match self.patches.see(pixels.values.values(), tower.patch(), grid) {
             Recompute::All(why, alike) => {
                 let before = std::mem::take(&mut self.rows);
                 let features = tower.forward_all(pixels, &mut self.rows)?;
                 self.whole = start.elapsed();
-                if let Some(error) = relative(before.hidden(), self.rows.hidden(), &alike, count) {
+                if let Some(error) = relative(before.hidden(), self.rows.hidden(), &alike) {
                     self.patches.checked(error);
                 }
                 used.unused = Some(why);
@@ -65,16 +66,14 @@ impl KeptTower {
     }
 }
 
-/// The length of `before − now` relative to that of `now`, over the rows `rows` of `count`; none without any.
-fn relative(before: &[f32], now: &[f32], rows: &[usize], count: usize) -> Option<f64> {
-    if rows.is_empty() || before.len() != now.len() {
+/// The length of `before − now` relative to that of `now`, over the rows `rows`; none without any.
+fn relative(before: &Matrix, now: &Matrix, rows: &[usize]) -> Option<f64> {
+    if rows.is_empty() || before.dims() != now.dims() {
         return None;
     }
-    let width = now.len() / count.max(1);
     let (mut off, mut whole) = (0.0, 0.0);
     for row in rows {
-        let range = row * width..(row + 1) * width;
-        for (a, b) in before[range.clone()].iter().zip(&now[range]) {
+        for (a, b) in before.row(*row).iter().zip(now.row(*row)) {
             off += f64::from(a - b).powi(2);
             whole += f64::from(*b).powi(2);
         }
@@ -89,16 +88,16 @@ fn number(n: usize) -> u32 {
 /// The prefix in the text layers.
 pub struct KeptPrefix {
     config: VisionConfig,
-    /// Embeddings that the rows were last computed of, `[P, D]` row by row.
-    embeddings: Vec<f32>,
-    layers: Vec<LayerRows>,
+    /// Embeddings that the rows were last computed of, `[P, D]`.
+    embeddings: Matrix,
+    layers: Vec<Arc<KeysValues>>,
     age: u32,
     used: CacheUse,
 }
 
 impl KeptPrefix {
     fn new(config: VisionConfig) -> Self {
-        let (embeddings, layers) = (Vec::new(), Vec::new());
+        let (embeddings, layers) = (Matrix::default(), Vec::new());
         Self { config, embeddings, layers, age: 0, used: CacheUse::default() }
     }
 
@@ -107,17 +106,12 @@ impl KeptPrefix {
     ///
     /// When no row but the last has changed, what is kept is exact, as no other token sees the last. Otherwise it is an
     /// approximation that [`VisionConfig::prefix`] must allow: what is kept has seen the other tokens as they were.
-    ///
-    /// # Errors
-    /// When it is no matrix of f32.
-    pub fn changed(&mut self, embeddings: &Tensor) -> Result<Option<Vec<usize>>> {
-        let (length, width) = embeddings.dims2()?;
-        let values = embeddings.flatten_all()?.to_vec1::<f32>()?;
-        let row = |r: usize| r * width..(r + 1) * width;
-        let fits = values.len() == self.embeddings.len() && !self.layers.is_empty();
+    pub fn changed(&mut self, embeddings: &Matrix) -> Option<Vec<usize>> {
+        let length = embeddings.rows();
+        let fits = embeddings.dims() == self.embeddings.dims() && !self.layers.is_empty();
         let same = |r: &usize| {
-            let bits = |all: &[f32]| all[row(*r)].iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-            bits(&values) == bits(&self.embeddings)
+            let pairs = embeddings.row(*r).iter().zip(self.embeddings.row(*r));
+            pairs.into_iter().all(|(a, b)| a.to_bits() == b.to_bits())
         };
         let rows = (0..length).filter(|r| r + 1 == length || !fits || !same(r));
         let rows: Vec<usize> = rows.collect();
@@ -131,19 +125,13 @@ impl KeptPrefix {
         };
         let hits = if unused.is_none() { number(length - rows.len()) } else { 0 };
         self.used = CacheUse { lookups: number(length), hits, unused, ..CacheUse::default() };
-        self.embeddings = values;
-        Ok(unused.is_none().then_some(rows))
+        self.embeddings = embeddings.clone();
+        unused.is_none().then_some(rows)
     }
 
-    /// Keys and values of all layers, `[heads, P, size]` each.
-    ///
-    /// # Errors
-    /// When one is not three-dimensional f32.
-    pub fn keep(&mut self, layers: &[(Tensor, Tensor)]) -> Result<()> {
-        self.layers.clear();
-        let layers = layers.iter().map(|(k, v)| LayerRows::whole(k, v)).collect::<Result<_>>()?;
-        (self.layers, self.age) = (layers, 0);
-        Ok(())
+    /// Keys and values of all layers.
+    pub fn keep(&mut self, layers: &[Arc<KeysValues>]) {
+        (self.layers, self.age) = (layers.to_vec(), 0);
     }
 
     /// All keys and values of layer `layer`, with those of `rows` new.
@@ -154,14 +142,14 @@ impl KeptPrefix {
         &mut self,
         layer: usize,
         rows: &[usize],
-        keys: &Tensor,
-        values: &Tensor,
-    ) -> Result<(Tensor, Tensor)> {
+        new: &KeysValues,
+    ) -> Result<Arc<KeysValues>> {
         let Some(kept) = self.layers.get_mut(layer) else {
             candle_core::bail!("nothing is kept of layer {layer}");
         };
-        kept.put(rows, keys, values)?;
-        kept.tensors()
+        // Whoever still reads those of before keeps them as they are.
+        Arc::make_mut(kept).put(rows, &new.keys.all(), &new.values.all())?;
+        Ok(kept.clone())
     }
 }
 
@@ -212,8 +200,8 @@ impl Seen {
     pub fn image(
         &mut self,
         camera: usize,
-        encode: impl FnOnce(&mut KeptTower) -> Result<Tensor>,
-    ) -> Result<Tensor> {
+        encode: impl FnOnce(&mut KeptTower) -> Result<Matrix>,
+    ) -> Result<Matrix> {
         while self.towers.len() <= camera {
             self.towers.push(KeptTower::new(self.config));
         }

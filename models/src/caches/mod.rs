@@ -10,7 +10,6 @@ mod kept;
 mod likeness;
 mod monitor;
 mod plan;
-mod rows;
 mod schedule;
 mod slope;
 #[cfg(test)]
@@ -31,7 +30,6 @@ pub use kept::{KeptPrefix, KeptTower, Seen};
 pub use likeness::Likeness;
 pub use monitor::{Monitor, MonitorConfig, Verdict};
 pub use plan::{Block, BlockKind, Updates, bubble, schedule};
-pub use rows::{LayerRows, pick, spread};
 pub use schedule::{BlockPlan, Form, Measured, Schedule};
 pub use vision::{Patches, Recompute, VISION, VisionConfig};
 

@@ -7,6 +7,7 @@ use super::plan::{Updates, bubble, schedule};
 use super::{
     Block, BlockKind, BlockPlan, Branches, Form, MonitorConfig, Schedule, TunedMode, Tuning,
 };
+use crate::kernels::Matrix;
 use crate::random::SplitMix64;
 
 const LAYERS: usize = 4;
@@ -52,14 +53,16 @@ impl Network {
             let part = (step as f64 / STEPS as f64).powi(2);
             let x = ((&self.start * (1.0 - part))? + (&self.end * part)?)?;
             branches.evaluate(step as f64 / STEPS as f64, step + 1 == STEPS, |branches| {
-                let mut h = x;
+                let mut h = Matrix::of_tensor(&x)?;
                 for (i, [mix, project, up, down]) in self.layers.iter().enumerate() {
-                    h = branches.add(2 * i, &h, || mix.matmul(&norm(&h)?)?.matmul(project))?;
-                    h = branches.add(2 * i + 1, &h, || {
-                        let output = norm(&h)?.matmul(up)?.gelu()?.matmul(down)?;
-                        // A copy: what is added to it may be added in place.
-                        computed.push((i, step, output.copy()?));
-                        Ok(output)
+                    h = branches.add(2 * i, h, |h| {
+                        let mixed = mix.matmul(&norm(&h.to_tensor()?)?)?;
+                        Matrix::of_tensor(&mixed.matmul(project)?)
+                    })?;
+                    h = branches.add(2 * i + 1, h, |h| {
+                        let output = norm(&h.to_tensor()?)?.matmul(up)?.gelu()?.matmul(down)?;
+                        computed.push((i, step, output.clone()));
+                        Matrix::of_tensor(&output)
                     })?;
                 }
                 Ok(h)

@@ -9,14 +9,13 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
 use sha2::{Digest, Sha256};
 
 use super::map::MappedFile;
 use crate::ModelError;
 use crate::families::{Family, Keep};
 use crate::gguf::{blocks, hex};
-use crate::kernels::Compute;
+use crate::kernels::{Compute, Matrix};
 
 /// How the values of a tensor are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
@@ -165,7 +164,7 @@ impl StoredTensor {
     ///
     /// # Errors
     /// When it is no matrix, or a row is past its end.
-    pub fn rows(&self, indices: &[u32]) -> candle_core::Result<Tensor> {
+    pub fn rows(&self, indices: &[u32]) -> candle_core::Result<Matrix> {
         let &[count, width] = self.shape.as_slice() else {
             candle_core::bail!(
                 "tensor `{}` has shape {:?}, not two dimensions",
@@ -173,8 +172,8 @@ impl StoredTensor {
                 self.shape
             );
         };
-        let mut out = vec![0.0; indices.len() * width];
-        for (row, index) in out.chunks_exact_mut(width.max(1)).zip(indices) {
+        let mut out = Matrix::unwritten(indices.len(), width);
+        for (row, index) in out.values_mut().chunks_exact_mut(width.max(1)).zip(indices) {
             let index = *index as usize;
             let Some(bytes) = self.row_bytes(index..index + 1) else {
                 candle_core::bail!(
@@ -184,7 +183,7 @@ impl StoredTensor {
             };
             blocks::decode(self.dtype, bytes, row);
         }
-        Tensor::from_vec(out, (indices.len(), width), &Device::Cpu)
+        Ok(out)
     }
 
     /// Bytes of rows `rows`; `None` when there are not so many.
@@ -352,15 +351,16 @@ impl TensorStore {
         Ok(values)
     }
 
-    /// Tensor `name` of shape `expected`, widened.
+    /// Tensor `name` of shape `expected`, widened, as rows of its last dimension.
     ///
     /// # Errors
     /// As [`Self::get`].
-    pub fn tensor(&self, name: &str, expected: &[usize]) -> Result<Tensor, ModelError> {
+    pub fn matrix(&self, name: &str, expected: &[usize]) -> Result<Matrix, ModelError> {
         let tensor = self.get(name, expected)?;
         let values = tensor.to_f32();
         tensor.release();
-        Ok(Tensor::from_vec(values, expected, &Device::Cpu)?)
+        let (width, rows) = expected.split_last().map_or((1, &[][..]), |(w, rows)| (*w, rows));
+        Ok(Matrix::new(&values, (rows.iter().product(), width))?)
     }
 }
 

@@ -1,6 +1,8 @@
 //! The networks of a Diffusion Policy, stage by stage.
 
-use candle_core::{Device, Result, Tensor};
+use std::sync::Arc;
+
+use candle_core::{Result, bail};
 
 use super::ENVIRONMENT;
 use super::config::{Denoiser, DiffusionConfig};
@@ -11,34 +13,31 @@ use crate::ModelError;
 use crate::backbones::resnet::Norm;
 use crate::caches::{Block, Branches};
 use crate::checkpoint::Checkpoint;
+use crate::kernels::{Matrix, Planes};
 use crate::processors::crop::{center_crop, resize_smooth};
 
 /// What the denoiser is told of the observations: one row for each, oldest first, `[n_obs_steps, width]`.
 #[derive(Debug, Clone)]
 pub struct Condition {
-    rows: Tensor,
+    rows: Matrix,
     /// The same as one row.
-    flat: Tensor,
+    flat: Matrix,
 }
 
 impl Condition {
     /// The condition of `rows` (`[n_obs_steps, width]`).
-    ///
-    /// # Errors
-    /// When `rows` is no matrix.
-    pub fn new(rows: Tensor) -> Result<Self> {
-        let (steps, width) = rows.dims2()?;
-        let flat = rows.contiguous()?.reshape((1, steps * width))?;
-        Ok(Self { rows, flat })
+    pub fn new(rows: Matrix) -> Self {
+        let flat = Matrix::of_row(rows.values());
+        Self { rows, flat }
     }
 
     /// One row for each observation, `[n_obs_steps, width]`.
-    pub fn rows(&self) -> &Tensor {
+    pub fn rows(&self) -> &Matrix {
         &self.rows
     }
 
     /// All of it, `[1, n_obs_steps·width]`.
-    pub fn flat(&self) -> &Tensor {
+    pub fn flat(&self) -> &Matrix {
         &self.flat
     }
 }
@@ -116,25 +115,21 @@ impl DiffusionModel {
         self.shape
     }
 
-    /// A normalised image (`[3, height, width]`, plane by plane) of size (width, height) as the encoder takes it:
-    /// resized, the middle cut out.
+    /// A normalised image as the encoder takes it: resized, the middle cut out.
     ///
     /// # Errors
     /// When the image is smaller than what is to be cut out of it.
-    pub fn prepare(&self, planes: Vec<f32>, size: (usize, usize)) -> Result<Tensor> {
-        let (planes, size) = match self.resize {
-            Some(to) => (resize_smooth(&planes, size, to), to),
-            None => (planes, size),
+    pub fn prepare(&self, planes: Planes) -> Result<Planes> {
+        let planes = match self.resize {
+            Some(to) => resize_smooth(planes, to),
+            None => planes,
         };
-        let tensor =
-            |values, (width, height)| Tensor::from_vec(values, (3, height, width), &Device::Cpu);
-        let Some(to) = self.crop else { return tensor(planes, size) };
-        match center_crop(&planes, size, to) {
-            Some(values) => tensor(values, to),
-            None => candle_core::bail!(
-                "an image of {} x {} pixels is smaller than the {} x {} that the policy cuts out of it",
-                size.0,
-                size.1,
+        let Some(to) = self.crop else { return Ok(planes) };
+        let (height, width) = planes.size;
+        match center_crop(&planes, to) {
+            Some(middle) => Ok(middle),
+            None => bail!(
+                "an image of {width} x {height} pixels is smaller than the {} x {} that the policy cuts out of it",
                 to.0,
                 to.1
             ),
@@ -145,10 +140,10 @@ impl DiffusionModel {
     ///
     /// # Errors
     /// When there is no such camera.
-    pub fn encode_image(&self, camera: usize, pixels: &Tensor) -> Result<RgbFeatures> {
+    pub fn encode_image(&self, camera: usize, pixels: &Planes) -> Result<RgbFeatures> {
         match self.encoders.get(camera).or(self.encoders.first()) {
             Some(encoder) => encoder.forward(pixels),
-            None => candle_core::bail!("this network takes no images"),
+            None => bail!("this network takes no images"),
         }
     }
 
@@ -160,24 +155,23 @@ impl DiffusionModel {
     pub fn observation(
         &self,
         state: &[f32],
-        features: &[Tensor],
+        features: &[Arc<Matrix>],
         environment: Option<&[f32]>,
-    ) -> Result<Tensor> {
+    ) -> Result<Matrix> {
         if environment.map(<[f32]>::len) != self.environment {
-            candle_core::bail!("the environment state is missing, or the network takes another");
+            bail!("the environment state is missing, or the network takes another");
         }
-        let row = |values: &[f32]| Tensor::from_slice(values, (1, values.len()), &Device::Cpu);
-        let mut parts = vec![row(state)?];
-        parts.extend(features.iter().cloned());
-        parts.extend(environment.map(row).transpose()?);
-        Tensor::cat(&parts, 1)
+        let (state, environment) = (Matrix::of_row(state), environment.map(Matrix::of_row));
+        let features = features.iter().map(|features| &**features);
+        let parts: Vec<_> = std::iter::once(&state).chain(features).chain(&environment).collect();
+        Matrix::beside(&parts)
     }
 
     /// What the network says of the sample `x` (`[H, A]`) at training step `t`.
     ///
     /// # Errors
     /// When a shape does not fit.
-    pub fn predict(&self, x: &Tensor, t: usize, condition: &Condition) -> Result<Tensor> {
+    pub fn predict(&self, x: &Matrix, t: usize, condition: &Condition) -> Result<Matrix> {
         self.predict_with(x, &[t], condition, &mut Branches::off())
     }
 
@@ -188,16 +182,16 @@ impl DiffusionModel {
     /// As there.
     pub fn predict_with(
         &self,
-        x: &Tensor,
+        x: &Matrix,
         times: &[usize],
         condition: &Condition,
         branches: &mut Branches,
-    ) -> Result<Tensor> {
+    ) -> Result<Matrix> {
         match &self.network {
             Network::Unet(unet) => unet.forward(x, times, condition.flat(), branches),
             Network::Transformer(network) => match times {
                 [t] => network.forward(x, *t, condition.rows(), branches),
-                _ => candle_core::bail!("this network has one timestep for all actions"),
+                _ => bail!("this network has one timestep for all actions"),
             },
         }
     }

@@ -4,9 +4,10 @@ use sinew_runtime::{PolicyError, Prefix, PrefixUse};
 
 use crate::anytime::compute;
 use crate::heads::ddpm::{Inpainting, Sampler, Schedule};
+use crate::kernels::Matrix;
 use crate::processors::Boundary;
 
-/// The sampling that `prefix` asks for, from `noise`. The first `past` of the rows denoised lie before the plan's.
+/// The sampling that `prefix` asks for, from `noise` (`[H, A]`). The first `past` of the rows denoised lie before the plan's.
 ///
 /// # Errors
 /// [`PolicyError::PrefixWidth`]; [`PolicyError::Unsupported`] for clean prefixes, which this head was not trained for;
@@ -17,14 +18,11 @@ pub(super) fn start(
     prefix: Option<&Prefix>,
     boundary: &Boundary,
     past: usize,
-    noise: Vec<f32>,
-    shape: (usize, usize),
+    noise: Matrix,
     steps: usize,
 ) -> Result<Sampler, PolicyError> {
-    let Some(prefix) = prefix else {
-        return Sampler::new(schedule, noise, shape, steps).map_err(compute);
-    };
-    let (horizon, width) = shape;
+    let Some(prefix) = prefix else { return Ok(Sampler::new(schedule, noise, steps)) };
+    let (horizon, width) = noise.dims();
     if prefix.dim != width {
         return Err(PolicyError::PrefixWidth { expected: width, found: prefix.dim });
     }
@@ -32,7 +30,7 @@ pub(super) fn start(
     let mut plan = boundary.model_actions(&prefix.actions, width)?;
     plan.truncate(ahead * width);
     if plan.len() < width {
-        return Sampler::new(schedule, noise, shape, steps).map_err(compute);
+        return Ok(Sampler::new(schedule, noise, steps));
     }
     match prefix.usage {
         PrefixUse::WarmStart { time } => {
@@ -47,17 +45,16 @@ pub(super) fn start(
             while guess.len() < horizon * width {
                 guess.extend_from_within(guess.len() - width..);
             }
-            Sampler::warm(schedule, &guess, noise, shape, steps, time).map_err(compute)
+            Sampler::warm(schedule, &guess, noise, steps, time).map_err(compute)
         }
         PrefixUse::Guided { schedule: fall, max_weight } => {
-            let mut target = vec![0.0; past * width];
-            target.extend(plan);
-            target.resize(horizon * width, 0.0);
+            let mut target = Matrix::zeros(horizon, width);
+            target.values_mut()[past * width..][..plan.len()].copy_from_slice(&plan);
             let mut weights = vec![0.0; past];
             let strongest = max_weight.clamp(0.0, 1.0);
             weights.extend(prefix.weights(fall, ahead).iter().map(|w| w.min(strongest)));
-            let plan = Inpainting::new(target, &weights, shape).map_err(compute)?;
-            Ok(Sampler::new(schedule, noise, shape, steps).map_err(compute)?.inpainting(plan))
+            let plan = Inpainting::new(target, &weights).map_err(compute)?;
+            Sampler::new(schedule, noise, steps).inpainting(plan).map_err(compute)
         }
         PrefixUse::Trained => Err(PolicyError::Unsupported("clean prefixes")),
     }

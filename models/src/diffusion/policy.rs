@@ -1,9 +1,9 @@
 //! Diffusion Policy as an anytime task.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use candle_core::{Device, Tensor};
 use sinew_runtime::{
     ActionChunk, CacheUse, ChunkRequest, Observation, Policy, PolicyError, PolicySpec,
     PrefixSupport, Progress, Stamp, Unused,
@@ -16,9 +16,10 @@ use crate::anytime::{NOT_BEGUN, NOT_DONE, NOTHING_BEGUN, Ticket, compute, steps}
 use crate::caches::{Branches, DENOISER, FRAMES, Frames};
 use crate::checkpoint::Checkpoint;
 use crate::heads::ddpm::Schedule;
+use crate::heads::flow::{fill_with_noise, gaussian_noise};
+use crate::kernels::{Matrix, Planes};
 use crate::processors::Boundary;
 use crate::random::SplitMix64;
-use crate::smolvla::gaussian_noise;
 use crate::{LoadOptions, ModelError};
 
 const STAGES: [&str; 3] = ["preprocess", "vision", "denoise"];
@@ -31,8 +32,8 @@ struct Seen {
     instruction: String,
     state: Vec<f32>,
     /// Images not yet encoded, in order.
-    images: VecDeque<Tensor>,
-    features: Vec<Tensor>,
+    images: VecDeque<Planes>,
+    features: Vec<Arc<Matrix>>,
 }
 
 struct Run {
@@ -63,7 +64,7 @@ pub struct DiffusionPolicy {
     schedule: Schedule,
     spec: PolicySpec,
     past: usize,
-    history: History<(Vec<Tensor>, Vec<f32>)>,
+    history: History<(Vec<Arc<Matrix>>, Vec<f32>)>,
     run: Option<Run>,
     noise: VecDeque<Vec<f32>>,
     branches: Branches,
@@ -129,7 +130,7 @@ impl DiffusionPolicy {
                     // No camera may be missing, so every input has its image.
                     let image = image.ok_or(PolicyError::OutOfTurn("a camera is missing"))?;
                     let planes = self.boundary.planes(index, image)?;
-                    self.model.prepare(planes, (image.width(), image.height())).map_err(compute)
+                    self.model.prepare(planes).map_err(compute)
                 });
                 (images.collect::<Result<_, PolicyError>>()?, Vec::new())
             }
@@ -138,7 +139,7 @@ impl DiffusionPolicy {
         Ok((Seen { instant, instruction, state, images, features }, known.is_some()))
     }
 
-    fn encode(&mut self, seen: &mut Seen, pixels: &Tensor) -> candle_core::Result<()> {
+    fn encode(&mut self, seen: &mut Seen, pixels: &Planes) -> candle_core::Result<()> {
         let (camera, model) = (seen.features.len(), &self.model);
         let encode = || Ok(model.encode_image(camera, pixels)?.features);
         seen.features.push(self.frames.tokens(camera, pixels, encode)?);
@@ -154,7 +155,8 @@ impl DiffusionPolicy {
             .iter()
             .map(|(features, state)| self.model.observation(state, features, None))
             .collect::<candle_core::Result<Vec<_>>>()?;
-        Condition::new(Tensor::cat(&rows, 0)?)
+        let width = rows.first().map_or(0, Matrix::width);
+        Ok(Condition::new(Matrix::stacked(rows.iter(), width)?))
     }
 
     /// Does one bounded step of `run`; the stage it belonged to.
@@ -176,19 +178,29 @@ impl DiffusionPolicy {
         let behind = 1.0 - (t + 1) as f64 / self.schedule.training_steps() as f64;
         let model = &self.model;
         let output = self.branches.evaluate(behind, last, |branches| {
-            model.predict_with(x, &times, &condition, branches)
+            model.predict_with(x, times, &condition, branches)
         })?;
         run.condition = Some(condition);
         let shape = self.model.sample_shape();
         let (random, noise) = (&mut run.random, &mut self.noise);
-        run.sampling.step(&output, || {
-            let values = noise.pop_front();
-            let seed = random.next_u64();
-            let values = values.unwrap_or_else(|| gaussian_noise(seed, shape.0 * shape.1));
-            Tensor::from_vec(values, shape, &Device::Cpu)
-        })?;
+        run.sampling.step(&output, || next_noise(noise, random, shape))?;
         Ok(DENOISE)
     }
+}
+
+/// The next noise (`[H, A]`): the first of `given`, otherwise what `random` gives, which moves on either way.
+fn next_noise(
+    given: &mut VecDeque<Vec<f32>>,
+    random: &mut SplitMix64,
+    shape: (usize, usize),
+) -> candle_core::Result<Matrix> {
+    let (given, seed) = (given.pop_front(), random.next_u64());
+    if let Some(given) = given {
+        return Matrix::new(&given, shape);
+    }
+    let mut noise = Matrix::unwritten(shape.0, shape.1);
+    fill_with_noise(seed, noise.values_mut());
+    Ok(noise)
 }
 
 impl Policy for DiffusionPolicy {
@@ -209,11 +221,9 @@ impl Policy for DiffusionPolicy {
         // What is asked for is what a chunk takes that goes on from the buffer.
         let steps = self.streaming.as_ref().map_or(steps, |s| s.whole_steps(steps, most));
         let (seen, remembered) = self.see(observation)?;
-        let shape = self.model.sample_shape();
         let mut random = SplitMix64::new(request.seed);
-        let seed = random.next_u64();
-        let noise = self.noise.pop_front();
-        let noise = noise.unwrap_or_else(|| gaussian_noise(seed, shape.0 * shape.1));
+        let noise = next_noise(&mut self.noise, &mut random, self.model.sample_shape());
+        let noise = noise.map_err(compute)?;
         let schedule = self.schedule.clone();
         let prefix = request.prefix.as_ref();
         let (mut unused, mut rolled) = (None, None);
@@ -235,7 +245,7 @@ impl Policy for DiffusionPolicy {
             Some(buffer) => Sampling::Rolling(buffer),
             None => {
                 let (boundary, past) = (&self.boundary, self.past);
-                Sampling::Whole(start(schedule, prefix, boundary, past, noise, shape, steps)?)
+                Sampling::Whole(start(schedule, prefix, boundary, past, noise, steps)?)
             }
         };
         self.branches.begin(request.seed, request.exact);
@@ -277,10 +287,8 @@ impl Policy for DiffusionPolicy {
     fn take_chunk(&mut self) -> Result<ActionChunk, PolicyError> {
         let run = self.run.take_if(|run| run.sampling.is_done()).ok_or(NOT_DONE)?;
         self.noise.clear();
-        let sample = run.sampling.sample();
-        let current = sample.narrow(0, self.past, self.spec.action_horizon).map_err(compute)?;
-        let rows = current.to_vec2::<f32>().map_err(compute)?;
-        let actions = self.boundary.actions(rows.iter().map(Vec::as_slice))?;
+        let current = run.sampling.sample().iter().skip(self.past);
+        let actions = self.boundary.actions(current.take(self.spec.action_horizon))?;
         let mut chunk = run.ticket.chunk(&self.spec, actions, run.sampling.done())?;
         let hits = u32::from(run.remembered);
         let used = CacheUse { lookups: 1, hits, ..CacheUse::default() };

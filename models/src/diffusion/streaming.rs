@@ -1,12 +1,13 @@
 //! The rolling buffer of a Diffusion Policy from chunk to chunk.
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 use sinew_runtime::{CacheUse, Observation, Stamp, Unused};
 
 use super::DiffusionConfig;
 use crate::ModelError;
 use crate::checkpoint::Checkpoint;
 use crate::heads::ddpm::{Buffer, Profile, Sampler, Schedule};
+use crate::kernels::Matrix;
 
 /// Name of the rolling buffer in reports.
 pub(super) const ROLLING: &str = "rolling_buffer";
@@ -21,7 +22,7 @@ pub(super) enum Sampling {
 
 impl Sampling {
     /// The sample as it is now, `[H, A]`.
-    pub fn sample(&self) -> &Tensor {
+    pub fn sample(&self) -> &Matrix {
         match self {
             Self::Whole(sampler) => sampler.sample(),
             Self::Rolling(buffer) => buffer.sample(),
@@ -29,15 +30,15 @@ impl Sampling {
     }
 
     /// The training steps that the network is asked about: one, or one for each action.
-    pub fn timesteps(&self) -> Vec<usize> {
+    pub fn timesteps(&self) -> &[usize] {
         match self {
-            Self::Whole(sampler) => vec![sampler.timestep()],
+            Self::Whole(sampler) => sampler.timesteps(),
             Self::Rolling(buffer) => buffer.timesteps(),
         }
     }
 
-    /// Moves on by the network's `output`; `noise` gives a standard-normal tensor of the sample's shape.
-    pub fn step(&mut self, output: &Tensor, noise: impl FnOnce() -> Result<Tensor>) -> Result<()> {
+    /// Moves on by the network's `output`; `noise` gives standard-normal values of the sample's shape.
+    pub fn step(&mut self, output: &Matrix, noise: impl FnOnce() -> Result<Matrix>) -> Result<()> {
         match self {
             Self::Whole(sampler) => sampler.step(output, noise),
             Self::Rolling(buffer) => buffer.step(output, &noise()?),

@@ -3,15 +3,15 @@
 //! Actions attend to each other and to a memory of one token for the training step and one for each observation. Layers
 //! are PyTorch's `nn.TransformerDecoderLayer` and `nn.TransformerEncoderLayer` with `norm_first`.
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 
 use super::config::DiffusionConfig;
-use super::unet::step_embedding;
+use super::unet::step_embeddings;
 use crate::ModelError;
 use crate::backbones::multihead::MultiheadAttention;
 use crate::caches::{Block, BlockKind, Branches};
 use crate::checkpoint::TensorStore;
-use crate::kernels::{Activation, LayerNorm, Linear, Visible, mish};
+use crate::kernels::{Activation, LayerNorm, Linear, Matrix, Visible, add};
 
 type Loaded<T> = std::result::Result<T, ModelError>;
 
@@ -55,21 +55,22 @@ impl Layer {
     /// branches, which are `first` and the following, what `branches` says is computed.
     fn forward(
         &self,
-        x: Tensor,
+        x: Matrix,
         visible: Visible,
-        memory: Option<(&Tensor, Visible)>,
+        memory: Option<(&Matrix, Visible)>,
         (branches, first): (&mut Branches, usize),
-    ) -> Result<Tensor> {
-        let mut x = branches.add(first, &x, || {
-            let y = self.norm_own.forward(&x)?;
-            self.own.forward(&y, &y, &y, visible)
+    ) -> Result<Matrix> {
+        let mut x = branches.add(first, x, |x| {
+            let y = &self.norm_own.forward(x)?;
+            self.own.forward((y, y, y), visible, None)
         })?;
         if let (Some((norm, cross)), Some((memory, seen))) = (&self.cross, memory) {
-            x = branches
-                .add(first + 1, &x, || cross.forward(&norm.forward(&x)?, memory, memory, seen))?;
+            x = branches.add(first + 1, x, |x| {
+                cross.forward((&norm.forward(x)?, memory, memory), seen, None)
+            })?;
         }
-        branches.add(first + 2, &x, || {
-            let y = self.norm_mlp.forward(&x)?;
+        branches.add(first + 2, x, |x| {
+            let y = self.norm_mlp.forward(x)?;
             self.mlp[1].forward(&self.mlp[0].forward_with(&y, Activation::GeluErf)?)
         })
     }
@@ -86,10 +87,10 @@ enum Encoder {
 pub struct Transformer {
     actions: Linear,
     /// `[H, w]`
-    action_positions: Tensor,
+    action_positions: Matrix,
     observations: Linear,
     /// `[1 + n_obs_steps, w]`
-    memory_positions: Tensor,
+    memory_positions: Matrix,
     encoder: Encoder,
     layers: Vec<Layer>,
     norm: LayerNorm,
@@ -113,10 +114,7 @@ impl Transformer {
         let name = |part: &str| format!("transformer.{part}");
         let linear =
             |part: &str, inputs, outputs| Linear::load(store, &name(part), inputs, outputs, true);
-        let table = |part: &str, rows: usize| {
-            let table = store.tensor(&name(part), &[1, rows, width])?;
-            Ok::<_, ModelError>(table.squeeze(0)?)
-        };
+        let table = |part: &str, rows: usize| store.matrix(&name(part), &[1, rows, width]);
         let stack = |part: &str, count: usize, cross: bool| {
             let layer = |i| Layer::load(store, &name(&format!("{part}.layers.{i}")), config, cross);
             (0..count).map(layer).collect::<Loaded<Vec<_>>>()
@@ -156,29 +154,30 @@ impl Transformer {
     /// When a shape does not fit.
     pub fn forward(
         &self,
-        x: &Tensor,
+        x: &Matrix,
         t: usize,
-        observations: &Tensor,
+        observations: &Matrix,
         branches: &mut Branches,
-    ) -> Result<Tensor> {
-        let step = step_embedding(t, self.width)?;
-        let tokens = Tensor::cat(&[&step, &self.observations.forward(observations)?], 0)?;
-        let memory = self.encode((tokens + &self.memory_positions)?)?;
+    ) -> Result<Matrix> {
+        let step = step_embeddings(&[t], self.width);
+        let observed = self.observations.forward(observations)?;
+        let tokens = Matrix::stacked([&step, &observed].into_iter(), self.width)?;
+        let memory = self.encode(add(tokens, &self.memory_positions)?)?;
         // The step is the first token of the memory: action k sees it and the observations up to k.
         let (own, seen) = match self.causal {
             true => (Visible::Causal { prefix: 0 }, Visible::Causal { prefix: 1 }),
             false => (Visible::All, Visible::All),
         };
-        let mut x = (self.actions.forward(x)? + &self.action_positions)?;
+        let mut x = self.actions.forward_add(x, &self.action_positions)?;
         for (i, layer) in self.layers.iter().enumerate() {
             x = layer.forward(x, own, Some((&memory, seen)), (&mut *branches, 3 * i))?;
         }
         self.head.forward(&self.norm.forward(&x)?)
     }
 
-    fn encode(&self, tokens: Tensor) -> Result<Tensor> {
+    fn encode(&self, tokens: Matrix) -> Result<Matrix> {
         match &self.encoder {
-            Encoder::Mlp(mlp) => mlp[1].forward(&mish(mlp[0].forward(&tokens)?)?),
+            Encoder::Mlp(mlp) => mlp[1].forward(&mlp[0].forward_with(&tokens, Activation::Mish)?),
             Encoder::Layers(layers) => {
                 let whole = |x, layer: &Layer| {
                     layer.forward(x, Visible::All, None, (&mut Branches::off(), 0))

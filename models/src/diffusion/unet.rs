@@ -3,14 +3,14 @@
 //! Every residual block is modulated by the condition (FiLM, Perez et al. 2018, arXiv 1709.07871), which is the
 //! embedded training step followed by the global condition.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::Result;
 
 use super::config::DiffusionConfig;
 use crate::ModelError;
 use crate::backbones::conv::{Conv1d, group_norm};
 use crate::caches::{Block, BlockKind, Branches};
 use crate::checkpoint::TensorStore;
-use crate::kernels::{GroupNorm, Linear, mish};
+use crate::kernels::{Activation, GroupNorm, Linear, Matrix, activate_all, add_all, multiply_all};
 
 type Loaded<T> = std::result::Result<T, ModelError>;
 
@@ -38,8 +38,11 @@ impl ConvBlock {
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        mish(self.norm.forward(&self.conv.forward(x)?)?)
+    fn forward(&self, x: &Matrix) -> Result<Matrix> {
+        let mut y = self.conv.forward(x)?;
+        self.norm.apply(&mut y)?;
+        activate_all(Activation::Mish, &mut y);
+        Ok(y)
     }
 }
 
@@ -54,7 +57,7 @@ struct ResidualBlock {
 
 /// What every residual block of one evaluation shares: the condition, and what computes the branches.
 struct Pass<'a> {
-    condition: Tensor,
+    condition: Matrix,
     branches: &'a mut Branches,
     /// Residual blocks that are behind.
     done: usize,
@@ -62,29 +65,30 @@ struct Pass<'a> {
 
 impl Pass<'_> {
     /// `x` through `block`, which is the next.
-    fn through(&mut self, block: &ResidualBlock, x: &Tensor) -> Result<Tensor> {
-        let straight = match &block.shortcut {
-            Some(conv) => conv.forward(x)?,
-            None => x.clone(),
-        };
-        let condition = &self.condition;
+    fn through(&mut self, block: &ResidualBlock, x: Matrix) -> Result<Matrix> {
+        let (index, condition) = (self.done, &self.condition);
         self.done += 1;
-        self.branches.add(self.done - 1, &straight, || block.branch(x, condition))
+        let Some(shortcut) = &block.shortcut else {
+            return self.branches.add(index, x, |x| block.branch(x, condition));
+        };
+        let straight = shortcut.forward(&x)?;
+        self.branches.add(index, straight, |_| block.branch(&x, condition))
     }
 }
 
 impl ResidualBlock {
     /// What is added to the shortcut.
-    fn branch(&self, x: &Tensor, condition: &Tensor) -> Result<Tensor> {
-        let y = self.first.forward(x)?;
+    fn branch(&self, x: &Matrix, condition: &Matrix) -> Result<Matrix> {
+        let mut y = self.first.forward(x)?;
         // [1, out] or [1, 2·out].
         let film = self.film.forward(condition)?;
-        let y = if self.film.outputs() == self.channels {
-            y.broadcast_add(&film)?
+        if film.width() == self.channels {
+            add_all(&mut y, &film)?;
         } else {
-            let part = |start| film.narrow(1, start, self.channels);
-            y.broadcast_mul(&part(0)?)?.broadcast_add(&part(self.channels)?)?
-        };
+            let (scale, shift) = film.values().split_at(self.channels);
+            multiply_all(&mut y, &Matrix::of_row(scale))?;
+            add_all(&mut y, &Matrix::of_row(shift))?;
+        }
         self.second.forward(&y)
     }
 }
@@ -96,9 +100,9 @@ struct Level {
 }
 
 impl Level {
-    fn forward(&self, x: &Tensor, pass: &mut Pass<'_>) -> Result<Tensor> {
+    fn forward(&self, x: Matrix, pass: &mut Pass<'_>) -> Result<Matrix> {
         let x = pass.through(&self.blocks[0], x)?;
-        pass.through(&self.blocks[1], &x)
+        pass.through(&self.blocks[1], x)
     }
 }
 
@@ -229,37 +233,38 @@ impl Unet {
     /// When a shape does not fit.
     pub fn forward(
         &self,
-        x: &Tensor,
+        x: &Matrix,
         times: &[usize],
-        global: &Tensor,
+        global: &Matrix,
         branches: &mut Branches,
-    ) -> Result<Tensor> {
+    ) -> Result<Matrix> {
         let same = if times.len() == 1 { self.timesteps } else { 1 };
         if times.len() * same != self.timesteps {
             candle_core::bail!("{} timesteps for a network of {}", times.len(), self.timesteps);
         }
+        let step = step_embeddings(&times.repeat(same), self.step_width);
         // Side by side, as one row.
-        let each = times.iter().map(|t| step_embedding(*t, self.step_width));
-        let row = Tensor::cat(&each.collect::<Result<Vec<_>>>()?, 1)?;
-        let step = row.repeat((1, same))?;
-        let step = self.step_out.forward(&mish(self.step_in.forward(&step)?)?)?;
-        let condition = mish(Tensor::cat(&[&step, global], 1)?)?;
+        let step = step.reshaped(1, self.timesteps * self.step_width)?;
+        let step = self.step_out.forward(&self.step_in.forward_with(&step, Activation::Mish)?)?;
+        let mut condition = Matrix::beside(&[&step, global])?;
+        activate_all(Activation::Mish, &mut condition);
         let mut pass = Pass { condition, branches, done: 0 };
         let mut x = x.clone();
         let mut skips = Vec::with_capacity(self.down.len());
         for level in &self.down {
-            x = level.forward(&x, &mut pass)?;
-            skips.push(x.clone());
-            if let Some(halve) = &level.resample {
-                x = halve.forward(&x)?;
-            }
+            x = level.forward(x, &mut pass)?;
+            let next = match &level.resample {
+                Some(halve) => halve.forward(&x)?,
+                None => x.clone(),
+            };
+            skips.push(std::mem::replace(&mut x, next));
         }
         for block in &self.middle {
-            x = pass.through(block, &x)?;
+            x = pass.through(block, x)?;
         }
         // The finest level's skip is never used.
         for (level, skip) in self.up.iter().zip(skips.iter().rev()) {
-            x = level.forward(&Tensor::cat(&[&x, skip], 1)?, &mut pass)?;
+            x = level.forward(Matrix::beside(&[&x, skip])?, &mut pass)?;
             if let Some(double) = &level.resample {
                 x = double.forward(&x)?;
             }
@@ -268,12 +273,16 @@ impl Unet {
     }
 }
 
-/// Training step `t` as sines and cosines, `[1, width]`, in single precision as in training.
-pub(super) fn step_embedding(t: usize, width: usize) -> Result<Tensor> {
+/// Training steps as sines and cosines, `[times, width]`, in single precision as in training; `width` is even.
+pub(super) fn step_embeddings(times: &[usize], width: usize) -> Matrix {
     let half = width / 2;
     let rate = (10_000f64.ln() / (half.max(2) - 1) as f64) as f32;
-    let angles: Vec<f32> = (0..half).map(|i| t as f32 * (-rate * i as f32).exp()).collect();
-    let sines = angles.iter().map(|a| a.sin());
-    let values: Vec<f32> = sines.chain(angles.iter().map(|a| a.cos())).collect();
-    Tensor::from_vec(values, (1, 2 * half), &Device::Cpu)
+    let mut rows = Matrix::unwritten(times.len(), 2 * half);
+    for (row, t) in rows.values_mut().chunks_exact_mut((2 * half).max(1)).zip(times) {
+        let (sines, cosines) = row.split_at_mut(half);
+        for (i, (sine, cosine)) in sines.iter_mut().zip(cosines).enumerate() {
+            (*sine, *cosine) = (*t as f32 * (-rate * i as f32).exp()).sin_cos();
+        }
+    }
+    rows
 }

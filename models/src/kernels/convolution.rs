@@ -1,6 +1,6 @@
 //! Convolutions over images and sequences whose channels lie side by side.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Result, bail};
 
 use super::epilogue::Epilogue;
 use super::functions::Activation;
@@ -11,7 +11,6 @@ use super::matrix::Matrix;
 use super::packed::{Compute, Packed};
 use super::pool::pool;
 use super::simd::BLOCK;
-use super::tensors;
 use super::window::{Seen, Window};
 use super::winograd::Winograd;
 
@@ -148,13 +147,12 @@ impl Convolution {
     ///
     /// # Errors
     /// When the number of channels does not fit.
-    pub fn forward_sequence(&self, x: &Tensor) -> Result<Tensor> {
-        let (length, channels) = x.dims2()?;
-        let values = tensors::read(x)?;
-        let (lines, places) = self.window.result(1, length);
-        let mut out = vec![0.0; lines * places * self.outputs()];
-        self.apply(values.get(), (1, length), channels, Epilogue::default(), &mut out)?;
-        tensors::matrix(out, lines * places, self.outputs())
+    pub fn forward_sequence(&self, x: &Matrix) -> Result<Matrix> {
+        let (lines, places) = self.window.result(1, x.rows());
+        let mut out = Matrix::unwritten(lines * places, self.outputs());
+        let size = (1, x.rows());
+        self.apply(x.values(), size, x.width(), Epilogue::default(), out.values_mut())?;
+        Ok(out)
     }
 
     fn map(&self, x: &Map, epilogue: Epilogue<'_>) -> Result<Map> {
@@ -230,18 +228,26 @@ impl Doubling {
     ///
     /// # Errors
     /// When the number of channels does not fit.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let wide = self.0.forward_sequence(x)?;
-        wide.reshape((2 * x.dim(0)?, self.0.outputs() / 2))
+    pub fn forward(&self, x: &Matrix) -> Result<Matrix> {
+        self.0.forward_sequence(x)?.reshaped(2 * x.rows(), self.0.outputs() / 2)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
+    use candle_core::{Device, Tensor};
 
+    use super::super::map::Planes;
     use super::super::norm::GroupNorm;
     use super::*;
+
+    fn map_of(x: &Tensor) -> Result<Map> {
+        Ok(Map::of_planes(&Planes::of_tensor(x)?))
+    }
+
+    fn image(map: &Map) -> Result<Tensor> {
+        map.to_planes().values.to_tensor()?.reshape(((), map.size.0, map.size.1))
+    }
 
     fn numbers(count: usize, seed: usize) -> Vec<f32> {
         (0..count).map(|i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 504.0 - 1.0).collect()
@@ -273,11 +279,11 @@ mod tests {
             let ours = |compute| -> Result<(Tensor, Tensor)> {
                 let (conv, map) = (
                     Convolution::new(&w, Some(numbers(outputs, 3)), channels, window, compute)?,
-                    Map::of_image(&x)?,
+                    map_of(&x)?,
                 );
                 let bare = conv.forward(&map, Activation::None)?;
                 let added = conv.forward_add_relu(&map, &bare)?;
-                Ok((bare.to_image()?, added.to_image()?))
+                Ok((image(&bare)?, image(&added)?))
             };
             let bias = Tensor::from_vec(numbers(outputs, 3), (outputs, 1, 1), cpu)?;
             let kernels = Tensor::from_slice(&w, (outputs, channels, kernel, kernel), cpu)?;
@@ -303,7 +309,9 @@ mod tests {
         let theirs_x = x.t()?.contiguous()?.unsqueeze(0)?;
         let w = numbers(channels * channels * 4, 4);
         let bias = numbers(channels, 5);
-        let ours = Doubling::new(&w, &bias, channels, Compute::Exact)?.forward(&x)?;
+        let rows = Matrix::of_tensor(&x)?;
+        let ours = Doubling::new(&w, &bias, channels, Compute::Exact)?.forward(&rows)?;
+        let ours = ours.to_tensor()?;
         let w = Tensor::from_vec(w, (channels, channels, 4), cpu)?;
         let theirs = theirs_x.conv_transpose1d(&w, 1, 0, 2, 1, 1)?;
         let column = Tensor::from_vec(bias, (1, channels, 1), cpu)?;
@@ -311,8 +319,8 @@ mod tests {
         assert!(worst(&ours, &theirs)? < 1e-5);
         let w = numbers(7 * channels * 3, 6);
         let window = Window { kernel: (1, 3), stride: 2, padding: (0, 1) };
-        let ours =
-            Convolution::new(&w, None, channels, window, Compute::Exact)?.forward_sequence(&x)?;
+        let ours = Convolution::new(&w, None, channels, window, Compute::Exact)?;
+        let ours = ours.forward_sequence(&rows)?.to_tensor()?;
         let w = Tensor::from_vec(w, (7, channels, 3), cpu)?;
         let theirs = theirs_x.conv1d(&w, 1, 2, 1, 1)?.squeeze(0)?.t()?;
         assert!(worst(&ours, &theirs)? < 1e-5);
@@ -323,7 +331,7 @@ mod tests {
     fn pooled_by_bands_is_pooled_as_a_whole() -> Result<()> {
         for (channels, height, width) in [(3, 97, 41), (3, 64, 30), (3, 1, 9), (32, 40, 7)] {
             let x = numbers(channels * height * width, 1);
-            let x = Map::of_image(&Tensor::from_vec(x, (channels, height, width), &Device::Cpu)?)?;
+            let x = Map::of_planes(&Planes::new(&x, (height, width))?);
             let (w, bias) = (numbers(5 * channels * 49, 2), Some(numbers(5, 3)));
             let window = Window { kernel: (7, 7), stride: 2, padding: (3, 3) };
             let conv = Convolution::new(&w, bias, channels, window, Compute::Exact)?;
@@ -340,23 +348,22 @@ mod tests {
         let (cpu, channels, height, width) = (&Device::Cpu, 6, 9, 8);
         let values = numbers(channels * height * width, 7);
         let x = Tensor::from_vec(values, (channels, height, width), cpu)?;
-        let map = Map::of_image(&x)?;
+        let map = map_of(&x)?;
         // Candle pads with zeros, so the values are lifted above them.
-        let lifted = Map::of_image(&(&x + 5.0)?)?;
+        let lifted = map_of(&(&x + 5.0)?)?;
         let padded = (&x + 5.0)?.unsqueeze(0)?.pad_with_zeros(2, 1, 1)?.pad_with_zeros(3, 1, 1)?;
         let theirs = padded.max_pool2d_with_stride(3, 2)?.squeeze(0)?;
-        assert_eq!(worst(&max_pool(&lifted).to_image()?, &theirs)?, 0.0);
+        assert_eq!(worst(&image(&max_pool(&lifted))?, &theirs)?, 0.0);
         let (gain, bias) = (numbers(channels, 8), numbers(channels, 9));
         let norm = GroupNorm::new(gain.clone(), bias.clone(), 3, 1e-5)?;
-        let rows = norm.forward(&map.values.to_tensor()?)?;
-        let ours = norm.forward_map(map)?;
-        assert_eq!(worst(&rows, &ours.values.to_tensor()?)?, 0.0);
+        let mut ours = map;
+        norm.apply(&mut ours.values)?;
         let (gain, bias) =
             (Tensor::from_vec(gain, channels, cpu)?, Tensor::from_vec(bias, channels, cpu)?);
         let theirs = candle_nn::GroupNorm::new(gain, bias, channels, 3, 1e-5)?
             .forward(&x.unsqueeze(0)?)?
             .squeeze(0)?;
-        assert!(worst(&ours.to_image()?, &theirs)? < 1e-5);
+        assert!(worst(&image(&ours)?, &theirs)? < 1e-5);
         Ok(())
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::functions::{Activation, activate, gelu_erf, gelu_tanh, relu, sigmoid_mul};
+use super::functions::{Activation, activate, gelu_erf, gelu_tanh, mish, relu, sigmoid_mul};
 use super::isa::Isa;
 use super::pool::Cell;
 use super::simd::Loop;
@@ -107,6 +107,7 @@ impl<R: Iterator<Item = Option<usize>>> Loop for Finish<'_, '_, '_, R> {
                 Activation::GeluErf => begin(to, sums, bias, gelu_erf),
                 Activation::Silu => begin(to, sums, bias, |x| sigmoid_mul(x, x)),
                 Activation::Relu => begin(to, sums, bias, relu),
+                Activation::Mish => begin(to, sums, bias, mish),
             }
             if let Some(gate) = gate {
                 to.iter_mut().zip(&gate[here.clone()]).for_each(|(o, g)| *o *= g);

@@ -14,6 +14,8 @@ pub enum Activation {
     Silu,
     /// The larger of `x` and 0.
     Relu,
+    /// `x·tanh(ln(1 + exp(x)))` (Misra 2019, arXiv 1908.08681).
+    Mish,
 }
 
 /// e to the power of `x`, with a relative error below 3e-7; NaN stays NaN.
@@ -87,6 +89,7 @@ pub(super) fn activate(activation: Activation, values: &mut [f32]) {
         Activation::GeluErf => values.iter_mut().for_each(|x| *x = gelu_erf(*x)),
         Activation::Silu => values.iter_mut().for_each(|x| *x = sigmoid_mul(*x, *x)),
         Activation::Relu => values.iter_mut().for_each(|x| *x = relu(*x)),
+        Activation::Mish => values.iter_mut().for_each(|x| *x = mish(*x)),
     }
 }
 
@@ -140,8 +143,8 @@ mod tests {
 
     #[test]
     fn activations_keep_what_is_no_number() {
-        use Activation::{Gelu, GeluErf, None, Relu, Silu};
-        for activation in [None, Gelu, GeluErf, Silu, Relu] {
+        use Activation::{Gelu, GeluErf, Mish, None, Relu, Silu};
+        for activation in [None, Gelu, GeluErf, Silu, Relu, Mish] {
             let mut values = [f32::NAN];
             activate(activation, &mut values);
             assert!(values[0].is_nan(), "{activation:?}");

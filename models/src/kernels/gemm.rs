@@ -11,7 +11,7 @@ use std::ops::Range;
 use super::epilogue::{Epilogue, Tile};
 use super::isa::Isa;
 use super::packed::{Blocks, Compute, Form, Packed, Panels};
-use super::pool::{Cell, Grid, pool};
+use super::pool::{Cell, Edges, Grid, pool};
 use super::quantise::{Place, lay_words};
 use super::simd::{Aligned, BLOCK, Dots, Products, SUPER_BLOCK, TILE_COLUMNS, TILE_ROWS, prefetch};
 use super::strips::{Read, Rows, Strips, lay_floats};
@@ -107,9 +107,8 @@ fn each_unit<X: Strips>(
     let blocks = blocks.min(worth).min(tiles);
     let per_block = tiles.div_ceil(blocks);
     let blocks = tiles.div_ceil(per_block);
-    let rows: Vec<usize> = (0..=blocks).map(|b| x.start((b * per_block).min(tiles))).collect();
-    let columns: Vec<usize> =
-        (0..=groups).map(|g| (g * group * panels.width).min(panels.outputs)).collect();
+    let rows = Edges::new((0..=blocks).map(|b| x.start((b * per_block).min(tiles))));
+    let columns = Edges::new((0..=groups).map(|g| (g * group * panels.width).min(panels.outputs)));
     let grid = Grid { width: panels.outputs, rows: &rows, columns: &columns };
     pool().grid(out, &grid, |cell| {
         let first = cell.down * per_block;

@@ -1,150 +1,152 @@
-//! Element-wise loops on tensors that nobody else holds, and on matrices.
+//! Element-wise loops over matrices, in their place.
 
-use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, Layout, Result, Tensor, bail};
+use candle_core::{Result, bail};
 
-use super::functions::{self, Activation, activate};
+use super::functions::{Activation, activate};
 use super::isa::Isa;
 use super::matrix::Matrix;
 use super::pool::pool;
 use super::simd::Loop;
-use super::tensors::{values, values_mut};
 
-/// Values that one thread takes at a time.
+/// Values that one thread takes at a time, about.
 const SLICE: usize = 1 << 14;
 
-/// A loop over one tensor.
+/// Values to which `activation` is applied.
+struct Activate<'a>(Activation, &'a mut [f32]);
+
+impl Loop for Activate<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        activate(self.0, self.1);
+    }
+}
+
+/// What becomes of a value and the one that it meets.
 #[derive(Clone, Copy)]
-enum Single {
-    Silu,
-    Mish,
-    Relu,
+enum Meeting {
+    /// Their sum.
+    Sum,
+    /// Their product.
+    Product,
+    /// The sum with so many times the other.
+    SumWith(f32),
 }
 
-struct OnSlice<'a>(Single, &'a mut [f32]);
+/// Rows of one width, as many as their others or these one row for all.
+struct Meet<'a>(Meeting, &'a mut [f32], &'a [f32]);
 
-impl Loop for OnSlice<'_> {
+impl Loop for Meet<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
-        match self.0 {
-            Single::Silu => activate(Activation::Silu, self.1),
-            Single::Relu => activate(Activation::Relu, self.1),
-            Single::Mish => self.1.iter_mut().for_each(|x| *x = functions::mish(*x)),
+        let Self(meeting, x, y) = self;
+        for x in x.chunks_mut(y.len().max(1)) {
+            match meeting {
+                Meeting::Sum => x.iter_mut().zip(y).for_each(|(x, y)| *x += y),
+                Meeting::Product => x.iter_mut().zip(y).for_each(|(x, y)| *x *= y),
+                Meeting::SumWith(by) => x.iter_mut().zip(y).for_each(|(x, y)| *x += y * by),
+            }
         }
     }
 }
 
-impl InplaceOp1 for Single {
-    fn name(&self) -> &'static str {
-        "element-wise loop"
+fn meet(meeting: Meeting, x: &mut Matrix, y: &Matrix) -> Result<()> {
+    if x.width() != y.width() || (y.rows() != x.rows() && y.rows() != 1) {
+        bail!("{} x {} values meet {} x {}", x.rows(), x.width(), y.rows(), y.width());
     }
-
-    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        each(values_mut(storage, layout)?, *self);
-        Ok(())
-    }
-}
-
-/// Adds a tensor to another.
-struct Add;
-
-struct AddSlice<'a>(&'a mut [f32], &'a [f32]);
-
-impl Loop for AddSlice<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
-        self.0.iter_mut().zip(self.1).for_each(|(t, s)| *t += s);
-    }
-}
-
-impl InplaceOp2 for Add {
-    fn name(&self) -> &'static str {
-        "add"
-    }
-
-    fn cpu_fwd(
-        &self,
-        target: &mut CpuStorage,
-        target_layout: &Layout,
-        source: &CpuStorage,
-        source_layout: &Layout,
-    ) -> Result<()> {
-        let (target, source) = (values_mut(target, target_layout)?, values(source, source_layout)?);
-        if target.len() != source.len() {
-            bail!("{} values meet {}", target.len(), source.len());
-        }
-        add_slices(target, source);
-        Ok(())
-    }
-}
-
-/// Both are equally long.
-fn add_slices(target: &mut [f32], source: &[f32]) {
-    let isa = Isa::current();
-    pool().chunks(target, SLICE, |index, target| {
-        let source = &source[index * SLICE..index * SLICE + target.len()];
-        isa.run(AddSlice(target, source));
+    let (isa, width) = (Isa::current(), x.width().max(1));
+    let (one, step) = (y.rows() == 1, (SLICE / width).max(1) * width);
+    pool().chunks(x.values_mut(), step, |index, x| {
+        let all = y.values();
+        let y = if one { all } else { &all[index * step..index * step + x.len()] };
+        isa.run(Meet(meeting, x, y));
     });
+    Ok(())
 }
 
-fn each(target: &mut [f32], what: Single) {
+/// `activation` of every value.
+pub fn activate_all(activation: Activation, x: &mut Matrix) {
     let isa = Isa::current();
-    pool().chunks(target, SLICE, |_, x| isa.run(OnSlice(what, x)));
+    pool().chunks(x.values_mut(), SLICE, |_, x| isa.run(Activate(activation, x)));
 }
 
-/// `x·sigmoid(x)` in place; `x` must be the only holder of its values.
-///
-/// # Errors
-/// When `x` is not contiguous f32.
-pub fn silu(x: Tensor) -> Result<Tensor> {
-    x.inplace_op1(&Single::Silu)?;
-    Ok(x)
-}
-
-/// The larger of each value and 0, in place.
-pub fn relu_all(x: &mut Matrix) {
-    each(x.values_mut(), Single::Relu);
-}
-
-/// `x·tanh(ln(1 + exp(x)))` (Misra 2019, arXiv 1908.08681) in place; `x` must be the only holder of its values.
-///
-/// # Errors
-/// When `x` is not contiguous f32.
-pub fn mish(x: Tensor) -> Result<Tensor> {
-    x.inplace_op1(&Single::Mish)?;
-    Ok(x)
-}
-
-/// `x + y`, in the memory of `x`.
-///
-/// # Errors
-/// When the sizes differ, or one is not contiguous f32.
-pub fn add(x: Tensor, y: &Tensor) -> Result<Tensor> {
-    x.inplace_op2(y, &Add)?;
-    Ok(x)
-}
-
-/// Adds `y` to `x`.
+/// Adds `y` to `x`; a single row is added to every row.
 ///
 /// # Errors
 /// When the sizes differ.
 pub fn add_all(x: &mut Matrix, y: &Matrix) -> Result<()> {
-    if (x.rows(), x.width()) != (y.rows(), y.width()) {
-        bail!("{} x {} values meet {} x {}", x.rows(), x.width(), y.rows(), y.width());
-    }
-    add_slices(x.values_mut(), y.values());
-    Ok(())
+    meet(Meeting::Sum, x, y)
 }
 
-/// `x + y`.
+/// Adds `by` times `y` to `x`; a single row is added to every row.
+///
+/// # Errors
+/// When the sizes differ.
+pub fn add_scaled(x: &mut Matrix, y: &Matrix, by: f32) -> Result<()> {
+    meet(Meeting::SumWith(by), x, y)
+}
+
+/// Multiplies `x` with `y`, value by value; every row with a single row.
+///
+/// # Errors
+/// When the sizes differ.
+pub fn multiply_all(x: &mut Matrix, y: &Matrix) -> Result<()> {
+    meet(Meeting::Product, x, y)
+}
+
+/// `x + y`, in the memory of `x`; a single row is added to every row.
+///
+/// # Errors
+/// When the sizes differ.
+pub fn add(mut x: Matrix, y: &Matrix) -> Result<Matrix> {
+    add_all(&mut x, y)?;
+    Ok(x)
+}
+
+/// `x + y`; a single row is added to every row.
 ///
 /// # Errors
 /// When the sizes differ.
 pub fn sum(x: &Matrix, y: &Matrix) -> Result<Matrix> {
-    let mut out = x.clone();
-    add_all(&mut out, y)?;
-    Ok(out)
+    add(x.clone(), y)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_meet_rows_or_one_row() -> Result<()> {
+        let x = Matrix::new(&[1.0, 2.0, 3.0, 4.0], (2, 2))?;
+        let (row, other) = (Matrix::of_row(&[10.0, 20.0]), Matrix::new(&[0.5; 4], (2, 2))?);
+        assert_eq!(sum(&x, &row)?.values(), [11.0, 22.0, 13.0, 24.0]);
+        assert_eq!(sum(&x, &other)?.values(), [1.5, 2.5, 3.5, 4.5]);
+        let mut y = x.clone();
+        multiply_all(&mut y, &row)?;
+        assert_eq!(y.values(), [10.0, 40.0, 30.0, 80.0]);
+        add_scaled(&mut y, &x, -2.0)?;
+        assert_eq!(y.values(), [8.0, 36.0, 24.0, 72.0]);
+        activate_all(Activation::Relu, &mut y);
+        assert_eq!(y.values(), [8.0, 36.0, 24.0, 72.0]);
+        assert!(add_all(&mut y, &Matrix::zeros(3, 2)).is_err());
+        assert!(add_all(&mut y, &Matrix::zeros(2, 3)).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn more_rows_than_a_thread_takes_meet_their_own() -> Result<()> {
+        let (rows, width) = (3 * SLICE / 100 + 7, 100);
+        let values: Vec<f32> = (0..rows * width).map(|i| (i % 8191) as f32).collect();
+        let x = Matrix::new(&values, (rows, width))?;
+        let twice = sum(&x, &x)?;
+        assert!(twice.values().iter().zip(&values).all(|(t, v)| *t == 2.0 * v));
+        let row = Matrix::of_row(&values[..width]);
+        let more = sum(&x, &row)?;
+        let expected = |i: usize| values[i] + values[i % width];
+        assert!(more.values().iter().enumerate().all(|(i, m)| *m == expected(i)));
+        Ok(())
+    }
 }

@@ -1,13 +1,12 @@
 //! Linear layers `y = x·Wᵀ + b`, whatever the weight's type.
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 
 use super::epilogue::Epilogue;
 use super::functions::Activation;
 use super::gemm::{Dense, multiply};
 use super::matrix::Matrix;
 use super::packed::{Compute, Packed};
-use super::tensors;
 use crate::ModelError;
 use crate::checkpoint::{StoredTensor, TensorStore};
 
@@ -27,9 +26,9 @@ pub struct After<'a> {
     /// What follows the bias.
     pub activation: Activation,
     /// `[L, out]`, multiplied in.
-    pub gate: Option<&'a Tensor>,
+    pub gate: Option<&'a Matrix>,
     /// `[L, out]`, added last.
-    pub residual: Option<&'a Tensor>,
+    pub residual: Option<&'a Matrix>,
 }
 
 impl Linear {
@@ -144,98 +143,52 @@ impl Linear {
     /// `x` (`[L, in]`) through the layer: `[L, out]`.
     ///
     /// # Errors
-    /// When the shape of `x` does not fit.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    /// When the width of `x` does not fit.
+    pub fn forward(&self, x: &Matrix) -> Result<Matrix> {
         self.forward_then(x, After::default())
     }
 
     /// As [`Self::forward`], followed by `activation`.
     ///
     /// # Errors
-    /// When the shape of `x` does not fit.
-    pub fn forward_with(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
+    /// When the width of `x` does not fit.
+    pub fn forward_with(&self, x: &Matrix, activation: Activation) -> Result<Matrix> {
         self.forward_then(x, After { activation, ..After::default() })
     }
 
     /// As [`Self::forward`], with `residual` (`[L, out]`) added.
     ///
     /// # Errors
-    /// When a shape does not fit.
-    pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+    /// When a size does not fit.
+    pub fn forward_add(&self, x: &Matrix, residual: &Matrix) -> Result<Matrix> {
         self.forward_then(x, After { residual: Some(residual), ..After::default() })
     }
 
     /// As [`Self::forward`], followed by what `after` says.
     ///
     /// # Errors
-    /// When a shape does not fit.
-    pub fn forward_then(&self, x: &Tensor, after: After<'_>) -> Result<Tensor> {
-        let (rows, outputs) = (x.dim(0)?, self.weight.outputs());
+    /// When a size does not fit.
+    pub fn forward_then(&self, x: &Matrix, after: After<'_>) -> Result<Matrix> {
+        let size = (x.rows(), self.outputs());
+        if x.width() != self.weight.inputs() {
+            let inputs = self.weight.inputs();
+            candle_core::bail!("a layer of {inputs} inputs met rows of {}", x.width());
+        }
         for other in [after.gate, after.residual].into_iter().flatten() {
-            if other.dims() != [rows, outputs] {
-                candle_core::bail!(
-                    "{:?} does not fit a result of {rows} x {outputs}",
-                    other.dims()
-                );
+            if other.dims() != size {
+                candle_core::bail!("{:?} does not fit a result of {size:?}", other.dims());
             }
         }
-        // Rows of a wider tensor, or turned ones, are gathered first.
-        let width = x.dims2()?.1;
-        let x = x.contiguous()?;
-        let x = tensors::read(&x)?;
-        let gate = after.gate.map(tensors::read).transpose()?;
-        let residual = after.residual.map(tensors::read).transpose()?;
-        let mut out = vec![0.0; rows * outputs];
-        let x = Dense { values: x.get(), width };
-        let (gate, residual) = (gate.as_ref().map(|g| g.get()), residual.as_ref().map(|r| r.get()));
-        self.multiply(x, after.activation, gate, residual, &mut out)?;
-        tensors::matrix(out, rows, outputs)
-    }
-
-    /// `x` through the layer, followed by `activation`; then `residual` is added.
-    ///
-    /// # Errors
-    /// When a shape does not fit.
-    pub fn through(
-        &self,
-        x: &Matrix,
-        activation: Activation,
-        residual: Option<&Matrix>,
-    ) -> Result<Matrix> {
-        let mut out = Matrix::unwritten(x.rows(), self.outputs());
-        if let Some(other) = residual.filter(|r| (r.rows(), r.width()) != (out.rows(), out.width()))
-        {
-            candle_core::bail!(
-                "{} x {} does not fit a result of {} x {}",
-                other.rows(),
-                other.width(),
-                out.rows(),
-                out.width()
-            );
-        }
+        let epilogue = Epilogue {
+            bias: self.bias.as_deref(),
+            activation: after.activation,
+            gate: after.gate.map(Matrix::values),
+            residual: after.residual.map(Matrix::values),
+            ..Epilogue::default()
+        };
+        let mut out = Matrix::unwritten(size.0, size.1);
         let rows = Dense { values: x.values(), width: x.width() };
-        self.multiply(rows, activation, None, residual.map(Matrix::values), out.values_mut())?;
+        multiply(&rows, &self.weight, &epilogue, out.values_mut());
         Ok(out)
-    }
-
-    fn multiply(
-        &self,
-        x: Dense<'_>,
-        activation: Activation,
-        gate: Option<&[f32]>,
-        residual: Option<&[f32]>,
-        out: &mut [f32],
-    ) -> Result<()> {
-        if x.width != self.weight.inputs() {
-            candle_core::bail!(
-                "a layer of {} inputs met rows of {}",
-                self.weight.inputs(),
-                x.width
-            );
-        }
-        let bias = self.bias.as_deref();
-        let epilogue = Epilogue { bias, activation, gate, residual, ..Epilogue::default() };
-        multiply(&x, &self.weight, &epilogue, out);
-        Ok(())
     }
 }

@@ -24,39 +24,62 @@ pub struct Map {
 }
 
 impl Map {
-    /// An image `[C, height, width]`.
-    ///
-    /// # Errors
-    /// When it has another number of dimensions, or is not contiguous f32.
-    pub fn of_image(pixels: &Tensor) -> Result<Self> {
-        let (channels, height, width) = pixels.dims3()?;
-        let pixels = tensors::read(pixels)?;
-        let pixels = pixels.get();
+    /// The image `planes`.
+    pub fn of_planes(planes: &Planes) -> Self {
+        let (channels, (height, width)) = (planes.channels(), planes.size);
+        let pixels = planes.values.values();
         let isa = Isa::current();
         let mut values = Matrix::unwritten(height * width, channels);
         let line = (width * channels).max(1);
         pool().chunks(values.values_mut(), line, |y, line| {
             for first in (0..channels).step_by(TILE_ROWS) {
-                let rows = std::array::from_fn(|r| {
-                    let plane = first + r;
-                    let start = (plane * height + y) * width;
-                    if plane < channels { &pixels[start..start + width] } else { &[][..] }
-                });
-                let height = TILE_ROWS.min(channels - first);
-                let tile = &mut line[first..];
-                isa.interleave(Interleave { rows, height, step: channels, tile });
+                let rows =
+                    (first..channels).map(|plane| &pixels[(plane * height + y) * width..][..width]);
+                isa.interleave(Interleave::new(rows, channels, &mut line[first..]));
             }
         });
+        Self { values, size: (height, width) }
+    }
+
+    /// Plane by plane.
+    pub fn to_planes(&self) -> Planes {
+        Planes { values: self.values.transposed(), size: self.size }
+    }
+}
+
+/// An image plane by plane.
+#[derive(Debug, Clone)]
+pub struct Planes {
+    /// `[C, height·width]`, row by row.
+    pub values: Matrix,
+    /// Height and width (pixels).
+    pub size: (usize, usize),
+}
+
+impl Planes {
+    /// The image `values` (`[C, height, width]`), copied.
+    ///
+    /// # Errors
+    /// When they are no whole planes.
+    pub fn new(values: &[f32], (height, width): (usize, usize)) -> Result<Self> {
+        let area = height * width;
+        let values = Matrix::new(values, (values.len() / area.max(1), area))?;
         Ok(Self { values, size: (height, width) })
     }
 
-    /// As `[C, height, width]`.
+    /// The image in a tensor `[C, height, width]`, copied.
     ///
     /// # Errors
-    /// When memory runs out.
-    pub fn to_image(&self) -> Result<Tensor> {
-        let (height, width) = self.size;
-        self.values.to_tensor()?.t()?.contiguous()?.reshape(((), height, width))
+    /// When it has another number of dimensions, or is no f32.
+    pub fn of_tensor(pixels: &Tensor) -> Result<Self> {
+        let (_, height, width) = pixels.dims3()?;
+        let pixels = pixels.contiguous()?;
+        Self::new(tensors::read(&pixels)?.get(), (height, width))
+    }
+
+    /// Number of planes `C`.
+    pub fn channels(&self) -> usize {
+        self.values.rows()
     }
 }
 

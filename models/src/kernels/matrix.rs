@@ -6,11 +6,12 @@ use std::ops::Range;
 
 use candle_core::{Device, Result, Tensor};
 
-use super::simd::Aligned;
+use super::isa::Isa;
+use super::simd::{Aligned, Interleave, TILE_ROWS};
 use super::tensors;
 
-/// The most buffers that a thread keeps for later.
-const SPARE: usize = 32;
+/// The most buffers that a thread keeps for later: more than a deep network's keys, values and kept branches.
+const SPARE: usize = 512;
 
 thread_local! {
     static BUFFERS: RefCell<Vec<Aligned<f32>>> = const { RefCell::new(Vec::new()) };
@@ -35,19 +36,49 @@ impl Matrix {
     /// A matrix to be written: its values are those of whatever was there before.
     pub fn unwritten(rows: usize, width: usize) -> Self {
         let length = rows * width;
+        if length == 0 {
+            return Self { buffer: Aligned::new(), rows, width };
+        }
         let spare = BUFFERS.with_borrow_mut(|buffers| {
             // The smallest that is large enough, but none that a much larger result will want back.
             let fits = |b: &Aligned<f32>| b.len() >= length && b.len() / 2 <= length;
+            // Of equals the one that was used last: it may still be in the cache.
             let best = (0..buffers.len())
+                .rev()
                 .filter(|i| fits(&buffers[*i]))
                 .min_by_key(|i| buffers[*i].len())?;
-            Some(buffers.swap_remove(best))
+            Some(buffers.remove(best))
         });
         let buffer = spare.unwrap_or_else(|| {
             TAKEN.set(TAKEN.get() + 1);
             Aligned::zeros(length)
         });
         Self { buffer, rows, width }
+    }
+
+    /// A matrix of zeros.
+    pub fn zeros(rows: usize, width: usize) -> Self {
+        let mut all = Self::unwritten(rows, width);
+        all.values_mut().fill(0.0);
+        all
+    }
+
+    /// `rows` rows of `width` values that lie one after the other, copied.
+    ///
+    /// # Errors
+    /// When `values` are not so many.
+    pub fn new(values: &[f32], (rows, width): (usize, usize)) -> Result<Self> {
+        if values.len() != rows * width {
+            candle_core::bail!("{} values are no {rows} x {width}", values.len());
+        }
+        let mut all = Self::unwritten(rows, width);
+        all.values_mut().copy_from_slice(values);
+        Ok(all)
+    }
+
+    /// One row, copied.
+    pub fn of_row(values: &[f32]) -> Self {
+        Self::of_rows(std::iter::once(values), values.len())
     }
 
     /// Rows `rows` of `width` values each, copied.
@@ -80,6 +111,70 @@ impl Matrix {
         Ok(all)
     }
 
+    /// Matrices side by side, copied; one with a single row stands beside every row of the others.
+    ///
+    /// # Errors
+    /// When they have other numbers of rows.
+    pub fn beside(parts: &[&Self]) -> Result<Self> {
+        let rows = parts.iter().map(|part| part.rows).max().unwrap_or(0);
+        if let Some(other) = parts.iter().find(|part| part.rows != rows && part.rows != 1) {
+            candle_core::bail!("{} rows do not fit beside {rows}", other.rows);
+        }
+        let mut all = Self::unwritten(rows, parts.iter().map(|part| part.width).sum());
+        for row in 0..rows {
+            let mut rest = all.row_mut(row);
+            for part in parts {
+                let (to, after) = rest.split_at_mut(part.width);
+                to.copy_from_slice(part.row(if part.rows == 1 { 0 } else { row }));
+                rest = after;
+            }
+        }
+        Ok(all)
+    }
+
+    /// Some of its rows, copied.
+    ///
+    /// # Errors
+    /// When it has no such rows.
+    pub fn part(&self, rows: Range<usize>) -> Result<Self> {
+        if rows.start > rows.end || rows.end > self.rows {
+            candle_core::bail!("rows {rows:?} are not among {}", self.rows);
+        }
+        let values = &self.values()[rows.start * self.width..rows.end * self.width];
+        Self::new(values, (rows.len(), self.width))
+    }
+
+    /// The same values as rows of another width.
+    ///
+    /// # Errors
+    /// When these are not as many.
+    pub fn reshaped(mut self, rows: usize, width: usize) -> Result<Self> {
+        if rows * width != self.rows * self.width {
+            candle_core::bail!("{} x {} values are no {rows} x {width}", self.rows, self.width);
+        }
+        (self.rows, self.width) = (rows, width);
+        Ok(self)
+    }
+
+    /// Rows as columns, copied.
+    pub fn transposed(&self) -> Self {
+        let mut turned = Self::unwritten(self.width, self.rows);
+        let isa = Isa::current();
+        for first in (0..self.rows).step_by(TILE_ROWS) {
+            let rows = (first..self.rows).map(|row| self.row(row));
+            let tile = &mut turned.values_mut()[first..];
+            isa.interleave(Interleave::new(rows, self.rows, tile));
+        }
+        turned
+    }
+
+    /// Every value times `by`.
+    #[must_use]
+    pub fn scaled(mut self, by: f32) -> Self {
+        self.values_mut().iter_mut().for_each(|x| *x *= by);
+        self
+    }
+
     /// The values of a tensor of two dimensions, copied.
     ///
     /// # Errors
@@ -109,6 +204,11 @@ impl Matrix {
         self.width
     }
 
+    /// Rows, and values in a row.
+    pub fn dims(&self) -> (usize, usize) {
+        (self.rows, self.width)
+    }
+
     /// Row after row.
     pub fn values(&self) -> &[f32] {
         &self.buffer[..self.rows * self.width]
@@ -124,9 +224,31 @@ impl Matrix {
         &self.values()[row * self.width..(row + 1) * self.width]
     }
 
+    /// One row.
+    pub fn row_mut(&mut self, row: usize) -> &mut [f32] {
+        let width = self.width;
+        &mut self.values_mut()[row * width..(row + 1) * width]
+    }
+
+    /// Its rows.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &[f32]> + Clone {
+        (0..self.rows).map(|row| self.row(row))
+    }
+
+    /// All columns of all rows.
+    pub fn all(&self) -> Columns<'_> {
+        self.columns(0..self.width)
+    }
+
     /// Some columns of all rows.
     pub fn columns(&self, columns: Range<usize>) -> Columns<'_> {
         Columns { values: self.values(), rows: self.rows, step: self.width, columns }
+    }
+}
+
+impl Default for Matrix {
+    fn default() -> Self {
+        Self { buffer: Aligned::new(), rows: 0, width: 0 }
     }
 }
 
@@ -165,6 +287,12 @@ pub struct Columns<'a> {
     columns: Range<usize>,
 }
 
+impl<'a> From<&'a Matrix> for Columns<'a> {
+    fn from(matrix: &'a Matrix) -> Self {
+        matrix.all()
+    }
+}
+
 impl<'a> Columns<'a> {
     /// All columns of `rows` rows that lie one after the other.
     ///
@@ -186,6 +314,13 @@ impl<'a> Columns<'a> {
     /// Number of columns.
     pub fn width(&self) -> usize {
         self.columns.len()
+    }
+
+    /// Of these rows, which it has, some.
+    #[must_use]
+    pub fn rows_of(self, rows: Range<usize>) -> Self {
+        let values = &self.values[rows.start * self.step..];
+        Self { values, rows: rows.len(), ..self }
     }
 
     /// From the first value on, and how far rows are apart.

@@ -1,13 +1,11 @@
 //! Normalisation of rows, and of groups of channels.
 
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{Result, bail};
 
 use super::isa::Isa;
-use super::map::Map;
 use super::matrix::Matrix;
 use super::pool::pool;
 use super::simd::Loop;
-use super::tensors;
 use crate::ModelError;
 use crate::checkpoint::TensorStore;
 
@@ -37,25 +35,12 @@ impl LayerNorm {
         Ok(Self { gain, bias, eps: eps as f32 })
     }
 
-    /// `x` (`[…, width]`, contiguous) normalised.
-    ///
-    /// # Errors
-    /// When the width of `x` is another one.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        by_row(x, &self.gain, Some(&self.bias), self.eps)
-    }
-
     /// The rows of `x` normalised.
     ///
     /// # Errors
     /// When the width of `x` is another one.
-    pub fn through(&self, x: &Matrix) -> Result<Matrix> {
-        if x.width() != self.gain.len() {
-            bail!("a norm of width {} met rows of {}", self.gain.len(), x.width());
-        }
-        let mut out = Matrix::unwritten(x.rows(), x.width());
-        normalise(x.values(), &self.gain, Some(&self.bias), self.eps, out.values_mut());
-        Ok(out)
+    pub fn forward(&self, x: &Matrix) -> Result<Matrix> {
+        by_row(x, &self.gain, Some(&self.bias), self.eps)
     }
 }
 
@@ -84,25 +69,23 @@ impl RmsNorm {
         Self { gain, eps: eps as f32 }
     }
 
-    /// `x` (`[…, width]`, contiguous) normalised.
+    /// The rows of `x` normalised.
     ///
     /// # Errors
     /// When the width of `x` is another one.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    pub fn forward(&self, x: &Matrix) -> Result<Matrix> {
         by_row(x, &self.gain, None, self.eps)
     }
 }
 
 /// With a bias the mean is taken off before; without, the root mean square counts.
-fn by_row(x: &Tensor, gain: &[f32], bias: Option<&[f32]>, eps: f32) -> Result<Tensor> {
-    let width = gain.len();
-    if x.dims().last() != Some(&width) {
-        bail!("a norm of width {width} met shape {:?}", x.dims());
+fn by_row(x: &Matrix, gain: &[f32], bias: Option<&[f32]>, eps: f32) -> Result<Matrix> {
+    if x.width() != gain.len() {
+        bail!("a norm of width {} met rows of {}", gain.len(), x.width());
     }
-    let values = tensors::read(x)?;
-    let mut out = vec![0.0; values.get().len()];
-    normalise(values.get(), gain, bias, eps, &mut out);
-    Tensor::from_vec(out, x.shape(), &Device::Cpu)
+    let mut out = Matrix::unwritten(x.rows(), x.width());
+    normalise(x.values(), gain, bias, eps, out.values_mut());
+    Ok(out)
 }
 
 fn normalise(x: &[f32], gain: &[f32], bias: Option<&[f32]>, eps: f32, out: &mut [f32]) {
@@ -181,53 +164,38 @@ impl GroupNorm {
         Ok(Self { gain, bias, groups, eps: eps as f32 })
     }
 
-    /// `x` (`[places, C]`) normalised.
+    /// `x` (`[places, C]`) normalised, in its place.
     ///
     /// # Errors
     /// When the number of channels does not fit.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (places, channels) = x.dims2()?;
-        let values = tensors::read(x)?;
-        let mut out = values.get().to_vec();
-        self.apply(&mut out, channels)?;
-        tensors::matrix(out, places, channels)
-    }
-
-    /// The features normalised, in their place.
-    ///
-    /// # Errors
-    /// When the number of channels does not fit.
-    pub fn forward_map(&self, mut x: Map) -> Result<Map> {
-        let channels = x.values.width();
-        self.apply(x.values.values_mut(), channels)?;
-        Ok(x)
-    }
-
-    fn apply(&self, values: &mut [f32], channels: usize) -> Result<()> {
+    pub fn apply(&self, x: &mut Matrix) -> Result<()> {
+        let channels = x.width();
+        let values = x.values_mut();
         if channels != self.gain.len() {
             bail!("a group norm of {} channels met {channels}", self.gain.len());
         }
         // Per channel, what it is multiplied with and what is added.
         let width = channels / self.groups;
         let count = (values.len() / self.groups).max(1) as f64;
-        let mut terms = vec![[0f32; 2]; channels];
+        let mut terms = Matrix::unwritten(channels, 2);
         let read = &*values;
-        pool().chunks(&mut terms, width.max(1), |group, terms| {
+        pool().chunks(terms.values_mut(), 2 * width.max(1), |group, terms| {
             let columns = group * width..(group + 1) * width;
             let rows = || read.chunks_exact(channels).map(|row| &row[columns.clone()]);
             let mean = rows().flatten().map(|v| f64::from(*v)).sum::<f64>() / count;
             let square = |v: &f32| (f64::from(*v) - mean) * (f64::from(*v) - mean);
             let variance = rows().flatten().map(square).sum::<f64>() / count;
             let by = 1.0 / (variance as f32 + self.eps).sqrt();
-            for (term, channel) in terms.iter_mut().zip(columns.clone()) {
+            for (term, channel) in terms.chunks_exact_mut(2).zip(columns.clone()) {
                 let gain = by * self.gain[channel];
-                *term = [gain, self.bias[channel] - mean as f32 * gain];
+                term.copy_from_slice(&[gain, self.bias[channel] - mean as f32 * gain]);
             }
         });
         let rows_each = SLICE.div_ceil(channels.max(1));
         pool().chunks(values, (rows_each * channels).max(1), |_, rows| {
             for row in rows.chunks_exact_mut(channels) {
-                row.iter_mut().zip(&terms).for_each(|(x, [by, plus])| *x = *x * by + plus);
+                let terms = terms.values().chunks_exact(2);
+                row.iter_mut().zip(terms).for_each(|(x, t)| *x = *x * t[0] + t[1]);
             }
         });
         Ok(())

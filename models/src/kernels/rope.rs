@@ -2,12 +2,12 @@
 //!
 //! Source: Su et al. 2021 (arXiv 2104.09864), with the halves of a head as pairs, as transformers has them.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::Result;
 
 use super::isa::Isa;
+use super::matrix::Matrix;
 use super::pool::pool;
 use super::simd::Loop;
-use super::tensors;
 
 /// Values that a thread rotates at a time, at least.
 const SLICE: usize = 1 << 14;
@@ -16,9 +16,9 @@ const SLICE: usize = 1 << 14;
 #[derive(Debug, Clone)]
 pub struct Rope {
     /// `[L, hd/2]`
-    cos: Vec<f32>,
+    cos: Matrix,
     /// `[L, hd/2]`
-    sin: Vec<f32>,
+    sin: Matrix,
     head: usize,
 }
 
@@ -26,74 +26,70 @@ impl Rope {
     /// Tables for `length` positions from `start` on. Angles in single precision, as in training.
     pub fn new(base: f32, head: usize, start: usize, length: usize) -> Self {
         let half = head / 2;
-        let angle = |p: usize, i: usize| p as f32 / base.powf((2 * i) as f32 / head as f32);
+        let mut periods = Matrix::unwritten(1, half);
+        for (i, period) in periods.values_mut().iter_mut().enumerate() {
+            *period = base.powf((2 * i) as f32 / head as f32);
+        }
         let table = |f: fn(f32) -> f32| {
-            (start..start + length).flat_map(|p| (0..half).map(move |i| f(angle(p, i)))).collect()
+            let mut table = Matrix::unwritten(length, half);
+            for (row, place) in (start..start + length).enumerate() {
+                let angles = periods.values().iter().map(|period| place as f32 / period);
+                table.row_mut(row).iter_mut().zip(angles).for_each(|(to, angle)| *to = f(angle));
+            }
+            table
         };
         Self { cos: table(f32::cos), sin: table(f32::sin), head }
     }
 
-    /// `x` (`[heads, L, hd]`) rotated: halves `x1, x2` become `x1·cos − x2·sin, x2·cos + x1·sin`.
+    /// `x` (`[L, heads·hd]`) rotated in its place: halves `x1, x2` of a head become `x1·cos − x2·sin, x2·cos + x1·sin`.
     ///
     /// # Errors
-    /// When the shape of `x` does not fit.
-    pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        let (heads, rows, size) = x.dims3()?;
-        self.rotate(&x.contiguous()?, (heads, rows, size), (rows * size, size))
+    /// When the width of `x` is no whole heads, or it has more rows than there are positions.
+    pub fn rotate(&self, x: Matrix) -> Result<Matrix> {
+        self.turn(x, |row| row)
     }
 
-    /// `x` (`[L, heads·hd]`, as a linear layer gives it) rotated, as heads: `[heads, L, hd]`.
+    /// As [`Self::rotate`], with row `r` of `x` at position `start + places[r]`.
     ///
     /// # Errors
-    /// When the shape of `x` does not fit.
-    pub fn split(&self, x: &Tensor, heads: usize) -> Result<Tensor> {
-        let (rows, width) = x.dims2()?;
-        self.rotate(&x.contiguous()?, (heads, rows, width / heads.max(1)), (self.head, width))
+    /// As there, and when there is no place for a row.
+    pub fn rotate_at(&self, x: Matrix, places: &[usize]) -> Result<Matrix> {
+        if places.len() != x.rows() || places.iter().any(|place| *place >= self.positions()) {
+            let (rows, known) = (x.rows(), self.positions());
+            candle_core::bail!("{} places for {rows} rows do not fit {known}", places.len());
+        }
+        self.turn(x, |row| places[row])
     }
 
-    /// `steps`: how far heads and rows are apart in `x`.
-    fn rotate(
-        &self,
-        x: &Tensor,
-        (heads, rows, size): (usize, usize, usize),
-        (head_step, row_step): (usize, usize),
-    ) -> Result<Tensor> {
-        let known = self.cos.len() / (self.head / 2).max(1);
-        if size != self.head || rows > known || !size.is_multiple_of(2) {
+    fn positions(&self) -> usize {
+        self.cos.rows()
+    }
+
+    fn turn(&self, mut x: Matrix, place: impl Fn(usize) -> usize + Sync) -> Result<Matrix> {
+        let ((rows, width), size, known) = (x.dims(), self.head, self.positions());
+        let last = (0..rows).map(&place).max().unwrap_or(0);
+        if size == 0 || !size.is_multiple_of(2) || !width.is_multiple_of(size) || last >= known {
             candle_core::bail!(
-                "{rows} rows of heads of {size} do not fit {known} positions of heads of {}",
-                self.head
+                "{rows} rows of {width} do not fit {known} positions of heads of {size}"
             );
         }
-        let values = tensors::read(x)?;
-        let values = values.get();
-        let mut out = vec![0.0; heads * rows * size];
-        let isa = Isa::current();
-        let together = (SLICE / size.max(1)).max(1);
-        pool().chunks(&mut out, together * size, |index, out| {
-            isa.run(Rotate {
-                rope: self,
-                values,
-                rows,
-                head_step,
-                row_step,
-                first: index * together,
-                out,
-            });
+        let (isa, together) = (Isa::current(), (SLICE / width.max(1)).max(1));
+        pool().chunks(x.values_mut(), (together * width).max(1), |index, rows| {
+            for (row, values) in rows.chunks_exact_mut(width).enumerate() {
+                let place = place(index * together + row);
+                let (cos, sin) = (self.cos.row(place), self.sin.row(place));
+                isa.run(Rotate { cos, sin, heads: values });
+            }
         });
-        Tensor::from_vec(out, (heads, rows, size), &Device::Cpu)
+        Ok(x)
     }
 }
 
-/// Rows from number `first` on, counted through all heads.
+/// The heads of one row.
 struct Rotate<'a> {
-    rope: &'a Rope,
-    values: &'a [f32],
-    rows: usize,
-    head_step: usize,
-    row_step: usize,
-    first: usize,
-    out: &'a mut [f32],
+    cos: &'a [f32],
+    sin: &'a [f32],
+    heads: &'a mut [f32],
 }
 
 impl Loop for Rotate<'_> {
@@ -101,16 +97,12 @@ impl Loop for Rotate<'_> {
 
     #[inline(always)]
     fn run(self) {
-        let (size, half) = (self.rope.head, self.rope.head / 2);
-        for (index, out) in self.out.chunks_exact_mut(size).enumerate() {
-            let (head, row) = ((self.first + index) / self.rows, (self.first + index) % self.rows);
-            let x = &self.values[head * self.head_step + row * self.row_step..][..size];
-            let angles = row * half..(row + 1) * half;
-            let angles = self.rope.cos[angles.clone()].iter().zip(&self.rope.sin[angles]);
-            let ((x1, x2), (y1, y2)) = (x.split_at(half), out.split_at_mut(half));
-            let places = y1.iter_mut().zip(y2).zip(x1.iter().zip(x2)).zip(angles);
-            for (((y1, y2), (x1, x2)), (cos, sin)) in places {
-                (*y1, *y2) = (x1 * cos - x2 * sin, x2 * cos + x1 * sin);
+        let half = self.cos.len();
+        for head in self.heads.chunks_exact_mut(2 * half) {
+            let (x1, x2) = head.split_at_mut(half);
+            let angles = self.cos.iter().zip(self.sin);
+            for ((x1, x2), (cos, sin)) in x1.iter_mut().zip(x2).zip(angles) {
+                (*x1, *x2) = (*x1 * cos - *x2 * sin, *x2 * cos + *x1 * sin);
             }
         }
     }
@@ -118,6 +110,8 @@ impl Loop for Rotate<'_> {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::{Device, Tensor};
+
     use super::*;
 
     #[test]
@@ -126,19 +120,25 @@ mod tests {
         let x = (0..heads * rows * size).map(|i| ((i * 7919) % 1009) as f32 / 504.0 - 1.0);
         let flat = Tensor::from_iter(x, &Device::Cpu)?.reshape((rows, heads * size))?;
         let rope = Rope::new(10_000.0, size, 5, rows + 2);
-        let table =
-            |t: &[f32]| Tensor::from_slice(&t[..rows * size / 2], (rows, size / 2), &Device::Cpu);
+        let table = |t: &Matrix| {
+            Tensor::from_slice(&t.values()[..rows * size / 2], (rows, size / 2), &Device::Cpu)
+        };
         let split = flat.reshape((rows, heads, size))?.transpose(0, 1)?.contiguous()?;
         let (cos, sin) = (table(&rope.cos)?, table(&rope.sin)?);
         let expected = candle_nn::rotary_emb::rope(&split.unsqueeze(0)?, &cos, &sin)?.squeeze(0)?;
-        let expected = expected.flatten_all()?.to_vec1::<f32>()?;
-        for found in [rope.apply(&split)?, rope.split(&flat, heads)?] {
-            assert_eq!(found.dims(), [heads, rows, size]);
-            let found = found.flatten_all()?.to_vec1::<f32>()?;
-            assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-6));
-        }
-        assert!(rope.split(&flat, 2).is_err(), "heads of another size");
-        assert!(Rope::new(10_000.0, size, 0, rows - 1).apply(&split).is_err(), "too few positions");
+        let expected = expected.transpose(0, 1)?.contiguous()?.reshape((rows, heads * size))?;
+        let expected = Matrix::of_tensor(&expected)?;
+        let x = Matrix::of_tensor(&flat)?;
+        let found = rope.rotate(x.clone())?;
+        let pairs = || found.values().iter().zip(expected.values());
+        assert!(pairs().all(|(a, b)| (a - b).abs() < 1e-6));
+        let places = [4, 0, 300];
+        let some = Matrix::of_rows(places.iter().map(|p| x.row(*p)), x.width());
+        let some = rope.rotate_at(some, &places)?;
+        assert!(places.iter().zip(some.iter()).all(|(p, row)| row == found.row(*p)));
+        assert!(Rope::new(10_000.0, 14, 0, rows).rotate(x.clone()).is_err(), "no whole heads");
+        assert!(Rope::new(10_000.0, size, 0, rows - 1).rotate(x.clone()).is_err(), "too few");
+        assert!(rope.rotate_at(x.part(0..1)?, &[rows + 2]).is_err());
         Ok(())
     }
 }

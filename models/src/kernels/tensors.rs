@@ -2,7 +2,7 @@
 
 use std::ops::Deref;
 
-use candle_core::{CpuStorage, Device, Layout, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, Result, Storage, Tensor, bail};
 
 /// The values of a tensor while they are read; `G` is the lock that candle holds on them.
 pub(super) struct Values<G> {
@@ -30,28 +30,4 @@ impl<G: Deref<Target = Storage>> Values<G> {
             _ => &[],
         }
     }
-}
-
-/// The contiguous values of `storage` that `layout` names.
-pub(super) fn values_mut<'a>(
-    storage: &'a mut CpuStorage,
-    layout: &Layout,
-) -> Result<&'a mut [f32]> {
-    match (storage, layout.contiguous_offsets()) {
-        (CpuStorage::F32(values), Some((start, end))) => Ok(&mut values[start..end]),
-        _ => bail!("an in-place loop needs contiguous f32 values"),
-    }
-}
-
-/// The contiguous values of `storage` that `layout` names.
-pub(super) fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
-    match (storage, layout.contiguous_offsets()) {
-        (CpuStorage::F32(values), Some((start, end))) => Ok(&values[start..end]),
-        _ => bail!("an in-place loop needs contiguous f32 values"),
-    }
-}
-
-/// `values` as a matrix.
-pub(super) fn matrix(values: Vec<f32>, rows: usize, width: usize) -> Result<Tensor> {
-    Tensor::from_vec(values, (rows, width), &Device::Cpu)
 }

@@ -12,7 +12,7 @@ use std::cell::RefCell;
 use super::epilogue::{Epilogue, Tile};
 use super::isa::Isa;
 use super::packed::{Compute, Packed};
-use super::pool::{Cell, Grid, pool};
+use super::pool::{Cell, Edges, Grid, pool};
 use super::simd::{
     Aligned, BLOCK, Back, Forth, Interleave, PLACES, Piece, Products, SIDE, TILE_COLUMNS, TILE_ROWS,
 };
@@ -83,8 +83,7 @@ impl Winograd {
         let most = SQUARES.min(VALUES / (PLACES * self.channels));
         let lines = (most / across).max(1);
         let units = height.div_ceil(2 * lines);
-        let rows: Vec<usize> =
-            (0..=units).map(|unit| (2 * lines * unit).min(height) * width).collect();
+        let rows = Edges::new((0..=units).map(|unit| (2 * lines * unit).min(height) * width));
         let grid = Grid { width: self.outputs(), rows: &rows, columns: &[0, self.outputs()] };
         let products = height.div_ceil(2) * across * PLACES * self.channels * self.outputs();
         tally::counted(

@@ -1,12 +1,14 @@
 //! The network: SmolVLA's observer, action tokens, and logits over bins.
 
-use candle_core::{Device, Result, Tensor};
+use std::sync::Arc;
+
+use candle_core::Result;
 
 use super::MaskedConfig;
 use crate::ModelError;
 use crate::checkpoint::Checkpoint;
 use crate::heads::Bins;
-use crate::kernels::Linear;
+use crate::kernels::{Linear, Matrix, Planes, add};
 use crate::smolvla::{Observer, Parts, Prefix, SmolVlaConfig, VisionFeatures, VlmConfig};
 
 /// A network that gives logits for the action tokens.
@@ -15,9 +17,9 @@ pub struct MaskedVla {
     state_proj: Linear,
     state_width: usize,
     /// Embeddings of the bins and, last, of the mask: `[N + 1, D]`.
-    table: Tensor,
+    table: Matrix,
     /// Embeddings of the tokens' places, `[L, D]`.
-    places: Tensor,
+    places: Matrix,
     out: Linear,
     bins: Bins,
     shape: (usize, usize),
@@ -47,8 +49,8 @@ impl MaskedVla {
         Ok(Self {
             state_proj: Linear::load(store, "state_proj", config.max_state_dim, width, true)?,
             state_width: config.max_state_dim,
-            table: store.tensor("action_tokens.embed.weight", &[classes + 1, width])?,
-            places: store.tensor("action_tokens.place.weight", &[length, width])?,
+            table: store.matrix("action_tokens.embed.weight", &[classes + 1, width])?,
+            places: store.matrix("action_tokens.place.weight", &[length, width])?,
             out: Linear::load(store, "action_tokens.out", width, classes, true)?,
             observer,
             bins,
@@ -71,11 +73,11 @@ impl MaskedVla {
         self.bins.classes()
     }
 
-    /// One image (`[3, height, width]`, in [−1, 1]) through vision tower and connector.
+    /// One image (in [−1, 1]) through vision tower and connector.
     ///
     /// # Errors
     /// When the size cannot be cut into patches.
-    pub fn encode_image(&self, pixels: &Tensor) -> Result<VisionFeatures> {
+    pub fn encode_image(&self, pixels: &Planes) -> Result<VisionFeatures> {
         self.observer.encode_image(pixels, None)
     }
 
@@ -85,26 +87,27 @@ impl MaskedVla {
     /// When a token is not in the table.
     pub fn prefill(
         &self,
-        images: &[Tensor],
+        images: &[Arc<Matrix>],
         dummies: usize,
         tokens: &[u32],
         state: &[f32],
     ) -> Result<Prefix> {
         let mut padded = state.to_vec();
         padded.resize(self.state_width, 0.0);
-        let state = Tensor::from_vec(padded, (1, self.state_width), &Device::Cpu)?;
-        let state = self.state_proj.forward(&state)?;
-        self.observer.prefill(&self.observer.embed(images, dummies, tokens, &state)?)
+        let state = self.state_proj.forward(&Matrix::of_row(&padded))?;
+        self.observer.prefill(self.observer.embed(images, dummies, tokens, &state)?)
     }
 
     /// Logits `[L, N]` of the action `tokens`, [`Self::mask`] where one is not decided.
     ///
     /// # Errors
     /// When there are not `L` tokens, or one is not in the table.
-    pub fn logits(&self, prefix: &Prefix, tokens: &[usize]) -> Result<Tensor> {
-        let ids: Vec<u32> = tokens.iter().map(|t| *t as u32).collect();
-        let ids = Tensor::from_vec(ids, tokens.len(), &Device::Cpu)?;
-        let embeddings = (self.table.index_select(&ids, 0)? + &self.places)?;
-        self.out.forward(&self.observer.follow(&embeddings, prefix)?)
+    pub fn logits(&self, prefix: &Prefix, tokens: &[usize]) -> Result<Matrix> {
+        if let Some(other) = tokens.iter().find(|token| **token >= self.table.rows()) {
+            candle_core::bail!("token {other} is not among {}", self.table.rows());
+        }
+        let rows = tokens.iter().map(|token| self.table.row(*token));
+        let embeddings = add(Matrix::of_rows(rows, self.table.width()), &self.places)?;
+        self.out.forward(&self.observer.follow(embeddings, prefix)?)
     }
 }

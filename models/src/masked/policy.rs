@@ -1,8 +1,8 @@
 //! Masked diffusion as an anytime task.
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use candle_core::Tensor;
 use sinew_runtime::{
     ActionChunk, CacheUse, ChunkRequest, Observation, Policy, PolicyError, PolicySpec, PrefixUse,
     Progress,
@@ -13,6 +13,7 @@ use crate::anytime::{NOT_BEGUN, NOT_DONE, NOTHING_BEGUN, STEP_LIMIT, Ticket, com
 use crate::checkpoint::Checkpoint;
 use crate::heads::flow::reuse;
 use crate::heads::{AnchorSearch, Anchored, Bins, MaskedDecoder, Masking, smooth};
+use crate::kernels::Matrix;
 use crate::processors::Normalizer;
 use crate::smolvla::{Inputs, Prefix, Preparer, SmolVlaConfig};
 use crate::{LoadOptions, ModelError};
@@ -26,7 +27,7 @@ struct Run {
     ticket: Ticket<4>,
     inputs: Inputs,
     /// Tokens of the images encoded so far.
-    images: Vec<Tensor>,
+    images: Vec<Arc<Matrix>>,
     prefix: Option<Prefix>,
     decoder: MaskedDecoder,
     /// What became of actions that broke a limit; decided, and nothing left to mend: the chunk is done.
@@ -232,13 +233,13 @@ impl Policy for MaskedPolicy {
         }
         let start = Instant::now();
         let stage = if let Some(pixels) = run.inputs.pixels.get(run.images.len()) {
-            run.images.push(self.model.encode_image(pixels).map_err(compute)?.tokens);
+            let tokens = self.model.encode_image(pixels).map_err(compute)?.tokens;
+            run.images.push(Arc::new(tokens));
             VISION
         } else if let Some(prefix) = &run.prefix {
             let tokens = run.decoder.tokens(self.model.mask());
             let logits = self.model.logits(prefix, &tokens).map_err(compute)?;
-            let logits = logits.flatten_all().and_then(|l| l.to_vec1()).map_err(compute)?;
-            run.decoder.step(&logits).map_err(compute)?;
+            run.decoder.step(logits.values()).map_err(compute)?;
             DENOISE
         } else {
             let Inputs { dummies, tokens, state, .. } = &run.inputs;

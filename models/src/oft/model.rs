@@ -1,11 +1,13 @@
 //! The network: SmolVLA's observer seeing empty action tokens, and the regression head.
 
-use candle_core::{DType, Device, Result, Tensor};
+use std::sync::Arc;
+
+use candle_core::Result;
 use serde::Deserialize;
 
 use crate::ModelError;
 use crate::checkpoint::{Checkpoint, TensorStore, check_size};
-use crate::kernels::{LayerNorm, Linear, add};
+use crate::kernels::{Activation, LayerNorm, Linear, Matrix, Planes, add};
 use crate::smolvla::{Observer, Parts, Prefix, SmolVlaConfig, VisionFeatures, VlmConfig};
 
 /// The most action tokens of a chunk.
@@ -85,10 +87,10 @@ impl Head {
         })
     }
 
-    fn forward(&self, z: &Tensor) -> Result<Tensor> {
-        let mut u = self.fc_in.forward(&self.norm_in.forward(z)?)?.relu()?;
+    fn forward(&self, z: &Matrix) -> Result<Matrix> {
+        let mut u = self.fc_in.forward_with(&self.norm_in.forward(z)?, Activation::Relu)?;
         for (norm, fc) in &self.blocks {
-            u = add(fc.forward(&norm.forward(&u)?)?.relu()?, &u)?;
+            u = add(fc.forward_with(&norm.forward(&u)?, Activation::Relu)?, &u)?;
         }
         self.fc_out.forward(&self.norm_out.forward(&u)?)
     }
@@ -143,19 +145,24 @@ impl OftVla {
     ///
     /// # Errors
     /// When a token is not in the table.
-    pub fn words(&self, tokens: &[u32]) -> Result<Option<Tensor>> {
+    pub fn words(&self, tokens: &[u32]) -> Result<Option<Matrix>> {
         if !self.film || tokens.is_empty() {
             return Ok(None);
         }
-        self.observer.embed_words(tokens)?.mean_keepdim(0).map(Some)
+        let words = self.observer.embed_words(tokens)?;
+        let mut mean = Matrix::zeros(1, words.width());
+        for row in words.iter() {
+            mean.values_mut().iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+        }
+        Ok(Some(mean.scaled(1.0 / words.rows() as f32)))
     }
 
-    /// One image (`[3, height, width]`, in [−1, 1]) through vision tower and connector; `words` as
+    /// One image (in [−1, 1]) through vision tower and connector; `words` as
     /// [`Self::words`] gives them.
     ///
     /// # Errors
     /// When the size cannot be cut into patches.
-    pub fn encode_image(&self, pixels: &Tensor, words: Option<&Tensor>) -> Result<VisionFeatures> {
+    pub fn encode_image(&self, pixels: &Planes, words: Option<&Matrix>) -> Result<VisionFeatures> {
         self.observer.encode_image(pixels, words)
     }
 
@@ -165,36 +172,36 @@ impl OftVla {
     /// When a token is not in the table, or `state` has another width.
     pub fn embed_prefix(
         &self,
-        images: &[Tensor],
+        images: &[Arc<Matrix>],
         dummies: usize,
         tokens: &[u32],
         state: &[f32],
-    ) -> Result<Tensor> {
-        let state = Tensor::from_slice(state, (1, self.state_dim), &Device::Cpu)?;
-        let state = self.state.1.forward(&self.state.0.forward(&state)?.gelu_erf()?)?;
-        self.observer.embed(images, dummies, tokens, &state)
+    ) -> Result<Matrix> {
+        if state.len() != self.state_dim {
+            candle_core::bail!("a state of {} values for {}", state.len(), self.state_dim);
+        }
+        let hidden = self.state.0.forward_with(&Matrix::of_row(state), Activation::GeluErf)?;
+        self.observer.embed(images, dummies, tokens, &self.state.1.forward(&hidden)?)
     }
 
     /// States of the action tokens after the last norm, `[H·D, D]`, from the observation's embeddings.
     ///
     /// # Errors
     /// When memory runs out.
-    pub fn decode(&self, prefix: &Tensor) -> Result<Tensor> {
-        let (rows, width) = prefix.dims2()?;
-        let length = self.shape.0 * self.shape.1;
-        let empty = Tensor::zeros((length, width), DType::F32, &Device::Cpu)?;
+    pub fn decode(&self, prefix: &Matrix) -> Result<Matrix> {
+        let empty = Matrix::zeros(self.shape.0 * self.shape.1, prefix.width());
+        let tokens = Matrix::stacked([prefix, &empty].into_iter(), prefix.width())?;
         let nothing = Prefix { layers: Vec::new(), length: 0 };
-        let all = self.observer.follow(&Tensor::cat(&[prefix, &empty], 0)?, &nothing)?;
-        all.narrow(0, rows, length)
+        let all = self.observer.follow(tokens, &nothing)?;
+        all.part(prefix.rows()..all.rows())
     }
 
     /// Normalised actions `[H, D]` of the action tokens' `states`.
     ///
     /// # Errors
     /// When `states` has another shape.
-    pub fn actions(&self, states: &Tensor) -> Result<Tensor> {
-        let (horizon, dim) = self.shape;
-        let width = states.dim(1)?;
-        self.head.forward(&states.contiguous()?.reshape((horizon, dim * width))?)
+    pub fn actions(&self, states: Matrix) -> Result<Matrix> {
+        let ((horizon, dim), width) = (self.shape, states.width());
+        self.head.forward(&states.reshaped(horizon, dim * width)?)
     }
 }

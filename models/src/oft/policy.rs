@@ -1,8 +1,8 @@
 //! Parallel decoding as an anytime task.
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use candle_core::Tensor;
 use sinew_runtime::{
     ActionChunk, ChunkRequest, Observation, Policy, PolicyError, PolicySpec, Progress,
 };
@@ -10,6 +10,7 @@ use sinew_runtime::{
 use super::OftVla;
 use crate::anytime::{NOT_BEGUN, NOT_DONE, Ticket, compute};
 use crate::checkpoint::Checkpoint;
+use crate::kernels::Matrix;
 use crate::smolvla::{Inputs, Preparer, SmolVlaConfig};
 use crate::{LoadOptions, ModelError};
 
@@ -21,11 +22,11 @@ struct Run {
     ticket: Ticket<3>,
     inputs: Inputs,
     /// The instruction for the vision layers.
-    words: Option<Tensor>,
+    words: Option<Matrix>,
     /// Tokens of the images encoded so far.
-    images: Vec<Tensor>,
+    images: Vec<Arc<Matrix>>,
     /// Normalised actions, `[H, D]`.
-    actions: Option<Tensor>,
+    actions: Option<Matrix>,
 }
 
 /// A policy that decodes in parallel: one step per camera, one for the whole chunk.
@@ -87,7 +88,7 @@ impl Policy for OftPolicy {
         let start = Instant::now();
         let stage = if let Some(pixels) = run.inputs.pixels.get(run.images.len()) {
             let features = self.model.encode_image(pixels, run.words.as_ref()).map_err(compute)?;
-            run.images.push(features.tokens);
+            run.images.push(Arc::new(features.tokens));
             VISION
         } else {
             let Inputs { dummies, tokens, state, .. } = &run.inputs;
@@ -95,7 +96,7 @@ impl Policy for OftPolicy {
                 .model
                 .embed_prefix(&run.images, *dummies, tokens, state)
                 .and_then(|prefix| self.model.decode(&prefix))
-                .and_then(|states| self.model.actions(&states))
+                .and_then(|states| self.model.actions(states))
                 .map_err(compute)?;
             run.actions = Some(actions);
             DECODE

@@ -2,8 +2,6 @@
 
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
-
 use super::actions::ActionDecoder;
 use super::binding::{Inputs, check_type, find, fit};
 use super::graph::{Array, Element, Graph, Port};
@@ -12,6 +10,7 @@ use super::manifest::{ActionOutput, Flow};
 use crate::ModelError;
 use crate::anytime::STEP_LIMIT;
 use crate::heads::flow::{FlowTime, NoiseAtOne, NoiseAtZero};
+use crate::kernels::Matrix;
 
 /// The graph of the denoise step, bound to what feeds it.
 pub(super) struct FlowHead {
@@ -108,11 +107,10 @@ impl FlowHead {
     pub fn velocity(
         &mut self,
         context: &[(String, Array)],
-        x: &Tensor,
+        x: &Matrix,
         time: FlowTime<NoiseAtOne>,
-    ) -> candle_core::Result<Tensor> {
-        let values = x.flatten_all()?.to_vec1::<f32>()?;
-        let sample = Array::floats(self.sample_shape.clone(), values);
+    ) -> candle_core::Result<Matrix> {
+        let sample = Array::floats(self.sample_shape.clone(), x.values().to_vec());
         let t = match self.noise_at_one {
             true => time.value(),
             false => FlowTime::<NoiseAtZero>::from(time).value(),
@@ -129,7 +127,7 @@ impl FlowHead {
         };
         // Time from 0 to 1 runs the other way, and so does its velocity.
         let sign = if self.noise_at_one { 1.0 } else { -1.0 };
-        Tensor::from_vec(values.iter().map(|v| v * sign).collect(), x.dims(), &Device::Cpu)
+        Ok(Matrix::new(values, x.dims())?.scaled(sign))
     }
 }
 

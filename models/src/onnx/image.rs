@@ -91,16 +91,16 @@ impl ImagePort {
                 from.0, from.1, self.size.0, self.size.1
             )));
         }
-        let planes = resize::to_planes(image.data());
+        let planes = resize::to_planes(image.data(), from);
         let planes = match self.fit {
-            Fit::PadLeftTop => resize::resize_with_pad(&planes, from, self.size),
-            Fit::Stretch | Fit::Exact => resize::stretch(&planes, from, self.size),
+            Fit::PadLeftTop => resize::resize_with_pad(planes, self.size),
+            Fit::Stretch | Fit::Exact => resize::stretch(planes, self.size),
         };
         let area = self.size.0 * self.size.1;
-        let mut values = vec![0.0; planes.len()];
+        let mut values = vec![0.0; 3 * area];
         for channel in 0..3 {
             let color = if self.colors == Colors::Bgr { 2 - channel } else { channel };
-            for (pixel, value) in planes[color * area..][..area].iter().enumerate() {
+            for (pixel, value) in planes.values.row(color).iter().enumerate() {
                 let value = match self.range {
                     Range::Unit => *value,
                     Range::Signed => *value * 2.0 - 1.0,

@@ -153,7 +153,7 @@ impl OnnxPolicy {
         let mut rows = self.decoder.encode(&prefix.actions)?;
         rows.resize(shape.0 * shape.1, 0.0);
         let weights = prefix.weights(schedule, shape.0);
-        Guidance::new(rows, &weights, shape, max_weight).map_err(compute)
+        Guidance::new(&rows, &weights, shape, max_weight).map_err(compute)
     }
 
     /// Runs the first graph, which gives the actions or what the denoise steps need.
@@ -191,9 +191,9 @@ impl OnnxPolicy {
         let (x, time) = (sampler.sample().clone(), sampler.flow_time());
         let mut velocity = flow.velocity(context, &x, time).map_err(compute)?;
         if let Some(guidance) = guidance {
-            velocity = guidance.correct(&velocity, &x, time).map_err(compute)?;
+            velocity = guidance.correct(velocity, &x, time).map_err(compute)?;
         }
-        sampler.step(&velocity).map_err(compute)?;
+        sampler.step(velocity).map_err(compute)?;
         self.finish_sampling()
     }
 
@@ -203,9 +203,8 @@ impl OnnxPolicy {
         if let Some(Sampling { sampler, .. }) =
             run.sampling.as_ref().filter(|s| s.sampler.is_done())
         {
-            let values = sampler.sample().flatten_all().and_then(|x| x.to_vec1::<f32>());
-            let shape = self.decoder.shape.clone();
-            run.actions = Some(Array::floats(shape, values.map_err(compute)?));
+            let values = sampler.sample().values().to_vec();
+            run.actions = Some(Array::floats(self.decoder.shape.clone(), values));
         }
         Ok(())
     }

@@ -4,15 +4,16 @@
 //! `sample_actions_fast_kv_cache`.
 
 use std::ops::Range;
+use std::sync::Arc;
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 
 use super::{ImageFeatures, PaliGemma, PiConfig, PiSizes};
 use crate::ModelError;
 use crate::backbones::TokenTable;
 use crate::backbones::gemma::{KvCache, Use};
 use crate::checkpoint::Checkpoint;
-use crate::kernels::Visible;
+use crate::kernels::{Matrix, Planes, Visible};
 
 /// A π0-FAST network.
 pub struct PiFast {
@@ -25,7 +26,7 @@ pub struct PiFast {
 pub struct Reading {
     cache: KvCache,
     /// The newest token after the last norm, `[1, D]`.
-    hidden: Tensor,
+    hidden: Matrix,
 }
 
 impl PiFast {
@@ -46,11 +47,11 @@ impl PiFast {
         self.head.tokens()
     }
 
-    /// One image (`[3, height, width]`, in [−1, 1]) through vision tower and projector.
+    /// One image (in [−1, 1]) through vision tower and projector.
     ///
     /// # Errors
     /// When the size cannot be cut into patches.
-    pub fn encode_image(&self, pixels: &Tensor) -> Result<ImageFeatures> {
+    pub fn encode_image(&self, pixels: &Planes) -> Result<ImageFeatures> {
         self.vlm.encode_image(pixels)
     }
 
@@ -59,7 +60,12 @@ impl PiFast {
     ///
     /// # Errors
     /// When a token is not in the table.
-    pub fn embed_prefix(&self, images: &[Tensor], prompt: &[u32], start: u32) -> Result<Tensor> {
+    pub fn embed_prefix(
+        &self,
+        images: &[Arc<Matrix>],
+        prompt: &[u32],
+        start: u32,
+    ) -> Result<Matrix> {
         let ids: Vec<u32> = prompt.iter().copied().chain([start]).collect();
         self.vlm.embed_prefix(images, &ids)
     }
@@ -68,7 +74,7 @@ impl PiFast {
     ///
     /// # Errors
     /// When memory runs out.
-    pub fn prefill(&self, embeddings: &Tensor) -> Result<Reading> {
+    pub fn prefill(&self, embeddings: Matrix) -> Result<Reading> {
         Self::reading(self.vlm.forward(embeddings, None, Visible::All)?)
     }
 
@@ -79,22 +85,22 @@ impl PiFast {
     pub fn read(&self, reading: &Reading, ids: &[u32]) -> Result<Reading> {
         let embeddings = self.vlm.embed_tokens(ids)?;
         let visible = Visible::Causal { prefix: reading.cache.length };
-        Self::reading(self.vlm.forward(&embeddings, Some(&reading.cache), visible)?)
+        Self::reading(self.vlm.forward(embeddings, Some(&reading.cache), visible)?)
     }
 
-    fn reading((cache, hidden): (KvCache, Option<Tensor>)) -> Result<Reading> {
+    fn reading((cache, hidden): (KvCache, Option<Matrix>)) -> Result<Reading> {
         let Some(hidden) = hidden else {
             candle_core::bail!("the text model's last norm is not loaded")
         };
-        let last = hidden.narrow(0, hidden.dim(0)? - 1, 1)?.contiguous()?;
-        Ok(Reading { cache, hidden: last })
+        let last = hidden.rows().saturating_sub(1);
+        Ok(Reading { cache, hidden: hidden.part(last..hidden.rows())? })
     }
 
-    /// How likely each token of `range` comes next (logits).
+    /// How likely each token of `range` comes next (logits), `[1, range]`.
     ///
     /// # Errors
     /// When a token is not in the table.
-    pub fn logits(&self, reading: &Reading, range: Range<usize>) -> Result<Vec<f32>> {
-        self.head.logits(&reading.hidden, range)?.flatten_all()?.to_vec1()
+    pub fn logits(&self, reading: &Reading, range: Range<usize>) -> Result<Matrix> {
+        self.head.logits(&reading.hidden, range)
     }
 }

@@ -3,6 +3,7 @@
 //! Decoding is greedy among the tokens that can come next: `Action: ` first, then action tokens whose bytes go
 //! on as UTF-8 and leave no more coefficients than the chunk has, or the end. So every sequence is a chunk.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use sinew_runtime::{
@@ -14,6 +15,7 @@ use super::{Inputs, PiConfig, PiFast, Preparer};
 use crate::anytime::{NOT_BEGUN, NOT_DONE, NOTHING_BEGUN, Ticket, compute};
 use crate::checkpoint::Checkpoint;
 use crate::heads::fast::{Coefficients, FastTokenizer};
+use crate::kernels::Matrix;
 use crate::{LoadOptions, ModelError};
 
 const STAGES: [&str; 4] = ["preprocess", "vision", "prefix", "tokens"];
@@ -29,7 +31,7 @@ struct Run {
     ticket: Ticket<4>,
     inputs: Inputs,
     /// Tokens of the images encoded so far.
-    images: Vec<candle_core::Tensor>,
+    images: Vec<Arc<Matrix>>,
     reading: Option<Reading>,
     coefficients: Coefficients,
     /// Action tokens so far.
@@ -115,13 +117,13 @@ impl PiFastPolicy {
         if run.coefficients.may_end() {
             for end in &self.ends {
                 let end = *end as usize;
-                for logit in self.model.logits(reading, end..end + 1)? {
-                    offer(logit, None);
+                for logit in self.model.logits(reading, end..end + 1)?.values() {
+                    offer(*logit, None);
                 }
             }
         }
         for id in (0..count).filter(|id| self.tokenizer.fits(&run.coefficients, *id)) {
-            offer(logits[count - 1 - id], Some(id));
+            offer(logits.values()[count - 1 - id], Some(id));
         }
         Ok(best.and_then(|(_, choice)| choice))
     }
@@ -207,13 +209,13 @@ impl PiFastPolicy {
     /// One bounded step; its stage.
     fn step(&self, run: &mut Run) -> candle_core::Result<usize> {
         if let Some(pixels) = run.inputs.pixels.get(run.images.len()) {
-            run.images.push(self.model.encode_image(pixels)?.tokens);
+            run.images.push(Arc::new(self.model.encode_image(pixels)?.tokens));
             return Ok(VISION);
         }
         let Some(reading) = &run.reading else {
             let prompt = &run.inputs.tokens;
             let embeddings = self.model.embed_prefix(&run.images, prompt, self.start)?;
-            let reading = self.model.prefill(&embeddings)?;
+            let reading = self.model.prefill(embeddings)?;
             run.reading = Some(match self.begin.as_slice() {
                 [] => reading,
                 begin => self.model.read(&reading, begin)?,

@@ -4,7 +4,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::Result;
 
 use super::{ImageFeatures, PaliGemma, PiConfig, PiSizes};
 use crate::ModelError;
@@ -12,7 +12,7 @@ use crate::backbones::gemma::{Gemma, KvCache, Modulations, Use};
 use crate::caches::{Block, Branches};
 use crate::checkpoint::Checkpoint;
 use crate::heads::flow::{FlowTime, NoiseAtOne, time_embedding};
-use crate::kernels::{Linear, Visible, silu};
+use crate::kernels::{Activation, Linear, Matrix, Planes, Visible};
 
 /// Flow times whose modulations are kept: the steps of a few step counts.
 const KEPT_TIMES: usize = 32;
@@ -81,11 +81,11 @@ impl Pi {
         self.sample_shape
     }
 
-    /// One image (`[3, height, width]`, in [−1, 1]) through vision tower and projector.
+    /// One image (in [−1, 1]) through vision tower and projector.
     ///
     /// # Errors
     /// When the size cannot be cut into patches.
-    pub fn encode_image(&self, pixels: &Tensor) -> Result<ImageFeatures> {
+    pub fn encode_image(&self, pixels: &Planes) -> Result<ImageFeatures> {
         self.vlm.encode_image(pixels)
     }
 
@@ -93,7 +93,7 @@ impl Pi {
     ///
     /// # Errors
     /// When a token is not in the table.
-    pub fn embed_prefix(&self, images: &[Tensor], tokens: &[u32]) -> Result<Tensor> {
+    pub fn embed_prefix(&self, images: &[Arc<Matrix>], tokens: &[u32]) -> Result<Matrix> {
         self.vlm.embed_prefix(images, tokens)
     }
 
@@ -101,7 +101,7 @@ impl Pi {
     ///
     /// # Errors
     /// When memory runs out.
-    pub fn prefill(&self, embeddings: &Tensor) -> Result<KvCache> {
+    pub fn prefill(&self, embeddings: Matrix) -> Result<KvCache> {
         Ok(self.vlm.forward(embeddings, None, Visible::All)?.0)
     }
 
@@ -109,11 +109,14 @@ impl Pi {
     ///
     /// # Errors
     /// When `state` is wider than the network takes.
-    pub fn embed_state(&self, state: &[f32]) -> Result<Option<Tensor>> {
+    pub fn embed_state(&self, state: &[f32]) -> Result<Option<Matrix>> {
         let Entry::Mixed { state: projection } = &self.entry else { return Ok(None) };
-        let mut padded = state.to_vec();
-        padded.resize(self.state_width, 0.0);
-        let padded = Tensor::from_vec(padded, (1, self.state_width), &Device::Cpu)?;
+        let mut padded = Matrix::zeros(1, self.state_width);
+        let Some(values) = padded.values_mut().get_mut(..state.len()) else {
+            let (found, most) = (state.len(), self.state_width);
+            candle_core::bail!("the state has {found} values, the network takes {most}");
+        };
+        values.copy_from_slice(state);
         projection.forward(&padded).map(Some)
     }
 
@@ -122,41 +125,43 @@ impl Pi {
     ///
     /// # Errors
     /// When `state` is wider than the network takes.
-    pub fn prepare(&self, prefix: &KvCache, state: &[f32]) -> Result<KvCache> {
+    pub fn prepare(&self, prefix: KvCache, state: &[f32]) -> Result<KvCache> {
         match self.embed_state(state)? {
-            Some(token) => Ok(self.expert.forward(&token, Some(prefix), Visible::All, None)?.0),
-            None => Ok(prefix.clone()),
+            Some(token) => Ok(self.expert.forward(token, Some(&prefix), Visible::All, None)?.0),
+            None => Ok(prefix),
         }
     }
 
     /// One row for each of `times`, `[times, w]`.
-    fn embed_times(&self, times: &[FlowTime<NoiseAtOne>]) -> Result<Tensor> {
-        let (width, (min, max)) = (self.expert.width(), self.periods);
-        let rows = times.iter().flat_map(|t| time_embedding(t.value(), width, min, max));
-        Tensor::from_vec(rows.collect(), (times.len(), width), &Device::Cpu)
+    fn embed_times(&self, times: &[FlowTime<NoiseAtOne>]) -> Matrix {
+        let width = self.expert.width();
+        let mut rows = Matrix::unwritten(times.len(), width);
+        for (row, time) in rows.values_mut().chunks_exact_mut(width).zip(times) {
+            time_embedding(time.value(), self.periods, row);
+        }
+        rows
     }
 
     /// The actions as they enter the expert, `[H, w]`.
     ///
     /// # Errors
     /// When `x` is not `[H, M]`, or `times` has neither one value nor `H`.
-    pub fn embed_actions(&self, x: &Tensor, times: &[FlowTime<NoiseAtOne>]) -> Result<Tensor> {
+    pub fn embed_actions(&self, x: &Matrix, times: &[FlowTime<NoiseAtOne>]) -> Result<Matrix> {
         let actions = self.action_in.forward(x)?;
         if matches!(self.entry, Entry::Conditioned { .. }) {
             return Ok(actions);
         }
-        let times = self.embed_times(times)?.broadcast_as(actions.shape())?.contiguous()?;
-        let both = Tensor::cat(&[&actions, &times], 1)?;
-        self.time_out.forward(&silu(self.time_in.forward(&both)?)?)
+        let both = Matrix::beside(&[&actions, &self.embed_times(times)])?;
+        self.time_out.forward(&self.time_in.forward_with(&both, Activation::Silu)?)
     }
 
     /// What `times` do to the norms: the conditioning vector of each, `[times, w]` (π0.5).
     ///
     /// # Errors
     /// When memory runs out.
-    pub fn condition(&self, times: &[FlowTime<NoiseAtOne>]) -> Result<Tensor> {
-        let hidden = silu(self.time_in.forward(&self.embed_times(times)?)?)?;
-        silu(self.time_out.forward(&hidden)?)
+    pub fn condition(&self, times: &[FlowTime<NoiseAtOne>]) -> Result<Matrix> {
+        let hidden = self.time_in.forward_with(&self.embed_times(times), Activation::Silu)?;
+        self.time_out.forward_with(&hidden, Activation::Silu)
     }
 
     fn modulations(&self, times: &[FlowTime<NoiseAtOne>]) -> Result<Option<Arc<Modulations>>> {
@@ -183,9 +188,9 @@ impl Pi {
     pub fn velocity(
         &self,
         cache: &KvCache,
-        x: &Tensor,
+        x: &Matrix,
         times: &[FlowTime<NoiseAtOne>],
-    ) -> Result<Tensor> {
+    ) -> Result<Matrix> {
         self.velocity_with(cache, x, times, &mut Branches::off())
     }
 
@@ -196,13 +201,13 @@ impl Pi {
     pub fn velocity_with(
         &self,
         cache: &KvCache,
-        x: &Tensor,
+        x: &Matrix,
         times: &[FlowTime<NoiseAtOne>],
         branches: &mut Branches,
-    ) -> Result<Tensor> {
+    ) -> Result<Matrix> {
         let suffix = self.embed_actions(x, times)?;
         let modulations = self.modulations(times)?;
-        let hidden = self.expert.denoise(&suffix, cache, modulations.as_deref(), branches)?;
+        let hidden = self.expert.denoise(suffix, cache, modulations.as_deref(), branches)?;
         self.action_out.forward(&hidden)
     }
 

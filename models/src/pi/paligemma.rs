@@ -3,7 +3,9 @@
 //! Source: transformers `models/paligemma/modeling_paligemma.py`, as LeRobot 0.6.1 calls it in
 //! `src/lerobot/policies/pi0/modeling_pi0.py`: image tokens are not scaled.
 
-use candle_core::{Result, Tensor};
+use std::sync::Arc;
+
+use candle_core::Result;
 
 use super::{PiConfig, PiSizes};
 use crate::ModelError;
@@ -11,15 +13,15 @@ use crate::backbones::TokenTable;
 use crate::backbones::gemma::{Gemma, KvCache, Use};
 use crate::backbones::siglip::Siglip;
 use crate::checkpoint::TensorStore;
-use crate::kernels::{Linear, Visible};
+use crate::kernels::{Linear, Matrix, Planes, Visible};
 
 /// What one image became.
 #[derive(Debug, Clone)]
 pub struct ImageFeatures {
     /// The tower's output after its last norm, `[patches, Dv]`.
-    pub last_hidden: Tensor,
+    pub last_hidden: Matrix,
     /// Tokens for the text model, `[patches, D]`.
-    pub tokens: Tensor,
+    pub tokens: Matrix,
 }
 
 /// The vision-language model.
@@ -28,7 +30,7 @@ pub struct PaliGemma {
     projector: Linear,
     table: TokenTable,
     /// `√D`, in the precision that the token table was trained in.
-    scale: f64,
+    scale: f32,
     text: Gemma,
 }
 
@@ -50,7 +52,7 @@ impl PaliGemma {
             tower: Siglip::load(store, &sizes.vision, None)?,
             projector: Linear::load(store, "connector", sizes.vision.hidden_size, width, true)?,
             table: TokenTable::load(store, "text.embed_tokens.weight", width)?,
-            scale: f64::from(scale),
+            scale,
             text: Gemma::load(store, "text", sizes.text, used)?,
         })
     }
@@ -60,11 +62,11 @@ impl PaliGemma {
         self.table.tokens()
     }
 
-    /// One image (`[3, height, width]`, in [−1, 1]) through tower and projector.
+    /// One image (in [−1, 1]) through tower and projector.
     ///
     /// # Errors
     /// When a patch's side does not divide the image's sides.
-    pub fn encode_image(&self, pixels: &Tensor) -> Result<ImageFeatures> {
+    pub fn encode_image(&self, pixels: &Planes) -> Result<ImageFeatures> {
         let last_hidden = self.tower.forward(pixels, None)?;
         let tokens = self.projector.forward(&last_hidden)?;
         Ok(ImageFeatures { last_hidden, tokens })
@@ -74,8 +76,8 @@ impl PaliGemma {
     ///
     /// # Errors
     /// When a token is not in the table.
-    pub fn embed_tokens(&self, ids: &[u32]) -> Result<Tensor> {
-        self.table.rows(ids)? * self.scale
+    pub fn embed_tokens(&self, ids: &[u32]) -> Result<Matrix> {
+        Ok(self.table.rows(ids)?.scaled(self.scale))
     }
 
     /// The prefix as it enters the first layer, `[P, D]`: images, then the prompt. Masked cameras and padding
@@ -83,12 +85,10 @@ impl PaliGemma {
     ///
     /// # Errors
     /// When a token is not in the table.
-    pub fn embed_prefix(&self, images: &[Tensor], ids: &[u32]) -> Result<Tensor> {
-        let mut parts = images.to_vec();
-        if !ids.is_empty() {
-            parts.push(self.embed_tokens(ids)?);
-        }
-        Tensor::cat(&parts, 0)
+    pub fn embed_prefix(&self, images: &[Arc<Matrix>], ids: &[u32]) -> Result<Matrix> {
+        let prompt = self.embed_tokens(ids)?;
+        let parts = images.iter().map(Arc::as_ref).chain([&prompt]);
+        Matrix::stacked(parts, prompt.width())
     }
 
     /// Runs `embeddings` after `past`; see [`Gemma::forward`].
@@ -97,10 +97,10 @@ impl PaliGemma {
     /// When memory runs out.
     pub fn forward(
         &self,
-        embeddings: &Tensor,
+        embeddings: Matrix,
         past: Option<&KvCache>,
         visible: Visible,
-    ) -> Result<(KvCache, Option<Tensor>)> {
+    ) -> Result<(KvCache, Option<Matrix>)> {
         self.text.forward(embeddings, past, visible, None)
     }
 }

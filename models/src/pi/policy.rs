@@ -1,6 +1,8 @@
 //! π0 and π0.5 as anytime tasks.
 
-use candle_core::{Result, Tensor};
+use std::sync::Arc;
+
+use candle_core::Result;
 use sinew_runtime::{Observation, PolicyError};
 
 use super::{Inputs, Pi, PiConfig, Preparer};
@@ -8,6 +10,7 @@ use crate::backbones::gemma::KvCache;
 use crate::caches::Branches;
 use crate::checkpoint::Checkpoint;
 use crate::heads::flow::{FlowModel, FlowPolicy, FlowTime, NoiseAtOne, Sampling};
+use crate::kernels::{Matrix, Planes};
 use crate::{LoadOptions, ModelError};
 
 /// A π0 or π0.5 policy: one step per camera, one for the prefix, one per denoise step.
@@ -56,11 +59,11 @@ impl FlowModel for Prepared {
         self.preparer.prepare(observation)
     }
 
-    fn images(inputs: &Inputs) -> &[Tensor] {
+    fn images(inputs: &Inputs) -> &[Planes] {
         &inputs.pixels
     }
 
-    fn encode_image(&self, pixels: &Tensor) -> Result<Tensor> {
+    fn encode_image(&self, pixels: &Planes) -> Result<Matrix> {
         Ok(self.model.encode_image(pixels)?.tokens)
     }
 
@@ -69,18 +72,18 @@ impl FlowModel for Prepared {
         state && a.tokens == b.tokens
     }
 
-    fn encode_prefix(&self, inputs: &Inputs, images: &[Tensor]) -> Result<KvCache> {
+    fn encode_prefix(&self, inputs: &Inputs, images: &[Arc<Matrix>]) -> Result<KvCache> {
         let embeddings = self.model.embed_prefix(images, &inputs.tokens)?;
-        self.model.prepare(&self.model.prefill(&embeddings)?, &inputs.state)
+        self.model.prepare(self.model.prefill(embeddings)?, &inputs.state)
     }
 
     fn velocity(
         &self,
         cache: &KvCache,
-        x: &Tensor,
+        x: &Matrix,
         times: &[FlowTime<NoiseAtOne>],
         branches: &mut Branches,
-    ) -> Result<Tensor> {
+    ) -> Result<Matrix> {
         self.model.velocity_with(cache, x, times, branches)
     }
 
@@ -96,7 +99,7 @@ impl FlowModel for Prepared {
     fn actions(
         &self,
         inputs: &Inputs,
-        sample: &Tensor,
+        sample: &Matrix,
     ) -> std::result::Result<Vec<f64>, PolicyError> {
         self.preparer.actions(sample, &inputs.origin)
     }

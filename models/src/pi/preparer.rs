@@ -1,20 +1,20 @@
 //! From observations to the network's inputs, and from its sample to actions.
 
-use candle_core::{Device, Tensor};
 use sinew_runtime::{Image, Observation, PolicyError};
 
 use super::PiConfig;
 use crate::ModelError;
 use crate::anytime::compute;
 use crate::checkpoint::Checkpoint;
+use crate::kernels::{Matrix, Planes};
 use crate::processors::resize::{Padding, resize_padded};
 use crate::processors::{Boundary, Origin, Prompter, StatePrompt};
 
 /// What the network is called with.
 #[derive(Debug, Clone)]
 pub struct Inputs {
-    /// Images in the model's order, `[3, height, width]`, in [−1, 1]. Missing cameras have none.
-    pub pixels: Vec<Tensor>,
+    /// Images in the model's order, in [−1, 1]. Missing cameras have none.
+    pub pixels: Vec<Planes>,
     /// Token ids of the prompt.
     pub tokens: Vec<u32>,
     /// Normalised state, not padded.
@@ -84,12 +84,11 @@ impl Preparer {
         Ok(Inputs { pixels, tokens, state, origin: self.boundary.origin(observation) })
     }
 
-    fn image(&self, index: usize, image: &Image) -> Result<Tensor, PolicyError> {
+    fn image(&self, index: usize, image: &Image) -> Result<Planes, PolicyError> {
         let planes = self.boundary.planes(index, image)?;
-        let (from, to) = ((image.width(), image.height()), self.image);
-        let mut planes = resize_padded(&planes, from, to, Padding::Centered);
-        planes.iter_mut().for_each(|v| *v = *v * 2.0 - 1.0);
-        Tensor::from_vec(planes, (3, to.1, to.0), &Device::Cpu).map_err(compute)
+        let mut planes = resize_padded(planes, self.image, Padding::Centered);
+        planes.values.values_mut().iter_mut().for_each(|v| *v = *v * 2.0 - 1.0);
+        Ok(planes)
     }
 
     /// A finished sample (`[H, M]`, made from inputs with `origin`) as actions `[H, D]`, row by row, in
@@ -97,8 +96,7 @@ impl Preparer {
     ///
     /// # Errors
     /// [`PolicyError::NotFinite`] when a value is no number.
-    pub fn actions(&self, sample: &Tensor, origin: &Origin) -> Result<Vec<f64>, PolicyError> {
-        let rows = sample.to_vec2::<f32>().map_err(compute)?;
-        self.boundary.actions_from(origin, rows.iter().map(Vec::as_slice))
+    pub fn actions(&self, sample: &Matrix, origin: &Origin) -> Result<Vec<f64>, PolicyError> {
+        self.boundary.actions_from(origin, sample.iter())
     }
 }

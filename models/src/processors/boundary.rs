@@ -6,6 +6,7 @@ use sinew_runtime::{Image, Observation, PolicyError, PolicySpec};
 
 use super::{Normalizer, resize};
 use crate::checkpoint::Checkpoint;
+use crate::kernels::Planes;
 use crate::{LoadOptions, ModelError};
 
 const IMAGES: &str = "observation.images.";
@@ -174,16 +175,17 @@ impl Boundary {
     ///
     /// # Errors
     /// [`PolicyError::Compute`] for an image without pixels.
-    pub fn planes(&self, index: usize, image: &Image) -> Result<Vec<f32>, PolicyError> {
+    pub fn planes(&self, index: usize, image: &Image) -> Result<Planes, PolicyError> {
         let camera = &self.cameras[index];
-        let area = image.width() * image.height();
-        if area == 0 {
+        let size = (image.width(), image.height());
+        if size.0 * size.1 == 0 {
             let reason = format!("camera `{}` gave an image without pixels", camera.name);
             return Err(PolicyError::Compute(reason));
         }
-        let mut planes = resize::to_planes(image.data());
+        let mut planes = resize::to_planes(image.data(), size);
         if camera.normalizer != Normalizer::identity() {
-            for (channel, plane) in planes.chunks_exact_mut(area).enumerate() {
+            for channel in 0..planes.channels() {
+                let plane = planes.values.row_mut(channel);
                 plane.iter_mut().for_each(|v| *v = camera.normalizer.normalize(channel, *v));
             }
         }

@@ -4,6 +4,9 @@
 //! `pi0/modeling_pi0.py`, `resize_with_pad_torch`. Bilinear with
 //! half-pixel centres and without antialiasing, even when shrinking: the model was trained on that.
 
+use crate::kernels::pool::pool;
+use crate::kernels::{Matrix, Planes};
+
 /// Where an output row or column reads: first index, second index, weight of the second.
 fn taps(from: usize, to: usize) -> Vec<(usize, usize, f32)> {
     let scale = from as f32 / to as f32;
@@ -33,93 +36,128 @@ pub enum Padding {
 }
 
 /// [`resize_padded`] to the left and the top.
-pub fn resize_with_pad(pixels: &[f32], from: (usize, usize), to: (usize, usize)) -> Vec<f32> {
-    resize_padded(pixels, from, to, Padding::LeftTop)
+pub fn resize_with_pad(image: Planes, to: (usize, usize)) -> Planes {
+    resize_padded(image, to, Padding::LeftTop)
 }
 
-/// Resizes the channel planes `pixels` (`[channels, height, width]`) of size `from` into `to`
-/// (both width, height), with zeros around as `padding` says.
-///
-/// Every plane must hold `from.0 · from.1` values, and no side may be zero.
-pub fn resize_padded(
-    pixels: &[f32],
-    from: (usize, usize),
-    to: (usize, usize),
-    padding: Padding,
-) -> Vec<f32> {
+/// Resizes `image` into `to` (width, height), with zeros around as `padding` says. No side may be zero.
+pub fn resize_padded(image: Planes, to: (usize, usize), padding: Padding) -> Planes {
+    let from = width_height(&image);
     if from == to {
-        return pixels.to_vec();
+        return image;
     }
-    let (width, height) = inner_size(from, to);
+    let inner = inner_size(from, to);
     let (left, top) = match padding {
-        Padding::LeftTop => (to.0 - width, to.1 - height),
-        Padding::Centered => ((to.0 - width) / 2, (to.1 - height) / 2),
+        Padding::LeftTop => (to.0 - inner.0, to.1 - inner.1),
+        Padding::Centered => ((to.0 - inner.0) / 2, (to.1 - inner.1) / 2),
     };
-    let inner = stretch(pixels, from, (width, height));
-    let mut out = vec![0.0; inner.len() / (width * height) * to.0 * to.1];
-    for (plane, out) in inner.chunks_exact(width * height).zip(out.chunks_exact_mut(to.0 * to.1)) {
-        for (y, row) in plane.chunks_exact(width).enumerate() {
-            out[(top + y) * to.0 + left..][..width].copy_from_slice(row);
+    let lines = Lines::new(&image, inner);
+    each_line(image.channels(), to, |plane, y, out| {
+        let Some(y) = y.checked_sub(top).filter(|y| *y < inner.1) else { return out.fill(0.0) };
+        let (before, rest) = out.split_at_mut(left);
+        let (line, after) = rest.split_at_mut(inner.0);
+        before.fill(0.0);
+        after.fill(0.0);
+        lines.stretch(plane, y, line);
+        if padding == Padding::Centered {
+            line.iter_mut().for_each(|v| *v = v.clamp(0.0, 1.0));
         }
-    }
-    if padding == Padding::Centered {
-        out.iter_mut().for_each(|v| *v = v.clamp(0.0, 1.0));
-    }
-    out
+    })
 }
 
-/// Resizes the channel planes `pixels` (`[channels, height, width]`) of size `from` to `to` (both width,
-/// height), whatever becomes of the aspect.
+/// Resizes `image` to `to` (width, height), whatever becomes of the aspect. No side may be zero.
+pub fn stretch(image: Planes, to: (usize, usize)) -> Planes {
+    if width_height(&image) == to {
+        return image;
+    }
+    let lines = Lines::new(&image, to);
+    each_line(image.channels(), to, |plane, y, out| lines.stretch(plane, y, out))
+}
+
+/// RGB bytes (`[height, width, 3]`) of an image of `size` (width, height) as planes in [0, 1].
 ///
-/// Every plane must hold `from.0 · from.1` values, and no side may be zero.
-pub fn stretch(pixels: &[f32], from: (usize, usize), to: (usize, usize)) -> Vec<f32> {
-    if from == to {
-        return pixels.to_vec();
-    }
-    let (columns, rows) = (taps(from.0, to.0), taps(from.1, to.1));
-    let planes = pixels.len() / (from.0 * from.1);
-    let mut out = vec![0.0; planes * to.0 * to.1];
-    for (plane, out) in pixels.chunks_exact(from.0 * from.1).zip(out.chunks_exact_mut(to.0 * to.1))
-    {
-        for (out, &(y0, y1, wy)) in out.chunks_exact_mut(to.0).zip(&rows) {
-            let (row0, row1) = (&plane[y0 * from.0..][..from.0], &plane[y1 * from.0..][..from.0]);
-            for (o, &(x0, x1, wx)) in out.iter_mut().zip(&columns) {
-                let upper = row0[x0] * (1.0 - wx) + row0[x1] * wx;
-                let lower = row1[x0] * (1.0 - wx) + row1[x1] * wx;
-                *o = upper * (1.0 - wy) + lower * wy;
-            }
-        }
-    }
-    out
+/// There must be as many bytes.
+pub fn to_planes(rgb: &[u8], size: (usize, usize)) -> Planes {
+    each_line(3, size, |channel, y, out| {
+        let line = rgb[3 * y * size.0..].chunks_exact(3);
+        out.iter_mut().zip(line).for_each(|(o, p)| *o = f32::from(p[channel]) / 255.0);
+    })
 }
 
-/// RGB bytes (`[height, width, 3]`) as planes in [0, 1] (`[3, height, width]`).
-pub fn to_planes(rgb: &[u8]) -> Vec<f32> {
-    let pixels = rgb.len() / 3;
-    let mut out = vec![0.0; pixels * 3];
-    for (channel, plane) in out.chunks_exact_mut(pixels.max(1)).enumerate() {
-        for (o, p) in plane.iter_mut().zip(rgb.chunks_exact(3)) {
-            *o = f32::from(p[channel]) / 255.0;
+fn width_height(image: &Planes) -> (usize, usize) {
+    (image.size.1, image.size.0)
+}
+
+/// An image of `channels` planes of size (width, height), of which `make` writes line after line (plane, line, values).
+fn each_line(
+    channels: usize,
+    (width, height): (usize, usize),
+    make: impl Fn(usize, usize, &mut [f32]) + Sync,
+) -> Planes {
+    let mut values = Matrix::unwritten(channels, height * width);
+    pool().chunks(values.values_mut(), width.max(1), |line, out| {
+        make(line / height, line % height, out);
+    });
+    Planes { values, size: (height, width) }
+}
+
+/// Lines of an image as it is stretched.
+struct Lines<'a> {
+    image: &'a Planes,
+    columns: Vec<(usize, usize, f32)>,
+    rows: Vec<(usize, usize, f32)>,
+}
+
+impl<'a> Lines<'a> {
+    fn new(image: &'a Planes, to: (usize, usize)) -> Self {
+        let (width, height) = width_height(image);
+        Self { image, columns: taps(width, to.0), rows: taps(height, to.1) }
+    }
+
+    /// Line `y` of plane `plane`.
+    fn stretch(&self, plane: usize, y: usize, out: &mut [f32]) {
+        let (plane, width) = (self.image.values.row(plane), self.image.size.1);
+        let (y0, y1, wy) = self.rows[y];
+        let (row0, row1) = (&plane[y0 * width..][..width], &plane[y1 * width..][..width]);
+        for (o, &(x0, x1, wx)) in out.iter_mut().zip(&self.columns) {
+            let upper = row0[x0] * (1.0 - wx) + row0[x1] * wx;
+            let lower = row1[x0] * (1.0 - wx) + row1[x1] * wx;
+            *o = upper * (1.0 - wy) + lower * wy;
         }
     }
-    out
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Ones, of a size (width, height).
+    fn ones((width, height): (usize, usize)) -> Planes {
+        let mut values = Matrix::zeros(1, width * height);
+        values.values_mut().fill(1.0);
+        Planes { values, size: (height, width) }
+    }
+
     #[test]
     fn padding_is_left_and_top() {
-        let out = resize_with_pad(&[1.0; 6], (3, 2), (6, 6));
+        let out = resize_with_pad(ones((3, 2)), (6, 6));
+        let out = out.values.values();
         assert!(out[..12].iter().all(|v| *v == 0.0) && out[12..].iter().all(|v| *v == 1.0));
-        let out = resize_with_pad(&[1.0; 6], (2, 3), (6, 6));
-        assert!(out.chunks(6).all(|row| row == [0.0, 0.0, 1.0, 1.0, 1.0, 1.0]));
+        let out = resize_with_pad(ones((2, 3)), (6, 6));
+        let mut rows = out.values.values().chunks(6);
+        assert!(rows.all(|row| row == [0.0, 0.0, 1.0, 1.0, 1.0, 1.0]));
     }
 
     #[test]
     fn extreme_aspects_keep_a_pixel() {
-        let out = resize_with_pad(&[1.0; 1000], (1000, 1), (8, 8));
-        assert_eq!(out.iter().filter(|v| **v == 1.0).count(), 8);
+        let out = resize_with_pad(ones((1000, 1)), (8, 8));
+        assert_eq!(out.values.values().iter().filter(|v| **v == 1.0).count(), 8);
+    }
+
+    #[test]
+    fn bytes_become_planes() {
+        let planes = to_planes(&[0, 51, 255, 102, 0, 204], (1, 2));
+        assert_eq!((planes.size, planes.channels()), ((2, 1), 3));
+        assert_eq!(planes.values.values(), [0.0, 0.4, 0.2, 0.0, 1.0, 0.8]);
     }
 }

@@ -1,21 +1,22 @@
 //! The action expert: from a noisy chunk and a time to a velocity.
 
 use std::path::Path;
+use std::sync::Arc;
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 
 use super::text::Mlp;
 use super::{AttentionMode, Prefix, SmolVlaConfig, VlmConfig};
 use crate::ModelError;
-use crate::backbones::{ROPE_BASE, join_heads, split_heads};
+use crate::backbones::{KeysValues, ROPE_BASE};
 use crate::caches::{Block, BlockKind, Branches};
 use crate::checkpoint::TensorStore;
-use crate::kernels::{Linear, RmsNorm, Rope, Visible, attend};
+use crate::kernels::{Linear, Matrix, RmsNorm, Rope, Visible};
 
 /// What the expert's layers read of the prefix; made once per chunk.
 #[derive(Debug, Clone)]
 pub struct ExpertCache {
-    layers: Vec<(Tensor, Tensor)>,
+    layers: Vec<Arc<KeysValues>>,
     /// Layers that run.
     depth: usize,
     prefix: usize,
@@ -155,15 +156,13 @@ impl Expert {
     pub fn grow(&self, cache: &mut ExpertCache, prefix: &Prefix, depth: usize) -> Result<()> {
         cache.depth = self.layers.iter().filter(|layer| layer.text_layer < depth).count();
         while let Some(layer) = self.layers[..cache.depth].get(cache.layers.len()) {
-            let (keys, values) = &prefix.layers[layer.text_layer];
+            let kv = &prefix.layers[layer.text_layer];
             cache.layers.push(match &layer.attention {
-                Attention::SelfAndPrefix { .. } => (keys.clone(), values.clone()),
-                Attention::Cross { k, v } => {
-                    let project = |linear: &Linear, t: &Tensor| {
-                        split_heads(&linear.forward(&join_heads(t)?)?, self.key_heads)
-                    };
-                    (project(k, keys)?, project(v, values)?)
-                }
+                Attention::SelfAndPrefix { .. } => kv.clone(),
+                Attention::Cross { k, v } => Arc::new(KeysValues {
+                    keys: k.forward(&kv.keys)?,
+                    values: v.forward(&kv.values)?,
+                }),
             });
         }
         Ok(())
@@ -180,15 +179,16 @@ impl Expert {
     /// computes of them.
     pub fn forward(
         &self,
-        embeddings: &Tensor,
+        embeddings: Matrix,
         cache: &ExpertCache,
         branches: &mut Branches,
-    ) -> Result<Tensor> {
-        let mut h = embeddings.clone();
+    ) -> Result<Matrix> {
+        let mut h = embeddings;
         let running = self.layers.iter().zip(&cache.layers).take(cache.depth);
         for (i, (layer, prefix)) in running.enumerate() {
-            h = branches.add(2 * i, &h, || self.attention(layer, &h, prefix, cache))?;
-            h = branches.add(2 * i + 1, &h, || layer.mlp.branch(&layer.post_norm.forward(&h)?))?;
+            h = branches.add(2 * i, h, |h| self.attention(layer, h, prefix, cache))?;
+            let mlp = |h: &Matrix| layer.mlp.branch(&layer.post_norm.forward(h)?);
+            h = branches.add(2 * i + 1, h, mlp)?;
         }
         self.norm.forward(&h)
     }
@@ -196,29 +196,25 @@ impl Expert {
     fn attention(
         &self,
         layer: &Layer,
-        h: &Tensor,
-        (keys, values): &(Tensor, Tensor),
+        h: &Matrix,
+        prefix: &KeysValues,
         cache: &ExpertCache,
-    ) -> Result<Tensor> {
+    ) -> Result<Matrix> {
         let x = layer.input_norm.forward(h)?;
-        let q = layer.q.forward(&x)?;
+        let (q, compute) = (layer.q.forward(&x)?, layer.q.compute());
+        let heads = (self.heads, self.key_heads);
         let attended = match &layer.attention {
             Attention::SelfAndPrefix { k, v } => {
                 let rope = &cache.after_prefix;
-                let k = rope.split(&k.forward(&x)?, self.key_heads)?;
-                let v = split_heads(&v.forward(&x)?, self.key_heads)?;
-                let keys = Tensor::cat(&[keys, &k], 1)?;
-                let values = Tensor::cat(&[values, &v], 1)?;
+                let keys = rope.rotate(k.forward(&x)?)?;
+                let own = KeysValues { keys, values: v.forward(&x)? };
                 let visible = Visible::Causal { prefix: cache.prefix };
-                attend(&rope.split(&q, self.heads)?, &keys, &values, visible, layer.q.compute())?
+                own.attend(&rope.rotate(q)?.all(), Some(prefix), heads, visible, compute)?
             }
-            Attention::Cross { .. } => attend(
-                &self.from_zero.split(&q, self.heads)?,
-                keys,
-                values,
-                Visible::All,
-                layer.q.compute(),
-            )?,
+            Attention::Cross { .. } => {
+                let q = self.from_zero.rotate(q)?;
+                prefix.attend(&q.all(), None, heads, Visible::All, compute)?
+            }
         };
         layer.out.forward(&attended)
     }

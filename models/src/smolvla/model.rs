@@ -1,6 +1,8 @@
 //! The network, stage by stage.
 
-use candle_core::{Device, Result, Tensor};
+use std::sync::Arc;
+
+use candle_core::Result;
 
 use super::expert::Expert;
 use super::observer::{Observer, Parts};
@@ -9,8 +11,8 @@ use super::{ExpertCache, Prefix, SmolVlaConfig, VisionFeatures, VlmConfig};
 use crate::ModelError;
 use crate::caches::{Block, Branches, KeptPrefix, KeptTower};
 use crate::checkpoint::Checkpoint;
-use crate::heads::flow::time_embedding;
-use crate::kernels::{Linear, silu};
+use crate::heads::flow::{FlowTime, NoiseAtOne, time_embedding};
+use crate::kernels::{Activation, Linear, Matrix, Planes};
 
 /// A prefix that has come through some of the layers, and what the expert's layers beside them read of it.
 pub struct Stack {
@@ -73,11 +75,11 @@ impl SmolVla {
         self.sample_shape
     }
 
-    /// One image (`[3, height, width]`, in [−1, 1]) through vision tower and connector.
+    /// One image (in [−1, 1]) through vision tower and connector.
     ///
     /// # Errors
     /// When the size cannot be cut into patches.
-    pub fn encode_image(&self, pixels: &Tensor) -> Result<VisionFeatures> {
+    pub fn encode_image(&self, pixels: &Planes) -> Result<VisionFeatures> {
         self.observer.encode_image(pixels, None)
     }
 
@@ -87,7 +89,7 @@ impl SmolVla {
     /// As there.
     pub fn encode_image_kept(
         &self,
-        pixels: &Tensor,
+        pixels: &Planes,
         kept: &mut KeptTower,
     ) -> Result<VisionFeatures> {
         self.observer.encode_image_kept(pixels, kept)
@@ -97,7 +99,7 @@ impl SmolVla {
     ///
     /// # Errors
     /// As there.
-    pub fn prefill_kept(&self, embeddings: &Tensor, kept: &mut KeptPrefix) -> Result<Prefix> {
+    pub fn prefill_kept(&self, embeddings: Matrix, kept: &mut KeptPrefix) -> Result<Prefix> {
         self.observer.prefill_kept(embeddings, kept)
     }
 
@@ -115,13 +117,12 @@ impl SmolVla {
     /// When a token is not in the table.
     pub fn embed_prefix(
         &self,
-        images: &[Tensor],
+        images: &[Arc<Matrix>],
         dummies: usize,
         tokens: &[u32],
         state: &[f32],
-    ) -> Result<Tensor> {
-        let state = Tensor::from_vec(self.pad_state(state), (1, self.state_width), &Device::Cpu)?;
-        let state = self.state_proj.forward(&state)?;
+    ) -> Result<Matrix> {
+        let state = self.state_proj.forward(&Matrix::of_row(&self.pad_state(state)))?;
         self.observer.embed(images, dummies, tokens, &state)
     }
 
@@ -129,7 +130,7 @@ impl SmolVla {
     ///
     /// # Errors
     /// When memory runs out.
-    pub fn prefill(&self, embeddings: &Tensor) -> Result<Prefix> {
+    pub fn prefill(&self, embeddings: Matrix) -> Result<Prefix> {
         self.observer.prefill(embeddings)
     }
 
@@ -147,13 +148,10 @@ impl SmolVla {
     }
 
     /// The prefix `embeddings` before the first layer.
-    ///
-    /// # Errors
-    /// When it is no matrix.
-    pub fn stack(&self, embeddings: &Tensor) -> Result<Stack> {
-        let growing = self.observer.start(embeddings)?;
+    pub fn stack(&self, embeddings: Matrix) -> Stack {
+        let growing = self.observer.start(embeddings);
         let cache = self.expert.start(growing.prefix.length);
-        Ok(Stack { growing: Some(growing), cache })
+        Stack { growing: Some(growing), cache }
     }
 
     /// The network as if it had `depth` text layers, and those of the expert that read them: what a velocity needs of the
@@ -173,22 +171,26 @@ impl SmolVla {
     ///
     /// # Errors
     /// When `x` is not `[H, M]`, or `times` has neither one value nor `H`.
-    pub fn embed_suffix(&self, x: &Tensor, times: &[f64]) -> Result<Tensor> {
-        let (rows, width) = (x.dim(0)?, self.expert.width());
-        let (min, max) = self.periods;
-        let table: Vec<f32> =
-            times.iter().flat_map(|t| time_embedding(*t, width, min, max)).collect();
-        let times = Tensor::from_vec(table, (times.len(), width), &Device::Cpu)?;
-        let actions = self.action_in.forward(x)?;
-        let both = Tensor::cat(&[&actions, &times.broadcast_as((rows, width))?.contiguous()?], 1)?;
-        self.time_out.forward(&silu(self.time_in.forward(&both)?)?)
+    pub fn embed_suffix(&self, x: &Matrix, times: &[FlowTime<NoiseAtOne>]) -> Result<Matrix> {
+        let (width, (min, max)) = (self.expert.width(), self.periods);
+        let mut table = Matrix::unwritten(times.len(), width);
+        for (row, time) in table.values_mut().chunks_exact_mut(width).zip(times) {
+            time_embedding(time.value(), (min, max), row);
+        }
+        let both = Matrix::beside(&[&self.action_in.forward(x)?, &table])?;
+        self.time_out.forward(&self.time_in.forward_with(&both, Activation::Silu)?)
     }
 
     /// Velocity of the sample `x` (`[H, M]`) at `times`: one for all actions, or one for each.
     ///
     /// # Errors
     /// When `x` is not `[H, M]`, or `times` has neither one value nor `H`.
-    pub fn velocity(&self, cache: &ExpertCache, x: &Tensor, times: &[f64]) -> Result<Tensor> {
+    pub fn velocity(
+        &self,
+        cache: &ExpertCache,
+        x: &Matrix,
+        times: &[FlowTime<NoiseAtOne>],
+    ) -> Result<Matrix> {
         self.velocity_with(cache, x, times, &mut Branches::off())
     }
 
@@ -199,11 +201,11 @@ impl SmolVla {
     pub fn velocity_with(
         &self,
         cache: &ExpertCache,
-        x: &Tensor,
-        times: &[f64],
+        x: &Matrix,
+        times: &[FlowTime<NoiseAtOne>],
         branches: &mut Branches,
-    ) -> Result<Tensor> {
-        let out = self.expert.forward(&self.embed_suffix(x, times)?, cache, branches)?;
+    ) -> Result<Matrix> {
+        let out = self.expert.forward(self.embed_suffix(x, times)?, cache, branches)?;
         self.action_out.forward(&out)
     }
 

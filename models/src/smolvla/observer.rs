@@ -1,6 +1,8 @@
 //! What sees and reads, whatever head follows: vision tower, connector, text layers.
 
-use candle_core::{Result, Tensor};
+use std::sync::Arc;
+
+use candle_core::Result;
 
 use super::text::{Growing, Text};
 use super::vision::Vision;
@@ -8,6 +10,7 @@ use super::{Prefix, SmolVlaConfig, VisionFeatures, VlmConfig};
 use crate::ModelError;
 use crate::caches::{KeptPrefix, KeptTower};
 use crate::checkpoint::Checkpoint;
+use crate::kernels::{Matrix, Planes};
 use crate::processors::Prompter;
 
 /// What a head needs beyond the prefix's keys and values.
@@ -24,7 +27,7 @@ pub(crate) struct Observer {
     vision: Vision,
     text: Text,
     /// Embeddings before and after each image, not scaled; `None` without special tokens.
-    image_marks: Option<(Tensor, Tensor)>,
+    image_marks: Option<(Matrix, Matrix)>,
 }
 
 impl Observer {
@@ -72,12 +75,12 @@ impl Observer {
         self.text.depth()
     }
 
-    /// One image (`[3, height, width]`, in [−1, 1]) through vision tower and connector; `words` is the
+    /// One image (in [−1, 1]) through vision tower and connector; `words` is the
     /// instruction's mean embedding (`[1, D]`) for layers that it scales and shifts.
     ///
     /// # Errors
     /// When the size cannot be cut into patches.
-    pub fn encode_image(&self, pixels: &Tensor, words: Option<&Tensor>) -> Result<VisionFeatures> {
+    pub fn encode_image(&self, pixels: &Planes, words: Option<&Matrix>) -> Result<VisionFeatures> {
         self.vision.forward(pixels, words)
     }
 
@@ -87,7 +90,7 @@ impl Observer {
     /// As [`Self::encode_image`].
     pub fn encode_image_kept(
         &self,
-        pixels: &Tensor,
+        pixels: &Planes,
         kept: &mut KeptTower,
     ) -> Result<VisionFeatures> {
         self.vision.forward_kept(pixels, kept)
@@ -97,7 +100,7 @@ impl Observer {
     ///
     /// # Errors
     /// When a token is not in the table.
-    pub fn embed_words(&self, tokens: &[u32]) -> Result<Tensor> {
+    pub fn embed_words(&self, tokens: &[u32]) -> Result<Matrix> {
         self.text.embed(tokens)
     }
 
@@ -108,44 +111,46 @@ impl Observer {
     /// When a token is not in the table.
     pub fn embed(
         &self,
-        images: &[Tensor],
+        images: &[Arc<Matrix>],
         dummies: usize,
         tokens: &[u32],
-        state: &Tensor,
-    ) -> Result<Tensor> {
-        let scale = (self.text.width() as f64).sqrt();
-        let mut parts = Vec::with_capacity(3 * (images.len() + dummies) + 2);
-        for image in images.iter().map(Some).chain(std::iter::repeat_n(None, dummies)) {
-            if let Some((before, _)) = &self.image_marks {
-                parts.push(before.clone());
+        state: &Matrix,
+    ) -> Result<Matrix> {
+        let scale = (self.text.width() as f64).sqrt() as f32;
+        let words = self.text.embed(tokens)?;
+        let cameras = images.iter().map(|image| Some(&**image));
+        let marks = self.image_marks.as_ref();
+        // What is scaled, and what is not.
+        let parts = cameras.chain(std::iter::repeat_n(None, dummies)).flat_map(|image| {
+            let (before, after) = (marks.map(|m| (&m.0, false)), marks.map(|m| (&m.1, false)));
+            [before, image.map(|image| (image, true)), after].into_iter().flatten()
+        });
+        let parts = parts.chain([(&words, true), (state, false)]);
+        let rows = parts.clone().map(|(part, _)| part.rows()).sum();
+        let mut all = Matrix::unwritten(rows, self.text.width());
+        let mut rest = all.values_mut();
+        for (part, scaled) in parts {
+            if part.width() != self.text.width() {
+                candle_core::bail!("tokens of {} meet {}", part.width(), self.text.width());
             }
-            if let Some(image) = image {
-                parts.push((image * scale)?);
-            }
-            if let Some((_, after)) = &self.image_marks {
-                parts.push(after.clone());
-            }
+            let (to, after) = rest.split_at_mut(part.values().len());
+            let by = if scaled { scale } else { 1.0 };
+            to.iter_mut().zip(part.values()).for_each(|(to, x)| *to = x * by);
+            rest = after;
         }
-        if !tokens.is_empty() {
-            parts.push((self.text.embed(tokens)? * scale)?);
-        }
-        parts.push(state.clone());
-        Tensor::cat(&parts, 0)
+        Ok(all)
     }
 
     /// Keys and values of the prefix in every text layer.
     ///
     /// # Errors
     /// When memory runs out.
-    pub fn prefill(&self, embeddings: &Tensor) -> Result<Prefix> {
+    pub fn prefill(&self, embeddings: Matrix) -> Result<Prefix> {
         self.text.prefill(embeddings)
     }
 
     /// The prefix before the first text layer.
-    ///
-    /// # Errors
-    /// When it is no matrix.
-    pub fn start(&self, embeddings: &Tensor) -> Result<Growing> {
+    pub fn start(&self, embeddings: Matrix) -> Growing {
         self.text.start(embeddings)
     }
 
@@ -161,7 +166,7 @@ impl Observer {
     ///
     /// # Errors
     /// When memory runs out.
-    pub fn prefill_kept(&self, embeddings: &Tensor, kept: &mut KeptPrefix) -> Result<Prefix> {
+    pub fn prefill_kept(&self, embeddings: Matrix, kept: &mut KeptPrefix) -> Result<Prefix> {
         self.text.prefill_kept(embeddings, kept)
     }
 
@@ -169,7 +174,7 @@ impl Observer {
     ///
     /// # Errors
     /// Without [`Parts::whole_text`].
-    pub fn follow(&self, embeddings: &Tensor, prefix: &Prefix) -> Result<Tensor> {
+    pub fn follow(&self, embeddings: Matrix, prefix: &Prefix) -> Result<Matrix> {
         self.text.follow(embeddings, prefix)
     }
 }
@@ -178,7 +183,7 @@ fn image_marks(
     checkpoint: &Checkpoint,
     config: &SmolVlaConfig,
     text: &Text,
-) -> std::result::Result<Option<(Tensor, Tensor)>, ModelError> {
+) -> std::result::Result<Option<(Matrix, Matrix)>, ModelError> {
     if !config.add_image_special_tokens {
         return Ok(None);
     }

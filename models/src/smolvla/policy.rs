@@ -1,6 +1,8 @@
 //! SmolVLA as an anytime task.
 
-use candle_core::{Result, Tensor};
+use std::sync::Arc;
+
+use candle_core::Result;
 use sinew_runtime::{Observation, PolicyError};
 
 use super::{Inputs, Preparer, SmolVla, SmolVlaConfig, Stack};
@@ -8,6 +10,7 @@ use crate::caches::{Branches, KeptPrefix, KeptTower};
 use crate::checkpoint::Checkpoint;
 use crate::exits::Exits;
 use crate::heads::flow::{FlowModel, FlowPolicy, FlowTime, NoiseAtOne, Sampling};
+use crate::kernels::{Matrix, Planes};
 use crate::{LoadOptions, ModelError};
 
 /// A SmolVLA policy: one step per camera, one for the prefix, one per denoise step.
@@ -51,7 +54,7 @@ impl SmolVlaPolicy {
 
 impl Prepared {
     /// The prefix of `inputs` with the `images`' tokens, as it enters the first layer.
-    fn embed(&self, inputs: &Inputs, images: &[Tensor]) -> Result<Tensor> {
+    fn embed(&self, inputs: &Inputs, images: &[Arc<Matrix>]) -> Result<Matrix> {
         let Inputs { dummies, tokens, state, .. } = inputs;
         self.model.embed_prefix(images, *dummies, tokens, state)
     }
@@ -70,25 +73,25 @@ impl FlowModel for Prepared {
         self.preparer.prepare(observation)
     }
 
-    fn images(inputs: &Inputs) -> &[Tensor] {
+    fn images(inputs: &Inputs) -> &[Planes] {
         &inputs.pixels
     }
 
-    fn encode_image(&self, pixels: &Tensor) -> Result<Tensor> {
+    fn encode_image(&self, pixels: &Planes) -> Result<Matrix> {
         Ok(self.model.encode_image(pixels)?.tokens)
     }
 
-    fn encode_image_kept(&self, pixels: &Tensor, kept: &mut KeptTower) -> Result<Tensor> {
+    fn encode_image_kept(&self, pixels: &Planes, kept: &mut KeptTower) -> Result<Matrix> {
         Ok(self.model.encode_image_kept(pixels, kept)?.tokens)
     }
 
     fn encode_prefix_kept(
         &self,
         inputs: &Inputs,
-        images: &[Tensor],
+        images: &[Arc<Matrix>],
         kept: &mut KeptPrefix,
     ) -> Result<Stack> {
-        let prefix = self.model.prefill_kept(&self.embed(inputs, images)?, kept)?;
+        let prefix = self.model.prefill_kept(self.embed(inputs, images)?, kept)?;
         Ok(Stack::whole(self.model.prepare(&prefix)?))
     }
 
@@ -99,13 +102,13 @@ impl FlowModel for Prepared {
     fn encode_prefix_to(
         &self,
         inputs: &Inputs,
-        images: &[Tensor],
+        images: &[Arc<Matrix>],
         stack: Option<Stack>,
         depth: usize,
     ) -> Result<Stack> {
         let mut stack = match stack {
             Some(stack) => stack,
-            None => self.model.stack(&self.embed(inputs, images)?)?,
+            None => self.model.stack(self.embed(inputs, images)?),
         };
         self.model.truncate(&mut stack, depth)?;
         Ok(stack)
@@ -116,20 +119,19 @@ impl FlowModel for Prepared {
         words && a.state.iter().map(|v| v.to_bits()).eq(b.state.iter().map(|v| v.to_bits()))
     }
 
-    fn encode_prefix(&self, inputs: &Inputs, images: &[Tensor]) -> Result<Stack> {
-        let prefix = self.model.prefill(&self.embed(inputs, images)?)?;
+    fn encode_prefix(&self, inputs: &Inputs, images: &[Arc<Matrix>]) -> Result<Stack> {
+        let prefix = self.model.prefill(self.embed(inputs, images)?)?;
         Ok(Stack::whole(self.model.prepare(&prefix)?))
     }
 
     fn velocity(
         &self,
         stack: &Stack,
-        x: &Tensor,
+        x: &Matrix,
         times: &[FlowTime<NoiseAtOne>],
         branches: &mut Branches,
-    ) -> Result<Tensor> {
-        let times: Vec<f64> = times.iter().map(|t| t.value()).collect();
-        self.model.velocity_with(&stack.cache, x, &times, branches)
+    ) -> Result<Matrix> {
+        self.model.velocity_with(&stack.cache, x, times, branches)
     }
 
     fn model_actions(
@@ -141,7 +143,7 @@ impl FlowModel for Prepared {
         self.preparer.boundary().model_actions(actions, width)
     }
 
-    fn actions(&self, _: &Inputs, sample: &Tensor) -> std::result::Result<Vec<f64>, PolicyError> {
+    fn actions(&self, _: &Inputs, sample: &Matrix) -> std::result::Result<Vec<f64>, PolicyError> {
         self.preparer.actions(sample)
     }
 }

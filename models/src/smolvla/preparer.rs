@@ -1,19 +1,19 @@
 //! From observations to the network's inputs, and from its sample to actions.
 
-use candle_core::{Device, Tensor};
 use sinew_runtime::{Image, Observation, PolicyError};
 
 use super::SmolVlaConfig;
 use crate::ModelError;
 use crate::anytime::compute;
 use crate::checkpoint::Checkpoint;
+use crate::kernels::{Matrix, Planes};
 use crate::processors::{Boundary, Prompter, resize};
 
 /// What the network is called with.
 #[derive(Debug, Clone)]
 pub struct Inputs {
-    /// Images in the model's order, `[3, height, width]`, in [−1, 1].
-    pub pixels: Vec<Tensor>,
+    /// Images in the model's order, in [−1, 1].
+    pub pixels: Vec<Planes>,
     /// Missing cameras that are stood in for by masked dummies.
     pub dummies: usize,
     /// Token ids of the instruction.
@@ -76,21 +76,20 @@ impl Preparer {
         Ok(Inputs { pixels, dummies: missing.min(self.empty_cameras), tokens, state })
     }
 
-    fn image(&self, index: usize, image: &Image) -> Result<Tensor, PolicyError> {
-        let planes = self.boundary.planes(index, image)?;
-        let from = (image.width(), image.height());
-        let to = self.resize.unwrap_or(from);
-        let mut planes = resize::resize_with_pad(&planes, from, to);
-        planes.iter_mut().for_each(|v| *v = *v * 2.0 - 1.0);
-        Tensor::from_vec(planes, (3, to.1, to.0), &Device::Cpu).map_err(compute)
+    fn image(&self, index: usize, image: &Image) -> Result<Planes, PolicyError> {
+        let mut planes = self.boundary.planes(index, image)?;
+        if let Some(to) = self.resize {
+            planes = resize::resize_with_pad(planes, to);
+        }
+        planes.values.values_mut().iter_mut().for_each(|v| *v = *v * 2.0 - 1.0);
+        Ok(planes)
     }
 
     /// A finished sample (`[H, M]`) as actions `[H, D]`, row by row, in physical units.
     ///
     /// # Errors
     /// [`PolicyError::NotFinite`] when a value is no number.
-    pub fn actions(&self, sample: &Tensor) -> Result<Vec<f64>, PolicyError> {
-        let rows = sample.to_vec2::<f32>().map_err(compute)?;
-        self.boundary.actions(rows.iter().map(Vec::as_slice))
+    pub fn actions(&self, sample: &Matrix) -> Result<Vec<f64>, PolicyError> {
+        self.boundary.actions(sample.iter())
     }
 }

@@ -1,14 +1,16 @@
 //! The text model (SmolLM2 kind). Of the prefix only the keys and values of each layer are used; heads whose
 //! tokens follow the prefix in the same layers load it whole.
 
-use candle_core::{Result, Tensor};
+use std::sync::Arc;
+
+use candle_core::Result;
 
 use super::config::TextConfig;
 use crate::ModelError;
-use crate::backbones::{ROPE_BASE, split_heads};
-use crate::caches::{KeptPrefix, pick, spread};
+use crate::backbones::{KeysValues, ROPE_BASE};
+use crate::caches::KeptPrefix;
 use crate::checkpoint::{StoredTensor, TensorStore};
-use crate::kernels::{Activation, After, Linear, RmsNorm, Rope, Visible, attend};
+use crate::kernels::{Activation, After, Linear, Matrix, RmsNorm, Rope, Visible};
 
 /// Gated MLP: `down(silu(gate(x))·up(x))`.
 pub(super) struct Mlp {
@@ -35,26 +37,26 @@ impl Mlp {
     }
 
     /// `x` (`[L, D]`) through the layer, added to `residual`.
-    pub fn forward(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+    pub fn forward(&self, x: &Matrix, residual: &Matrix) -> Result<Matrix> {
         self.down.forward_add(&self.inner(x)?, residual)
     }
 
     /// `x` (`[L, D]`) through the layer.
-    pub fn branch(&self, x: &Tensor) -> Result<Tensor> {
+    pub fn branch(&self, x: &Matrix) -> Result<Matrix> {
         self.down.forward(&self.inner(x)?)
     }
 
-    fn inner(&self, x: &Tensor) -> Result<Tensor> {
+    fn inner(&self, x: &Matrix) -> Result<Matrix> {
         let gate = self.gate.forward_with(x, Activation::Silu)?;
         self.up.forward_then(x, After { gate: Some(&gate), ..After::default() })
     }
 }
 
-/// Keys (after rotation) and values of the prefix, per text layer.
+/// Keys and values of the prefix, per text layer.
 #[derive(Debug, Clone)]
 pub struct Prefix {
-    /// Per layer, keys and values, each `[K, P, hd]`.
-    pub layers: Vec<(Tensor, Tensor)>,
+    /// Per layer.
+    pub layers: Vec<Arc<KeysValues>>,
     /// Tokens `P`.
     pub length: usize,
 }
@@ -66,8 +68,8 @@ pub(crate) struct Growing {
     pub prefix: Prefix,
     rope: Rope,
     /// The stream before the newest layer, `[P, D]`, and normed by it.
-    h: Tensor,
-    x: Option<Tensor>,
+    h: Matrix,
+    x: Option<Matrix>,
 }
 
 struct Layer {
@@ -148,7 +150,7 @@ impl Text {
     }
 
     /// Rows of the token table, `[tokens, D]`, not scaled.
-    pub fn embed(&self, ids: &[u32]) -> Result<Tensor> {
+    pub fn embed(&self, ids: &[u32]) -> Result<Matrix> {
         self.table.rows(ids)
     }
 
@@ -158,18 +160,17 @@ impl Text {
     }
 
     /// Runs the prefix `embeddings` (`[P, D]`, the state last) through all layers.
-    pub fn prefill(&self, embeddings: &Tensor) -> Result<Prefix> {
-        let mut growing = self.start(embeddings)?;
+    pub fn prefill(&self, embeddings: Matrix) -> Result<Prefix> {
+        let mut growing = self.start(embeddings);
         self.grow(&mut growing, self.layers.len())?;
         Ok(growing.prefix)
     }
 
     /// The prefix `embeddings` (`[P, D]`, the state last) before the first layer.
-    pub fn start(&self, embeddings: &Tensor) -> Result<Growing> {
-        let length = embeddings.dim(0)?;
+    pub fn start(&self, embeddings: Matrix) -> Growing {
+        let length = embeddings.rows();
         let prefix = Prefix { layers: Vec::with_capacity(self.layers.len()), length };
-        let rope = Rope::new(ROPE_BASE, self.head, 0, length);
-        Ok(Growing { prefix, rope, h: embeddings.clone(), x: None })
+        Growing { prefix, rope: Rope::new(ROPE_BASE, self.head, 0, length), h: embeddings, x: None }
     }
 
     /// Keys and values of the first `depth` layers, as far as they are not known yet. What comes after them in a layer is
@@ -179,13 +180,16 @@ impl Text {
             self.layers[..depth.min(self.layers.len())].get(growing.prefix.layers.len())
         {
             let Growing { prefix, rope, h, x } = growing;
-            if let (Some((k, v)), Some(x)) = (prefix.layers.last(), &x) {
+            if let (Some(kv), Some(x)) = (prefix.layers.last(), &x) {
                 let before = &self.layers[prefix.layers.len() - 1];
                 let Some(rest) = &before.rest else { candle_core::bail!("a layer is not whole") };
-                *h = self.rest(rest, h.clone(), x, (k, v), rope, Visible::LastOnlyByItself)?;
+                let q = rope.rotate(rest.q.forward(x)?)?;
+                *h = self.rest(rest, h, &q, (kv, None), Visible::LastOnlyByItself)?;
             }
             let normed = layer.input_norm.forward(h)?;
-            prefix.layers.push(self.keys_values(layer, &normed, rope)?);
+            let keys = rope.rotate(layer.k.forward(&normed)?)?;
+            let values = layer.v.forward(&normed)?;
+            prefix.layers.push(Arc::new(KeysValues { keys, values }));
             *x = Some(normed);
         }
         Ok(())
@@ -193,49 +197,44 @@ impl Text {
 
     /// As [`Self::prefill`], with the tokens whose embeddings `kept` knows already left as they were: keys and values of
     /// the others, and of the last, which attend to all, are computed.
-    pub fn prefill_kept(&self, embeddings: &Tensor, kept: &mut KeptPrefix) -> Result<Prefix> {
-        let length = embeddings.dim(0)?;
-        let Some(rows) = kept.changed(embeddings)? else {
+    pub fn prefill_kept(&self, embeddings: Matrix, kept: &mut KeptPrefix) -> Result<Prefix> {
+        let length = embeddings.rows();
+        let Some(rows) = kept.changed(&embeddings) else {
             let prefix = self.prefill(embeddings)?;
-            kept.keep(&prefix.layers)?;
+            kept.keep(&prefix.layers);
             return Ok(prefix);
         };
         let rope = Rope::new(ROPE_BASE, self.head, 0, length);
-        // Rotated at their own places.
-        let rotated = |x: &Tensor| pick(&rope.apply(&spread(x, &rows, length)?)?, &rows, 1);
-        let mut h = pick(embeddings, &rows, 0)?;
+        let mut h = Matrix::of_rows(rows.iter().map(|row| embeddings.row(*row)), self.width);
         let mut layers = Vec::with_capacity(self.layers.len());
         for (i, layer) in self.layers.iter().enumerate() {
             let x = layer.input_norm.forward(&h)?;
-            let k = rotated(&split_heads(&layer.k.forward(&x)?, self.key_heads)?)?;
-            let v = split_heads(&layer.v.forward(&x)?, self.key_heads)?;
-            let (k, v) = kept.layer(i, &rows, &k, &v)?;
+            let keys = rope.rotate_at(layer.k.forward(&x)?, &rows)?;
+            let new = KeysValues { keys, values: layer.v.forward(&x)? };
+            let kv = kept.layer(i, &rows, &new)?;
             if let Some(rest) = layer.rest.as_ref().filter(|_| i + 1 < self.layers.len()) {
-                let q = rotated(&split_heads(&rest.q.forward(&x)?, self.heads)?)?;
+                let q = rope.rotate_at(rest.q.forward(&x)?, &rows)?;
                 // The last token is the last of the rows, so it alone sees itself here, too.
-                let attended = attend(&q, &k, &v, Visible::LastOnlyByItself, rest.q.compute())?;
-                h = rest.out.forward_add(&attended, &h)?;
-                h = rest.mlp.forward(&rest.post_norm.forward(&h)?, &h)?;
+                h = self.rest(rest, &h, &q, (&kv, None), Visible::LastOnlyByItself)?;
             }
-            layers.push((k, v));
+            layers.push(kv);
         }
         Ok(Prefix { layers, length })
     }
 
     /// Runs tokens that come after `prefix` (`[L, D]`) through all layers and the last norm. They see the
     /// prefix and each other; the prefix does not see them.
-    pub fn follow(&self, embeddings: &Tensor, prefix: &Prefix) -> Result<Tensor> {
-        let rope = Rope::new(ROPE_BASE, self.head, prefix.length, embeddings.dim(0)?);
-        let mut h = embeddings.clone();
+    pub fn follow(&self, embeddings: Matrix, prefix: &Prefix) -> Result<Matrix> {
+        let rope = Rope::new(ROPE_BASE, self.head, prefix.length, embeddings.rows());
+        let mut h = embeddings;
         for (i, layer) in self.layers.iter().enumerate() {
             let x = layer.input_norm.forward(&h)?;
-            let (mut k, mut v) = self.keys_values(layer, &x, &rope)?;
-            if let Some((before_k, before_v)) = prefix.layers.get(i) {
-                k = Tensor::cat(&[before_k, &k], 1)?;
-                v = Tensor::cat(&[before_v, &v], 1)?;
-            }
+            let keys = rope.rotate(layer.k.forward(&x)?)?;
+            let own = KeysValues { keys, values: layer.v.forward(&x)? };
+            let past = prefix.layers.get(i).map(Arc::as_ref);
             let Some(rest) = &layer.rest else { candle_core::bail!("layer {i} is not whole") };
-            h = self.rest(rest, h, &x, (&k, &v), &rope, Visible::All)?;
+            let q = rope.rotate(rest.q.forward(&x)?)?;
+            h = self.rest(rest, &h, &q, (&own, past), Visible::All)?;
         }
         match &self.norm {
             Some(norm) => norm.forward(&h),
@@ -243,23 +242,18 @@ impl Text {
         }
     }
 
-    fn keys_values(&self, layer: &Layer, x: &Tensor, rope: &Rope) -> Result<(Tensor, Tensor)> {
-        let k = rope.split(&layer.k.forward(x)?, self.key_heads)?;
-        Ok((k, split_heads(&layer.v.forward(x)?, self.key_heads)?))
-    }
-
-    /// The stream `h`, normed `x`, after attention over `keys` and values, and the MLP.
+    /// The stream `h` after attention of `q` over the keys and values that come before its own, these, and the MLP.
     fn rest(
         &self,
         rest: &Rest,
-        h: Tensor,
-        x: &Tensor,
-        (keys, values): (&Tensor, &Tensor),
-        rope: &Rope,
+        h: &Matrix,
+        q: &Matrix,
+        (own, past): (&KeysValues, Option<&KeysValues>),
         visible: Visible,
-    ) -> Result<Tensor> {
-        let q = rope.split(&rest.q.forward(x)?, self.heads)?;
-        let h = rest.out.forward_add(&attend(&q, keys, values, visible, rest.q.compute())?, &h)?;
+    ) -> Result<Matrix> {
+        let heads = (self.heads, self.key_heads);
+        let attended = own.attend(&q.all(), past, heads, visible, rest.q.compute())?;
+        let h = rest.out.forward_add(&attended, h)?;
         rest.mlp.forward(&rest.post_norm.forward(&h)?, &h)
     }
 }

@@ -1,21 +1,21 @@
 //! The vision tower (SigLIP kind) and the connector to the text model.
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 
 use super::VlmConfig;
 use crate::ModelError;
 use crate::backbones::siglip::Siglip;
 use crate::caches::KeptTower;
 use crate::checkpoint::TensorStore;
-use crate::kernels::Linear;
+use crate::kernels::{Linear, Matrix, Planes};
 
 /// What one image became.
 #[derive(Debug, Clone)]
 pub struct VisionFeatures {
     /// The tower's output after its last norm, `[patches, Dv]`.
-    pub last_hidden: Tensor,
+    pub last_hidden: Matrix,
     /// Tokens for the text model, `[tokens, D]`, not scaled.
-    pub tokens: Tensor,
+    pub tokens: Matrix,
 }
 
 /// Vision tower and connector.
@@ -46,22 +46,22 @@ impl Vision {
         self.tower.patch() * self.scale
     }
 
-    /// `pixels` (`[3, height, width]`, in [−1, 1]) through tower and connector; `words` (`[1, D]`) is the
+    /// `pixels` (in [−1, 1]) through tower and connector; `words` (`[1, D]`) is the
     /// instruction's mean embedding for layers that it scales and shifts.
-    pub fn forward(&self, pixels: &Tensor, words: Option<&Tensor>) -> Result<VisionFeatures> {
+    pub fn forward(&self, pixels: &Planes, words: Option<&Matrix>) -> Result<VisionFeatures> {
         let grid = self.grid(pixels)?;
         self.connect(self.tower.forward(pixels, words)?, grid)
     }
 
     /// As [`Self::forward`], with what `kept` says computed of the tower.
-    pub fn forward_kept(&self, pixels: &Tensor, kept: &mut KeptTower) -> Result<VisionFeatures> {
+    pub fn forward_kept(&self, pixels: &Planes, kept: &mut KeptTower) -> Result<VisionFeatures> {
         let grid = self.grid(pixels)?;
         self.connect(kept.forward(&self.tower, pixels, grid)?, grid)
     }
 
     /// Rows and columns of patches.
-    fn grid(&self, pixels: &Tensor) -> Result<(usize, usize)> {
-        let (_, height, width) = pixels.dims3()?;
+    fn grid(&self, pixels: &Planes) -> Result<(usize, usize)> {
+        let (height, width) = pixels.size;
         if !height.is_multiple_of(self.granularity()) || !width.is_multiple_of(self.granularity()) {
             candle_core::bail!(
                 "an image of {width} x {height} pixels cannot be cut into squares of {}",
@@ -73,19 +73,25 @@ impl Vision {
 
     fn connect(
         &self,
-        last_hidden: Tensor,
+        last_hidden: Matrix,
         (rows, columns): (usize, usize),
     ) -> Result<VisionFeatures> {
-        let tokens = self.connector.forward(&self.merge(&last_hidden, rows, columns)?)?;
+        let tokens = self.connector.forward(&self.merge(&last_hidden, rows, columns))?;
         Ok(VisionFeatures { last_hidden, tokens })
     }
 
     /// Squares of `scale × scale` patches side by side: `[tokens, scale²·Dv]`.
-    fn merge(&self, h: &Tensor, rows: usize, columns: usize) -> Result<Tensor> {
-        let (s, width) = (self.scale, h.dim(1)?);
-        h.reshape((rows / s, s, columns / s, s, width))?
-            .permute((0, 2, 1, 3, 4))?
-            .contiguous()?
-            .reshape((rows / s * (columns / s), s * s * width))
+    fn merge(&self, h: &Matrix, rows: usize, columns: usize) -> Matrix {
+        let (scale, width) = (self.scale, h.width());
+        let mut merged = Matrix::unwritten(rows * columns / scale / scale, scale * scale * width);
+        // A line of a square at a time: its patches lie side by side already.
+        let lines = merged.values_mut().chunks_exact_mut(scale * width);
+        for (index, to) in lines.enumerate() {
+            let (token, line) = (index / scale, index % scale);
+            let (row, column) = (token / (columns / scale), token % (columns / scale));
+            let from = ((row * scale + line) * columns + column * scale) * width;
+            to.copy_from_slice(&h.values()[from..from + scale * width]);
+        }
+        merged
     }
 }

@@ -10,7 +10,6 @@ mod trace;
 
 use std::path::Path;
 
-use candle_core::Tensor;
 use serde::Serialize;
 
 pub use errors::{QuantizationError, quantization_errors};
@@ -116,8 +115,10 @@ fn compare(
         ours.extend(actions_a);
         theirs.extend(actions_b);
         for (index, ((stage, x), (_, y))) in stages_a.into_iter().zip(stages_b).enumerate() {
-            let square = |t: Tensor| t.sqr()?.sum_all()?.to_scalar::<f32>().map(f64::from);
-            let (difference, size) = (square((&x - &y)?)?, square(x)?);
+            let square = |x: f32| f64::from(x) * f64::from(x);
+            let pairs = x.values().iter().zip(y.values());
+            let difference: f64 = pairs.map(|(x, y)| square(x - y)).sum();
+            let size: f64 = x.values().iter().map(|x| square(*x)).sum();
             if sums.len() <= index {
                 sums.push(StageSum { stage, difference: 0.0, size: 0.0 });
             }

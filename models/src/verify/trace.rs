@@ -1,15 +1,17 @@
 //! Running one form of a policy, with the outputs of its stages where the family gives them.
 
-use candle_core::Tensor;
+use std::sync::Arc;
+
 use sinew_runtime::{ChunkRequest, Observation, PolicyError, inference};
 
 use crate::checkpoint::Checkpoint;
+use crate::kernels::Matrix;
 use crate::smolvla::{self, EulerSampler, SmolVla, SmolVlaConfig, gaussian_noise};
 use crate::xvla::{self, CleanSampler, Xvla, XvlaConfig};
 use crate::{LoadOptions, ModelError};
 
 /// Actions in physical units, and every stage's values under its name.
-pub(super) type Outcome = (Vec<f64>, Vec<(String, Tensor)>);
+pub(super) type Outcome = (Vec<f64>, Vec<(String, Matrix)>);
 
 /// Runs a policy on an observation, from noise of a seed.
 type Run = dyn FnMut(&Observation, u64) -> Result<Outcome, ModelError>;
@@ -85,22 +87,22 @@ fn run_smolvla(
         let features = model.encode_image(pixels)?;
         stages.push((format!("vision camera {}", i + 1), features.last_hidden));
         stages.push((format!("connector camera {}", i + 1), features.tokens.clone()));
-        tokens.push(features.tokens);
+        tokens.push(Arc::new(features.tokens));
     }
     let embeddings = model.embed_prefix(&tokens, inputs.dummies, &inputs.tokens, &inputs.state)?;
-    let prefix = model.prefill(&embeddings)?;
-    for (i, (keys, values)) in prefix.layers.iter().enumerate() {
-        stages.push((format!("prefix layer {i} keys"), keys.clone()));
-        stages.push((format!("prefix layer {i} values"), values.clone()));
+    let prefix = model.prefill(embeddings)?;
+    for (i, layer) in prefix.layers.iter().enumerate() {
+        stages.push((format!("prefix layer {i} keys"), layer.keys.clone()));
+        stages.push((format!("prefix layer {i} values"), layer.values.clone()));
     }
     let cache = model.prepare(&prefix)?;
     let (rows, width) = model.sample_shape();
     let noise = gaussian_noise(seed, rows * width);
     let mut sampler = EulerSampler::new(noise, (rows, width), steps)?;
     while !sampler.is_done() {
-        let velocity = model.velocity(&cache, sampler.sample(), &[sampler.time()])?;
+        let velocity = model.velocity(&cache, sampler.sample(), &[sampler.flow_time()])?;
         stages.push((format!("denoise step {}", sampler.done() + 1), velocity.clone()));
-        sampler.step(&velocity)?;
+        sampler.step(velocity)?;
     }
     Ok((preparer.actions(sampler.sample()).map_err(compute)?, stages))
 }
@@ -119,7 +121,7 @@ fn run_xvla(
         let features = model.encode_image(pixels)?;
         stages.push((format!("vision camera {}", i + 1), features.last_hidden));
         stages.push((format!("projector camera {}", i + 1), features.tokens.clone()));
-        images.push(features.tokens);
+        images.push(Arc::new(features.tokens));
     }
     let features = model.encode(&images, &inputs.tokens)?;
     stages.push(("encoder".to_owned(), features.encoded.clone()));

@@ -1,14 +1,13 @@
 //! The soft-prompted transformer: actions, features of the encoder, tokens of the further cameras and learned
 //! prompts attend to each other; the result is read off the actions.
 
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{Result, bail};
 
 use super::config::XvlaConfig;
 use crate::ModelError;
-use crate::backbones::florence2::packed_heads;
 use crate::caches::{Block as Branch, BlockKind, Branches};
 use crate::checkpoint::TensorStore;
-use crate::kernels::{Activation, LayerNorm, Linear, Visible, add, attend};
+use crate::kernels::{Activation, LayerNorm, Linear, Matrix, Visible, attend};
 
 /// Added to the variance in every norm.
 const EPS: f64 = 1e-5;
@@ -16,14 +15,15 @@ const EPS: f64 = 1e-5;
 /// Longest period of the time embedding, in units of 2π.
 const MAX_PERIOD: f64 = 100.0;
 
-/// Embedding of flow time `t`: `width / 2` cosines, then as many sines; an odd width ends in a zero.
-pub fn time_embedding(t: f64, width: usize) -> Vec<f32> {
-    let half = width / 2;
-    let angle = |i: usize| t * MAX_PERIOD.powf(-(i as f64) / half as f64);
-    let cosines = (0..half).map(|i| angle(i).cos() as f32);
-    let mut out: Vec<f32> = cosines.chain((0..half).map(|i| angle(i).sin() as f32)).collect();
-    out.resize(width, 0.0);
-    out
+/// Writes the embedding of flow time `t` to `row`: cosines, then as many sines; an odd width ends in a zero.
+pub fn time_embedding(t: f64, row: &mut [f32]) {
+    let half = row.len() / 2;
+    let (cosines, sines) = row.split_at_mut(half);
+    sines.fill(0.0);
+    for (i, (cosine, sine)) in cosines.iter_mut().zip(sines).enumerate() {
+        let angle = t * MAX_PERIOD.powf(-(i as f64) / half as f64);
+        (*cosine, *sine) = (angle.cos() as f32, angle.sin() as f32);
+    }
 }
 
 /// A layer that exists once per domain, for one of them.
@@ -40,9 +40,8 @@ fn domain_linear(
         let table = store.get(&format!("{name}.{part}.weight"), &[config.num_domains, width])?;
         Ok::<_, ModelError>(table.rows(&[domain])?)
     };
-    let turned = row("fc", inputs * outputs)?.reshape((inputs, outputs))?.t()?.contiguous()?;
-    let bias = row("bias", outputs)?.flatten_all()?.to_vec1()?;
-    let weight = turned.flatten_all()?.to_vec1()?;
+    let turned = row("fc", inputs * outputs)?.reshaped(inputs, outputs)?.transposed();
+    let (weight, bias) = (turned.values().to_vec(), row("bias", outputs)?.values().to_vec());
     Ok(Linear::from_values(weight, Some(bias), (inputs, outputs))?)
 }
 
@@ -59,7 +58,7 @@ struct Block {
 #[derive(Debug, Clone)]
 pub struct HeadCache {
     /// Features and further cameras with their positions, then the prompts: `[L, W]`.
-    context: Tensor,
+    context: Matrix,
 }
 
 /// The transformer of one domain.
@@ -72,9 +71,9 @@ pub struct Head {
     features_in: Linear,
     views_in: Linear,
     /// `[max_len_seq, W]`
-    positions: Tensor,
+    positions: Matrix,
     /// `[prompts, W]`
-    prompts: Option<Tensor>,
+    prompts: Option<Matrix>,
     blocks: Vec<Block>,
     norm: LayerNorm,
 }
@@ -106,10 +105,10 @@ impl Head {
             count => {
                 let name = "head.soft_prompt_hub.weight";
                 let table = store.get(name, &[config.num_domains, count * width])?;
-                Some(table.rows(&[domain])?.reshape((count, width))?)
+                Some(table.rows(&[domain])?.reshaped(count, width)?)
             }
         };
-        let positions = store.tensor("head.pos_emb", &[1, config.max_len_seq, width])?;
+        let positions = store.matrix("head.pos_emb", &[1, config.max_len_seq, width])?;
         let block = |i: usize| {
             let name = |part: &str| format!("head.blocks.{i}.{part}");
             let linear = |part: &str, inputs, outputs| {
@@ -133,7 +132,7 @@ impl Head {
             action_out: of_domain("head.action_decoder", (width, channels))?,
             features_in: projection("head.vlm_proj")?,
             views_in: projection("head.aux_visual_proj")?,
-            positions: positions.squeeze(0)?,
+            positions,
             prompts,
             blocks: (0..config.depth).map(block).collect::<std::result::Result<_, _>>()?,
             norm: LayerNorm::load(store, "head.norm", width, EPS)?,
@@ -144,21 +143,23 @@ impl Head {
     ///
     /// # Errors
     /// When the sequence is longer than the learned positions.
-    pub fn prepare(&self, features: &Tensor, views: Option<&Tensor>) -> Result<HeadCache> {
-        let mut parts = vec![self.features_in.forward(features)?];
-        if let Some(views) = views {
-            parts.push(self.views_in.forward(views)?);
-        }
-        let context = Tensor::cat(&parts, 0)?;
-        let (length, most) = (context.dim(0)?, self.positions.dim(0)?);
+    pub fn prepare(&self, features: &Matrix, views: Option<&Matrix>) -> Result<HeadCache> {
+        let length = features.rows() + views.map_or(0, Matrix::rows);
+        let most = self.positions.rows();
         if self.horizon + length > most {
             let total = self.horizon + length;
             bail!("the transformer gets {total} tokens, max_len_seq is {most}");
         }
-        let mut context = (context + self.positions.narrow(0, self.horizon, length)?)?;
-        if let Some(prompts) = &self.prompts {
-            context = Tensor::cat(&[&context, prompts], 0)?;
-        }
+        let mut first = self.horizon;
+        let mut placed = |linear: &Linear, x: &Matrix| {
+            let positions = self.positions.part(first..first + x.rows())?;
+            first += x.rows();
+            linear.forward_add(x, &positions)
+        };
+        let features = placed(&self.features_in, features)?;
+        let views = views.map(|views| placed(&self.views_in, views)).transpose()?;
+        let parts = [Some(&features), views.as_ref(), self.prompts.as_ref()];
+        let context = Matrix::stacked(parts.into_iter().flatten(), self.positions.width())?;
         Ok(HeadCache { context })
     }
 
@@ -177,33 +178,36 @@ impl Head {
     pub fn predict(
         &self,
         cache: &HeadCache,
-        x: &Tensor,
+        x: &Matrix,
         state: &[f32],
         t: f64,
         branches: &mut Branches,
-    ) -> Result<Tensor> {
-        let rows = x.dim(0)?;
-        let mut shared = state.to_vec();
-        shared.extend(time_embedding(t, self.time_width));
-        let width = shared.len();
-        let shared = Tensor::from_vec(shared, (1, width), &Device::Cpu)?;
-        let inputs = Tensor::cat(&[x, &shared.broadcast_as((rows, width))?.contiguous()?], 1)?;
-        let actions = add(self.action_in.forward(&inputs)?, &self.positions.narrow(0, 0, rows)?)?;
-        let mut h = Tensor::cat(&[&actions, &cache.context], 0)?;
+    ) -> Result<Matrix> {
+        let rows = x.rows();
+        let mut shared = Matrix::unwritten(1, state.len() + self.time_width);
+        let (known, time) = shared.values_mut().split_at_mut(state.len());
+        known.copy_from_slice(state);
+        time_embedding(t, time);
+        let inputs = Matrix::beside(&[x, &shared])?;
+        let actions = self.action_in.forward_add(&inputs, &self.positions.part(0..rows)?)?;
+        let both = [&actions, &cache.context];
+        let mut h = Matrix::stacked(both.into_iter(), self.positions.width())?;
         for (i, block) in self.blocks.iter().enumerate() {
-            h = branches.add(2 * i, &h, || self.attention(block, &h))?;
-            h = branches.add(2 * i + 1, &h, || {
-                let x = block.norm2.forward(&h)?;
+            h = branches.add(2 * i, h, |h| self.attention(block, h))?;
+            h = branches.add(2 * i + 1, h, |h| {
+                let x = block.norm2.forward(h)?;
                 block.fc2.forward(&block.fc1.forward_with(&x, Activation::Gelu)?)
             })?;
         }
-        self.action_out.forward(&self.norm.forward(&h.narrow(0, 0, rows)?)?)
+        self.action_out.forward(&self.norm.forward(&h.part(0..rows)?)?)
     }
 
-    fn attention(&self, block: &Block, h: &Tensor) -> Result<Tensor> {
+    fn attention(&self, block: &Block, h: &Matrix) -> Result<Matrix> {
+        let (width, heads) = (h.width(), (self.heads, self.heads));
         let packed = block.qkv.forward(&block.norm1.forward(h)?)?;
-        let part = |index| packed_heads(&packed, index, self.heads);
-        let attended = attend(&part(0)?, &part(1)?, &part(2)?, Visible::All, block.qkv.compute())?;
+        let part = |index: usize| packed.columns(index * width..(index + 1) * width);
+        let (keys, values, compute) = ([part(1)], [part(2)], block.qkv.compute());
+        let attended = attend(&part(0), &keys, &values, heads, Visible::All, compute)?;
         block.out.forward(&attended)
     }
 }

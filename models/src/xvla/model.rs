@@ -1,23 +1,24 @@
 //! The network, stage by stage.
 
-use candle_core::{DType, Device, Tensor};
+use std::sync::Arc;
+
 use sinew_runtime::PolicyError;
 
 use super::{ActionSpace, Head, HeadCache, XvlaConfig};
 use crate::ModelError;
-use crate::anytime::compute;
 use crate::backbones::florence2::{Encoder, VisionFeatures, VisionTower, modern_name};
 use crate::caches::{Block, Branches};
 use crate::checkpoint::Checkpoint;
+use crate::kernels::{Matrix, Planes, multiply_all};
 use crate::processors::Boundary;
 
 /// What the encoder made of the images and the instruction.
 #[derive(Debug, Clone)]
 pub struct Features {
     /// First camera and instruction, `[L, D]`.
-    pub encoded: Tensor,
+    pub encoded: Matrix,
     /// Tokens of the further views, those without an image being zero: `[views·tokens, D]`.
-    pub views: Option<Tensor>,
+    pub views: Option<Matrix>,
 }
 
 /// An X-VLA network of one domain.
@@ -26,8 +27,8 @@ pub struct Xvla {
     encoder: Encoder,
     head: Head,
     space: ActionSpace,
-    /// `[M]`: 1 for the channels that the model sees.
-    seen: Tensor,
+    /// `[1, M]`: 1 for the channels that the model sees.
+    seen: Matrix,
     views: usize,
     most_tokens: usize,
     state_width: usize,
@@ -70,7 +71,7 @@ impl Xvla {
             most_tokens: config.max_len_seq,
             encoder: Encoder::load(store, &florence.text_config)?,
             head: Head::load(store, config, domain, width, channels)?,
-            seen: Tensor::from_vec(space.seen(), channels, &Device::Cpu)?,
+            seen: Matrix::of_row(&space.seen()),
             views: config.views(features.cameras().count()),
             state_width: config.state_width(),
             horizon: config.chunk_size,
@@ -88,11 +89,11 @@ impl Xvla {
         &self.space
     }
 
-    /// One image (`[3, height, width]`, normalised) through vision tower and projector.
+    /// One image (normalised) through vision tower and projector.
     ///
     /// # Errors
     /// When the image is too small or too large for the tower.
-    pub fn encode_image(&self, pixels: &Tensor) -> candle_core::Result<VisionFeatures> {
+    pub fn encode_image(&self, pixels: &Planes) -> candle_core::Result<VisionFeatures> {
         self.vision.forward(pixels)
     }
 
@@ -111,22 +112,24 @@ impl Xvla {
     ///
     /// # Errors
     /// When a token is not in the table, or there are more tokens than learned positions.
-    pub fn encode(&self, images: &[Tensor], ids: &[u32]) -> candle_core::Result<Features> {
+    pub fn encode(&self, images: &[Arc<Matrix>], ids: &[u32]) -> candle_core::Result<Features> {
         let Some((first, others)) = images.split_first() else {
             candle_core::bail!("there is no image to encode");
         };
-        let tokens = self.views.max(images.len()) * first.dim(0)?;
+        let (first, width) = (first.as_ref(), first.width());
+        let tokens = self.views.max(images.len()) * first.rows();
         if tokens > self.most_tokens {
             let most = self.most_tokens;
             candle_core::bail!("all views have {tokens} tokens, max_len_seq is {most}");
         }
         let text = self.encoder.embed(ids)?;
-        let encoded = self.encoder.forward(&Tensor::cat(&[first, &text], 0)?)?;
-        let mut views = others.to_vec();
+        let encoded = Matrix::stacked([first, &text].into_iter(), width)?;
+        let encoded = self.encoder.forward(&encoded)?;
         let absent = self.views.saturating_sub(images.len());
-        let nothing = Tensor::zeros(first.dims2()?, DType::F32, &Device::Cpu)?;
-        views.extend(std::iter::repeat_n(nothing, absent));
-        let views = if views.is_empty() { None } else { Some(Tensor::cat(&views, 0)?) };
+        let nothing = Matrix::zeros(first.rows(), width);
+        let views = others.iter().map(Arc::as_ref).chain(std::iter::repeat_n(&nothing, absent));
+        let any = !others.is_empty() || absent > 0;
+        let views = any.then(|| Matrix::stacked(views, width)).transpose()?;
         Ok(Features { encoded, views })
     }
 
@@ -145,10 +148,10 @@ impl Xvla {
     pub fn predict(
         &self,
         cache: &HeadCache,
-        x: &Tensor,
+        x: &Matrix,
         state: &[f32],
         t: f64,
-    ) -> candle_core::Result<Tensor> {
+    ) -> candle_core::Result<Matrix> {
         self.predict_with(cache, x, state, t, &mut Branches::off())
     }
 
@@ -159,12 +162,14 @@ impl Xvla {
     pub fn predict_with(
         &self,
         cache: &HeadCache,
-        x: &Tensor,
+        x: &Matrix,
         state: &[f32],
         t: f64,
         branches: &mut Branches,
-    ) -> candle_core::Result<Tensor> {
-        self.head.predict(cache, &x.broadcast_mul(&self.seen)?, state, t, branches)
+    ) -> candle_core::Result<Matrix> {
+        let mut x = x.clone();
+        multiply_all(&mut x, &self.seen)?;
+        self.head.predict(cache, &x, state, t, branches)
     }
 
     /// The head's residual branches.
@@ -176,9 +181,12 @@ impl Xvla {
     ///
     /// # Errors
     /// [`PolicyError::NotFinite`] when a value is no number.
-    pub fn actions(&self, clean: &Tensor, boundary: &Boundary) -> Result<Vec<f64>, PolicyError> {
-        let rows = clean.to_vec2::<f32>().map_err(compute)?;
-        let rows: Vec<Vec<f32>> = rows.iter().map(|row| self.space.action(row).collect()).collect();
-        boundary.actions(rows.iter().map(Vec::as_slice))
+    pub fn actions(&self, clean: &Matrix, boundary: &Boundary) -> Result<Vec<f64>, PolicyError> {
+        let width = self.space.action_dim();
+        let mut actions = Matrix::zeros(clean.rows(), width);
+        for (action, channels) in actions.values_mut().chunks_exact_mut(width).zip(clean.iter()) {
+            action.iter_mut().zip(self.space.action(channels)).for_each(|(to, value)| *to = value);
+        }
+        boundary.actions(actions.iter())
     }
 }

@@ -1,8 +1,8 @@
 //! X-VLA as an anytime task.
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use candle_core::Tensor;
 use sinew_runtime::{
     ActionChunk, ChunkRequest, Observation, Policy, PolicyError, PolicySpec, Prefix, PrefixUse,
     Progress,
@@ -14,6 +14,7 @@ use crate::anytime::{NOT_BEGUN, NOT_DONE, NOTHING_BEGUN, STEP_LIMIT, Ticket, com
 use crate::caches::{Branches, DENOISER, FRAMES, Frames};
 use crate::checkpoint::Checkpoint;
 use crate::heads::flow::{gaussian_noise, reuse};
+use crate::kernels::Matrix;
 use crate::{LoadOptions, ModelError};
 
 const STAGES: [&str; 4] = ["preprocess", "vision", "prefix", "denoise"];
@@ -26,7 +27,7 @@ struct Run {
     inputs: Inputs,
     state: Vec<f32>,
     /// Tokens of the images encoded so far.
-    tokens: Vec<Tensor>,
+    tokens: Vec<Arc<Matrix>>,
     cache: Option<HeadCache>,
     sampler: CleanSampler,
     prefix: Option<Prefix>,

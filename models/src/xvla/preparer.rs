@@ -1,12 +1,12 @@
 //! From observations to the network's inputs.
 
-use candle_core::{Device, Tensor};
 use sinew_runtime::{Image, Observation, PolicyError};
 
 use super::XvlaConfig;
 use crate::ModelError;
 use crate::anytime::compute;
 use crate::checkpoint::Checkpoint;
+use crate::kernels::Planes;
 use crate::processors::{Boundary, NormMode, Prompter, resize};
 
 /// Mean and deviation of the channels of ImageNet's pixels, which the vision tower was trained with.
@@ -15,8 +15,8 @@ const IMAGENET: [(f32, f32); 3] = [(0.485, 0.229), (0.456, 0.224), (0.406, 0.225
 /// What the network is called with.
 #[derive(Debug, Clone)]
 pub struct Inputs {
-    /// Images that are there, in the model's order, `[3, height, width]`, normalised.
-    pub pixels: Vec<Tensor>,
+    /// Images that are there, in the model's order, normalised.
+    pub pixels: Vec<Planes>,
     /// Token ids of the instruction, with the padding: the encoder reads it as text.
     pub tokens: Vec<u32>,
     /// Normalised state, not padded.
@@ -95,16 +95,15 @@ impl Preparer {
     }
 
     /// The camera's image normalised, then resized: the padding is zero in normalised pixels.
-    fn image(&self, index: usize, image: &Image) -> Result<Tensor, PolicyError> {
+    fn image(&self, index: usize, image: &Image) -> Result<Planes, PolicyError> {
         let mut planes = self.boundary.planes(index, image)?;
         let from = (image.width(), image.height());
         if self.imagenet {
-            for (plane, (mean, std)) in planes.chunks_exact_mut(from.0 * from.1).zip(IMAGENET) {
+            let pixels = planes.values.values_mut();
+            for (plane, (mean, std)) in pixels.chunks_exact_mut(from.0 * from.1).zip(IMAGENET) {
                 plane.iter_mut().for_each(|v| *v = (*v - mean) / std);
             }
         }
-        let to = self.resize.unwrap_or(from);
-        let planes = resize::resize_with_pad(&planes, from, to);
-        Tensor::from_vec(planes, (3, to.1, to.0), &Device::Cpu).map_err(compute)
+        Ok(resize::resize_with_pad(planes, self.resize.unwrap_or(from)))
     }
 }

@@ -1,6 +1,8 @@
 //! Sampling with a model that predicts clean actions.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::Result;
+
+use crate::kernels::{Matrix, add_scaled};
 
 /// Denoising by renewed mixing: noise and the newest clean estimate are mixed by the flow time, the model
 /// predicts the clean actions anew.
@@ -12,8 +14,8 @@ use candle_core::{Device, Result, Tensor};
 /// Source: LeRobot 0.6.1 `src/lerobot/policies/xvla/modeling_xvla.py`, `generate_actions`.
 #[derive(Debug, Clone)]
 pub struct CleanSampler {
-    noise: Tensor,
-    clean: Tensor,
+    noise: Matrix,
+    clean: Matrix,
     start: f64,
     steps: usize,
     done: usize,
@@ -25,8 +27,8 @@ impl CleanSampler {
     /// # Errors
     /// When `noise` has another number of values.
     pub fn new(noise: Vec<f32>, shape: (usize, usize), steps: usize) -> Result<Self> {
-        let noise = Tensor::from_vec(noise, shape, &Device::Cpu)?;
-        Ok(Self { clean: noise.zeros_like()?, noise, start: 1.0, steps, done: 0 })
+        let noise = Matrix::new(&noise, shape)?;
+        Ok(Self { clean: Matrix::zeros(shape.0, shape.1), noise, start: 1.0, steps, done: 0 })
     }
 
     /// Starts at time `start` (above 0, at most 1) from the clean estimate `clean` (`[H, M]` row by row).
@@ -40,8 +42,7 @@ impl CleanSampler {
         steps: usize,
         start: f64,
     ) -> Result<Self> {
-        let clean = Tensor::from_vec(clean, shape, &Device::Cpu)?;
-        Ok(Self { clean, start, ..Self::new(noise, shape, steps)? })
+        Ok(Self { clean: Matrix::new(&clean, shape)?, start, ..Self::new(noise, shape, steps)? })
     }
 
     /// Changes the number of steps; false once the first is done.
@@ -72,18 +73,20 @@ impl CleanSampler {
     ///
     /// # Errors
     /// Never with the shapes of [`Self::new`].
-    pub fn sample(&self) -> Result<Tensor> {
+    pub fn sample(&self) -> Result<Matrix> {
         let t = self.time() as f32;
-        (&self.noise * f64::from(t))? + (&self.clean * f64::from(1.0 - t))?
+        let mut x = self.noise.clone().scaled(t);
+        add_scaled(&mut x, &self.clean, 1.0 - t)?;
+        Ok(x)
     }
 
     /// The newest estimate of the clean actions, `[H, M]`.
-    pub fn clean(&self) -> &Tensor {
+    pub fn clean(&self) -> &Matrix {
         &self.clean
     }
 
     /// Takes the model's prediction of the clean actions.
-    pub fn step(&mut self, clean: Tensor) {
+    pub fn step(&mut self, clean: Matrix) {
         self.clean = clean;
         self.done += 1;
     }
@@ -111,25 +114,23 @@ mod tests {
     const NOISE: [f32; 4] = [0.3, -1.2, 0.8, 2.0];
 
     /// A made-up model that depends on sample and time.
-    fn predict(x: &Tensor, t: f64) -> Tensor {
-        x.sin().and_then(|y| y * (1.0 - 0.4 * t)).and_then(|y| y + 0.1).expect("f32")
+    fn predict(mut x: Matrix, t: f64) -> Matrix {
+        let shrink = (1.0 - 0.4 * t) as f32;
+        x.values_mut().iter_mut().for_each(|x| *x = x.sin() * shrink + 0.1);
+        x
     }
 
     fn run(sampler: &mut CleanSampler, until: usize) {
         while sampler.done() < until {
-            let clean = predict(&sampler.sample().expect("f32"), sampler.time());
+            let clean = predict(sampler.sample().expect("same shapes"), sampler.time());
             sampler.step(clean);
         }
-    }
-
-    fn values(x: &Tensor) -> Vec<f32> {
-        x.flatten_all().and_then(|t| t.to_vec1()).expect("f32")
     }
 
     #[test]
     fn the_first_sample_is_the_noise_and_times_run_down() {
         let mut sampler = CleanSampler::new(NOISE.to_vec(), (2, 2), 4).expect("it fits");
-        assert_eq!(values(&sampler.sample().expect("f32")), NOISE);
+        assert_eq!(sampler.sample().expect("same shapes").values(), NOISE);
         let mut times = Vec::new();
         while !sampler.is_done() {
             times.push(sampler.time());
@@ -143,12 +144,12 @@ mod tests {
     fn a_warm_start_goes_on_where_the_estimate_was_made() {
         let mut whole = CleanSampler::new(NOISE.to_vec(), (2, 2), 5).expect("it fits");
         run(&mut whole, 2);
-        let estimate = values(whole.clean());
+        let estimate = whole.clean().values().to_vec();
         let mut rest =
             CleanSampler::from_estimate(estimate, NOISE.to_vec(), (2, 2), 3, 0.6).expect("it fits");
         run(&mut whole, 5);
         run(&mut rest, 3);
-        assert_eq!(values(whole.clean()), values(rest.clean()));
+        assert_eq!(whole.clean().values(), rest.clean().values());
     }
 
     #[test]
@@ -158,8 +159,8 @@ mod tests {
         assert!(sampler.set_steps(7));
         run(&mut sampler, 2);
         assert!(!sampler.set_steps(9), "too late");
-        let newest = values(sampler.clean());
+        let newest = sampler.clean().clone();
         assert!(sampler.finish() && sampler.is_done());
-        assert_eq!(values(sampler.clean()), newest);
+        assert_eq!(sampler.clean().values(), newest.values());
     }
 }

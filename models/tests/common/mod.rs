@@ -4,8 +4,8 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::Tensor;
 use safetensors::{Dtype, SafeTensors};
+use sinew_models::kernels::Matrix;
 use sinew_models::processors::{NormMode, Normalizer};
 use sinew_runtime::{CameraFrame, Image, Observation, ObservedImage, Stamp};
 
@@ -125,9 +125,14 @@ pub fn cases(dir: &Path) -> Vec<serde_json::Value> {
     list["cases"].as_array().expect("a list of cases").clone()
 }
 
-/// The values of `tensor`, row by row.
-pub fn values(tensor: &Tensor) -> Vec<f32> {
-    tensor.flatten_all().and_then(|t| t.to_vec1()).expect("a CPU tensor of f32")
+/// Heads of `size` that lie side by side in each row (`[L, K·size]`) one after the other, as the references have them:
+/// `[K, L, size]`.
+pub fn heads_apart(x: &Matrix, size: usize) -> Vec<f32> {
+    let heads = (0..x.width()).step_by(size);
+    heads
+        .flat_map(|start| x.iter().flat_map(move |row| &row[start..start + size]))
+        .copied()
+        .collect()
 }
 
 /// The worst differences seen, by name.

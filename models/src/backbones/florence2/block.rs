@@ -1,13 +1,14 @@
 //! A DaViT block: first places mix inside windows, then channels mix inside groups.
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 
+use super::EPS;
+use super::arrange::{Windows, turned};
 use super::config::VisionConfig;
 use super::convolution::{Depthwise, Grid};
-use super::{EPS, packed_heads};
 use crate::ModelError;
 use crate::checkpoint::TensorStore;
-use crate::kernels::{Activation, LayerNorm, Linear, Visible, add, attend};
+use crate::kernels::{Activation, LayerNorm, Linear, Matrix, Visible, attend, attend_into};
 
 /// What attends to what in one half of a block.
 #[derive(Debug, Clone, Copy)]
@@ -69,87 +70,64 @@ impl Block {
     }
 
     /// `x` (`[h·w, C]`) through both halves.
-    pub fn forward(&self, x: Tensor, grid: Grid) -> Result<Tensor> {
+    pub fn forward(&self, x: Matrix, grid: Grid) -> Result<Matrix> {
         self.0.iter().try_fold(x, |x, half| half.forward(&x, grid))
     }
 }
 
 impl Half {
-    fn forward(&self, x: &Tensor, grid: Grid) -> Result<Tensor> {
+    fn forward(&self, x: &Matrix, grid: Grid) -> Result<Matrix> {
         let x = self.conv1.add_to(x, grid)?;
-        let x = add(self.attend(&self.norm1.forward(&x)?, grid)?, &x)?;
-        let x = self.conv2.add_to(&x, grid)?;
+        let mixed = self.attend(&self.norm1.forward(&x)?, grid)?;
+        let x = self.conv2.add_to(&self.out.forward_add(&mixed, &x)?, grid)?;
         let inner = self.fc1.forward_with(&self.norm2.forward(&x)?, Activation::GeluErf)?;
-        add(self.fc2.forward(&inner)?, &x)
+        self.fc2.forward_add(&inner, &x)
     }
 
-    fn attend(&self, x: &Tensor, grid: Grid) -> Result<Tensor> {
+    fn attend(&self, x: &Matrix, grid: Grid) -> Result<Matrix> {
         match self.mixing {
-            Mixing::Places { window, heads } => self.attend_in_windows(x, grid, window, heads),
+            Mixing::Places { window, heads } => {
+                self.attend_in_windows(x, Windows { grid, side: window }, heads)
+            }
             Mixing::Channels { groups } => self.attend_between_channels(x, groups),
         }
     }
 
     /// Attention inside windows. The map is filled up with zeros at the right and the bottom, and these
     /// places take part, as in training: keys and values of a zero are the biases.
-    fn attend_in_windows(
-        &self,
-        x: &Tensor,
-        (height, width): Grid,
-        window: usize,
-        heads: usize,
-    ) -> Result<Tensor> {
-        let channels = x.dim(1)?;
-        let (full_height, full_width) =
-            (height.next_multiple_of(window), width.next_multiple_of(window));
-        let (down, across) = (full_height / window, full_width / window);
-        let (windows, places) = (down * across, window * window);
-        let x = x
-            .reshape((height, width, channels))?
-            .pad_with_zeros(0, 0, full_height - height)?
-            .pad_with_zeros(1, 0, full_width - width)?
-            .reshape((down, window, across, window, channels))?
-            .permute((0, 2, 1, 3, 4))?
-            .contiguous()?
-            .reshape((windows * places, channels))?;
-        let packed =
-            self.qkv.forward(&x)?.reshape((windows, places, 3, heads, channels / heads))?;
-        let part = |index: usize| {
-            packed.narrow(2, index, 1)?.squeeze(2)?.transpose(1, 2)?.contiguous()?.reshape((
-                windows * heads,
-                places,
-                channels / heads,
-            ))
-        };
-        // Rows of the result are places, each holding that place of all windows.
-        let mixed = attend(&part(0)?, &part(1)?, &part(2)?, Visible::All, self.qkv.compute())?
-            .reshape((places, windows, channels))?
-            .transpose(0, 1)?
-            .contiguous()?
-            .reshape((windows * places, channels))?;
-        self.out
-            .forward(&mixed)?
-            .reshape((down, across, window, window, channels))?
-            .permute((0, 2, 1, 3, 4))?
-            .contiguous()?
-            .reshape((full_height, full_width, channels))?
-            .narrow(0, 0, height)?
-            .narrow(1, 0, width)?
-            .contiguous()?
-            .reshape((height * width, channels))
+    fn attend_in_windows(&self, x: &Matrix, windows: Windows, heads: usize) -> Result<Matrix> {
+        let (places, channels) = (windows.places(), x.width());
+        let packed = self.qkv.forward(&windows.split(x))?;
+        let mut mixed = Matrix::unwritten(packed.rows(), channels);
+        let each = mixed.values_mut().chunks_exact_mut(places * channels);
+        for (window, mixed) in each.enumerate() {
+            let part = |index: usize| {
+                let columns = packed.columns(index * channels..(index + 1) * channels);
+                columns.rows_of(window * places..(window + 1) * places)
+            };
+            attend_into(
+                &part(0),
+                (&[part(1)], &[part(2)]),
+                (heads, heads),
+                Visible::All,
+                self.qkv.compute(),
+                mixed,
+            )?;
+        }
+        Ok(windows.join(&mixed))
     }
 
     /// Attention between the channels of each group, scaled by `places^−0.5`.
-    fn attend_between_channels(&self, x: &Tensor, groups: usize) -> Result<Tensor> {
-        let (places, channels) = x.dims2()?;
+    fn attend_between_channels(&self, x: &Matrix, groups: usize) -> Result<Matrix> {
+        let channels = x.width();
         let packed = self.qkv.forward(x)?;
-        // `[groups, channels of a group, places]`: what is elsewhere a token is here a channel.
-        let part = |index| packed_heads(&packed, index, groups)?.transpose(1, 2)?.contiguous();
-        let mixed = attend(&part(0)?, &part(1)?, &part(2)?, Visible::All, self.qkv.compute())?
-            .reshape((channels / groups, groups, places))?
-            .permute((2, 1, 0))?
-            .contiguous()?
-            .reshape((places, channels))?;
-        self.out.forward(&mixed)
+        // `[channels of a group, groups·places]`: what is elsewhere a token is here a channel, and a group a head.
+        let part = |index: usize| {
+            turned(&packed.columns(index * channels..(index + 1) * channels), groups)
+        };
+        let (q, k, v) = (part(0), part(1), part(2));
+        let (heads, compute) = ((groups, groups), self.qkv.compute());
+        let mixed = attend(&q.all(), &[k.all()], &[v.all()], heads, Visible::All, compute)?;
+        Ok(turned(&mixed.all(), groups))
     }
 }

@@ -2,12 +2,12 @@
 //!
 //! candle convolves channels first, and a depthwise convolution one channel at a time.
 
-use candle_core::{CpuStorage, Layout, Result, Shape, Tensor, bail};
+use candle_core::{Result, bail};
 
 use crate::ModelError;
 use crate::checkpoint::TensorStore;
-use crate::kernels::Linear;
 use crate::kernels::pool::pool;
+use crate::kernels::{Linear, Matrix};
 
 /// Height and width of a feature map.
 pub(super) type Grid = (usize, usize);
@@ -32,10 +32,9 @@ impl PatchConvolution {
     }
 
     /// `x` (`[h·w, C]`) convolved, and the grid of the result.
-    pub fn forward(&self, x: &Tensor, grid: Grid) -> Result<(Tensor, Grid)> {
+    pub fn forward(&self, x: &Matrix, grid: Grid) -> Result<(Matrix, Grid)> {
         let out = self.grid(grid)?;
-        let gather = Gather { convolution: self, grid, out };
-        Ok((self.weight.forward(&x.apply_op1_no_bwd(&gather)?)?, out))
+        Ok((self.weight.forward(&self.gather(x, grid, out))?, out))
     }
 
     /// Grid of the result on a map of `grid`.
@@ -49,29 +48,16 @@ impl PatchConvolution {
             None => bail!("{side} rows or columns are too few for a patch of {}", self.size),
         }
     }
-}
 
-/// Patches in the order of the convolution's weights: `[out rows·columns, C·size²]`.
-struct Gather<'a> {
-    convolution: &'a PatchConvolution,
-    grid: Grid,
-    out: Grid,
-}
-
-impl candle_core::CustomOp1 for Gather<'_> {
-    fn name(&self) -> &'static str {
-        "gather patches"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = contiguous(storage, layout)?;
-        let (height, width) = self.grid;
-        let (rows, columns) = self.out;
-        let PatchConvolution { size, stride, padding, .. } = *self.convolution;
-        let channels = x.len() / (height * width).max(1);
-        let mut out = vec![0f32; rows * columns * channels * size * size];
+    /// Patches of `x` in the order of the convolution's weights: `[out rows·columns, C·size²]`.
+    fn gather(&self, x: &Matrix, (height, width): Grid, (rows, columns): Grid) -> Matrix {
+        let Self { size, stride, padding, .. } = *self;
+        let channels = x.width();
         let patch = channels * size * size;
-        pool().chunks(&mut out, (columns * patch).max(1), |row, line| {
+        let mut out = Matrix::unwritten(rows * columns, patch);
+        pool().chunks(out.values_mut(), columns * patch, |row, line| {
+            // What lies outside stays so.
+            line.fill(0.0);
             for (column, patch) in line.chunks_exact_mut(patch).enumerate() {
                 for dy in 0..size {
                     let Some(y) = (row * stride + dy).checked_sub(padding).filter(|y| *y < height)
@@ -84,21 +70,14 @@ impl candle_core::CustomOp1 for Gather<'_> {
                         else {
                             continue;
                         };
-                        let place = &x[(y * width + x_at) * channels..][..channels];
+                        let place = x.row(y * width + x_at);
                         let taps = patch[dy * size + dx..].iter_mut().step_by(size * size);
                         taps.zip(place).for_each(|(tap, value)| *tap = *value);
                     }
                 }
             }
         });
-        Ok((CpuStorage::F32(out), Shape::from((rows * columns, patch))))
-    }
-}
-
-fn contiguous<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
-    match (storage, layout.contiguous_offsets()) {
-        (CpuStorage::F32(values), Some((start, end))) => Ok(&values[start..end]),
-        _ => bail!("a convolution needs contiguous f32 values"),
+        out
     }
 }
 
@@ -108,7 +87,7 @@ const TAPS: usize = 3;
 /// A depthwise 3 × 3 convolution that is added to its input.
 pub(super) struct Depthwise {
     /// Tap by tap, `[9, C]`.
-    weight: Vec<f32>,
+    weight: Matrix,
     bias: Vec<f32>,
 }
 
@@ -118,64 +97,38 @@ impl Depthwise {
         name: &str,
         channels: usize,
     ) -> std::result::Result<Self, ModelError> {
-        let stored = store.tensor(&format!("{name}.weight"), &[channels, 1, TAPS, TAPS])?;
-        let weight = stored.reshape((channels, TAPS * TAPS))?.t()?.contiguous()?;
-        let bias = store.vector(&format!("{name}.bias"), channels)?;
-        Ok(Self { weight: weight.flatten_all()?.to_vec1()?, bias })
+        let stored = store.matrix(&format!("{name}.weight"), &[channels, 1, TAPS, TAPS])?;
+        let weight = stored.reshaped(channels, TAPS * TAPS)?.transposed();
+        Ok(Self { weight, bias: store.vector(&format!("{name}.bias"), channels)? })
     }
 
     /// `x + convolution(x)` of `x` (`[h·w, C]`), zero outside.
-    pub fn add_to(&self, x: &Tensor, grid: Grid) -> Result<Tensor> {
-        x.apply_op1_no_bwd(&AddDepthwise { convolution: self, grid })
-    }
-}
-
-struct AddDepthwise<'a> {
-    convolution: &'a Depthwise,
-    grid: Grid,
-}
-
-impl candle_core::CustomOp1 for AddDepthwise<'_> {
-    fn name(&self) -> &'static str {
-        "depthwise convolution"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = contiguous(storage, layout)?;
-        let (height, width) = self.grid;
-        let Depthwise { weight, bias } = self.convolution;
-        let channels = bias.len();
-        if x.len() != height * width * channels {
-            bail!("{} values are no map of {height} x {width} x {channels}", x.len());
+    pub fn add_to(&self, x: &Matrix, (height, width): Grid) -> Result<Matrix> {
+        let channels = self.bias.len();
+        if x.dims() != (height * width, channels) {
+            bail!("{:?} values are no map of {height} x {width} x {channels}", x.dims());
         }
-        let mut out = x.to_vec();
-        pool().chunks(&mut out, width * channels, |row, line| {
+        let mut out = Matrix::unwritten(height * width, channels);
+        pool().chunks(out.values_mut(), width * channels, |row, line| {
+            line.copy_from_slice(&x.values()[row * width * channels..][..line.len()]);
             for (column, place) in line.chunks_exact_mut(channels).enumerate() {
-                place.iter_mut().zip(bias).for_each(|(o, b)| *o += b);
-                for (tap, weight) in weight.chunks_exact(channels).enumerate() {
+                place.iter_mut().zip(&self.bias).for_each(|(o, b)| *o += b);
+                for (tap, weight) in self.weight.iter().enumerate() {
                     let y = (row + tap / TAPS).checked_sub(1).filter(|y| *y < height);
                     let x_at = (column + tap % TAPS).checked_sub(1).filter(|x| *x < width);
                     let (Some(y), Some(x_at)) = (y, x_at) else { continue };
-                    let seen = &x[(y * width + x_at) * channels..][..channels];
-                    let taps = weight.iter().zip(seen);
+                    let taps = weight.iter().zip(x.row(y * width + x_at));
                     place.iter_mut().zip(taps).for_each(|(o, (w, v))| *o += w * v);
                 }
             }
         });
-        Ok((CpuStorage::F32(out), Shape::from((height * width, channels))))
+        Ok(out)
     }
-}
-
-/// An image `[3, h, w]` as a feature map `[h·w, 3]`.
-pub(super) fn to_map(pixels: &Tensor) -> Result<(Tensor, Grid)> {
-    let (channels, height, width) = pixels.dims3()?;
-    let map = pixels.reshape((channels, height * width))?.t()?.contiguous()?;
-    Ok((map, (height, width)))
 }
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
+    use candle_core::{Device, Tensor};
 
     use super::*;
 
@@ -189,13 +142,13 @@ mod tests {
         tensor.flatten_all().and_then(|t| t.to_vec1()).expect("f32")
     }
 
-    fn close(ours: &Tensor, candle: &Tensor) {
-        let (a, b) = (values(ours), values(candle));
+    fn close(ours: &Matrix, candle: &Tensor) {
+        let (a, b) = (ours.values(), values(candle));
         assert_eq!(a.len(), b.len());
         assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-5), "{a:?}\n{b:?}");
     }
 
-    /// candle's result `[1, C, h, w]` as `[h·w, C]`.
+    /// candle's map `[1, C, h, w]` as `[h·w, C]`.
     fn as_map(x: &Tensor) -> Tensor {
         let (_, c, h, w) = x.dims4().expect("four dimensions");
         let map = x.reshape((c, h * w)).and_then(|x| x.t()).and_then(|x| x.contiguous());
@@ -211,10 +164,10 @@ mod tests {
                 Linear::from_values(values(&weight), Some(values(&bias)), (3 * size * size, 5));
             let convolution =
                 PatchConvolution { weight: linear.expect("it fits"), size, stride, padding };
-            let (map, grid) = to_map(&pixels).expect("an image");
-            let (ours, out) = convolution.forward(&map, grid).expect("it fits");
-            let candle = pixels.unsqueeze(0).expect("one image");
-            let candle = candle.conv2d(&weight, padding, stride, 1, 1).expect("it fits");
+            let pixels = pixels.unsqueeze(0).expect("one image");
+            let map = Matrix::of_tensor(&as_map(&pixels)).expect("two dimensions");
+            let (ours, out) = convolution.forward(&map, (9, 11)).expect("it fits");
+            let candle = pixels.conv2d(&weight, padding, stride, 1, 1).expect("it fits");
             assert_eq!(candle.dims(), [1, 5, out.0, out.1]);
             let candle = as_map(&candle).broadcast_add(&bias).expect("one bias per channel");
             close(&ours, &candle);
@@ -225,13 +178,13 @@ mod tests {
     fn depthwise_convolutions_are_candles() {
         let (pixels, weight, bias) = (numbers(&[4, 5, 6]), numbers(&[4, 1, 3, 3]), numbers(&[4]));
         let taps = weight.reshape((4, 9)).and_then(|w| w.t()).and_then(|w| w.contiguous());
-        let convolution =
-            Depthwise { weight: values(&taps.expect("nine taps")), bias: values(&bias) };
-        let map = pixels.reshape((4, 30)).and_then(|x| x.t()).and_then(|x| x.contiguous());
-        let map = map.expect("an image");
-        let ours = convolution.add_to(&map, (5, 6)).expect("it fits");
-        let candle = pixels.unsqueeze(0).expect("one image");
-        let candle = candle.conv2d(&weight, 1, 1, 1, 4).expect("it fits");
+        let taps = taps.and_then(|w| Matrix::of_tensor(&w)).expect("nine taps");
+        let convolution = Depthwise { weight: taps, bias: values(&bias) };
+        let pixels = pixels.unsqueeze(0).expect("one image");
+        let map = as_map(&pixels);
+        let x = Matrix::of_tensor(&map).expect("two dimensions");
+        let ours = convolution.add_to(&x, (5, 6)).expect("it fits");
+        let candle = pixels.conv2d(&weight, 1, 1, 1, 4).expect("it fits");
         let candle = as_map(&candle).broadcast_add(&bias).and_then(|y| y + map);
         close(&ours, &candle.expect("same shapes"));
     }
@@ -240,6 +193,6 @@ mod tests {
     fn maps_smaller_than_a_patch_are_refused() {
         let linear = Linear::from_values(vec![0.0; 49], None, (49, 1)).expect("it fits");
         let convolution = PatchConvolution { weight: linear, size: 7, stride: 4, padding: 0 };
-        assert!(convolution.forward(&numbers(&[4, 1]), (2, 2)).is_err());
+        assert!(convolution.forward(&Matrix::zeros(4, 1), (2, 2)).is_err());
     }
 }

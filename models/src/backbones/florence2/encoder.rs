@@ -1,12 +1,12 @@
 //! The encoder half of the language model (BART): post-norm layers over image and text tokens.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Result, bail};
 
 use super::EPS;
 use super::config::TextConfig;
 use crate::ModelError;
 use crate::checkpoint::{StoredTensor, TensorStore};
-use crate::kernels::{Activation, LayerNorm, Linear, Visible, add, attend};
+use crate::kernels::{Activation, LayerNorm, Linear, Matrix, Visible, add, attend};
 
 /// The position table begins with rows that no position uses.
 const POSITION_OFFSET: usize = 2;
@@ -25,11 +25,11 @@ struct Layer {
 /// The token table and the encoder's layers.
 pub struct Encoder {
     heads: usize,
-    scale: f64,
+    scale: f32,
     /// `[V, D]`, read row by row from the mapped file.
     table: StoredTensor,
     /// `[positions, D]`
-    positions: Tensor,
+    positions: Matrix,
     norm: LayerNorm,
     layers: Vec<Layer>,
 }
@@ -60,12 +60,12 @@ impl Encoder {
         };
         let table = store.get("bart.embed_tokens.weight", &[config.vocab_size, width])?.clone();
         let rows = config.max_position_embeddings + POSITION_OFFSET;
-        let positions = store.tensor("bart.embed_positions.weight", &[rows, width])?;
+        let positions = store.matrix("bart.embed_positions.weight", &[rows, width])?;
         Ok(Self {
             heads: config.encoder_attention_heads,
-            scale: if config.scale_embedding { (width as f64).sqrt() } else { 1.0 },
+            scale: if config.scale_embedding { (width as f64).sqrt() as f32 } else { 1.0 },
             table,
-            positions: positions.narrow(0, POSITION_OFFSET, config.max_position_embeddings)?,
+            positions: positions.part(POSITION_OFFSET..rows)?,
             norm: LayerNorm::load(store, "bart.layernorm_embedding", width, EPS)?,
             layers: (0..config.encoder_layers).map(layer).collect::<std::result::Result<_, _>>()?,
         })
@@ -75,38 +75,29 @@ impl Encoder {
     ///
     /// # Errors
     /// When a token is not in the table.
-    pub fn embed(&self, ids: &[u32]) -> Result<Tensor> {
-        self.table.rows(ids)? * self.scale
+    pub fn embed(&self, ids: &[u32]) -> Result<Matrix> {
+        Ok(self.table.rows(ids)?.scaled(self.scale))
     }
 
     /// `embeddings` (`[L, D]`) through all layers; every token sees every other.
     ///
     /// # Errors
     /// When there are more tokens than learned positions.
-    pub fn forward(&self, embeddings: &Tensor) -> Result<Tensor> {
-        let (length, most) = (embeddings.dim(0)?, self.positions.dim(0)?);
+    pub fn forward(&self, embeddings: &Matrix) -> Result<Matrix> {
+        let (length, most) = (embeddings.rows(), self.positions.rows());
         if length > most {
             bail!("the encoder gets {length} tokens and has positions for {most}");
         }
-        let h = self.norm.forward(&(embeddings + self.positions.narrow(0, 0, length)?)?)?;
+        let h = self.norm.forward(&add(self.positions.part(0..length)?, embeddings)?)?;
         self.layers.iter().try_fold(h, |h, layer| self.layer(layer, &h))
     }
 
-    fn layer(&self, layer: &Layer, h: &Tensor) -> Result<Tensor> {
-        let (rows, width) = h.dims2()?;
-        let split = |linear: &Linear| {
-            let heads = linear.forward(h)?.reshape((rows, self.heads, width / self.heads))?;
-            heads.transpose(0, 1)?.contiguous()
-        };
-        let attended = attend(
-            &split(&layer.q)?,
-            &split(&layer.k)?,
-            &split(&layer.v)?,
-            Visible::All,
-            layer.q.compute(),
-        )?;
-        let h = layer.attention_norm.forward(&add(layer.out.forward(&attended)?, h)?)?;
+    fn layer(&self, layer: &Layer, h: &Matrix) -> Result<Matrix> {
+        let (q, k, v) = (layer.q.forward(h)?, layer.k.forward(h)?, layer.v.forward(h)?);
+        let (heads, compute) = ((self.heads, self.heads), layer.q.compute());
+        let attended = attend(&q.all(), &[k.all()], &[v.all()], heads, Visible::All, compute)?;
+        let h = layer.attention_norm.forward(&layer.out.forward_add(&attended, h)?)?;
         let x = layer.fc1.forward_with(&h, Activation::GeluErf)?;
-        layer.final_norm.forward(&add(layer.fc2.forward(&x)?, &h)?)
+        layer.final_norm.forward(&layer.fc2.forward_add(&x, &h)?)
     }
 }

@@ -7,6 +7,7 @@
 //! Sources: Florence-2 (arXiv 2311.06242), DaViT (2204.03645), BART (1910.13461); transformers 5.5
 //! `models/florence2/modeling_florence2.py` and `models/bart/modeling_bart.py`.
 
+mod arrange;
 mod block;
 mod config;
 mod convolution;
@@ -21,15 +22,3 @@ pub use vision::{VisionFeatures, VisionTower};
 
 /// Added to the variance in every norm.
 const EPS: f64 = 1e-5;
-
-use candle_core::{Result, Tensor};
-
-/// Number `part` of three packed projections `x` (`[L, 3·heads·size]`) as heads: `[heads, L, size]`.
-pub(crate) fn packed_heads(x: &Tensor, part: usize, heads: usize) -> Result<Tensor> {
-    let (rows, width) = x.dims2()?;
-    let width = width / 3;
-    x.narrow(1, part * width, width)?
-        .reshape((rows, heads, width / heads))?
-        .transpose(0, 1)?
-        .contiguous()
-}

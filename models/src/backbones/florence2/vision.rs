@@ -1,23 +1,23 @@
 //! The vision tower (DaViT) and the projector to the encoder's tokens.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Result, bail};
 
 use super::EPS;
 use super::block::Block;
 use super::config::VisionConfig;
-use super::convolution::{Grid, PatchConvolution, to_map};
+use super::convolution::{Grid, PatchConvolution};
 use super::names::OLD_PROJECTION;
 use crate::ModelError;
 use crate::checkpoint::TensorStore;
-use crate::kernels::{LayerNorm, Linear};
+use crate::kernels::{LayerNorm, Linear, Map, Matrix, Planes, add_all, sum};
 
 /// What one image became.
 #[derive(Debug, Clone)]
 pub struct VisionFeatures {
     /// The tower's last feature map, `[h·w, C]`.
-    pub last_hidden: Tensor,
+    pub last_hidden: Matrix,
     /// Tokens, `[1 + h·w, D]`: the mean over all places, then every place.
-    pub tokens: Tensor,
+    pub tokens: Matrix,
 }
 
 struct Stage {
@@ -52,7 +52,7 @@ impl Stage {
         })
     }
 
-    fn forward(&self, x: &Tensor, grid: Grid) -> Result<(Tensor, Grid)> {
+    fn forward(&self, x: &Matrix, grid: Grid) -> Result<(Matrix, Grid)> {
         let (x, grid) = if self.norm_first {
             self.convolution.forward(&self.norm.forward(x)?, grid)?
         } else {
@@ -68,10 +68,10 @@ impl Stage {
 pub struct VisionTower {
     stages: Vec<Stage>,
     /// `[rows, C − C/2]` and `[rows, C/2]`.
-    columns: Tensor,
-    rows: Tensor,
+    columns: Matrix,
+    rows: Matrix,
     /// `[1, C]`: the first row of the temporal table, for a single image.
-    instant: Tensor,
+    instant: Matrix,
     projection: Linear,
     norm: LayerNorm,
 }
@@ -89,7 +89,7 @@ impl VisionTower {
         let (across, table) = (channels - channels / 2, config.max_position_embeddings);
         let position = |part: &str, width| {
             let name = format!("projector.image_position_embed.{part}_embeddings.weight");
-            store.tensor(&name, &[table, width])
+            store.matrix(&name, &[table, width])
         };
         let times = store.get(
             "projector.visual_temporal_embed.pos_idx_to_embed",
@@ -107,18 +107,21 @@ impl VisionTower {
         })
     }
 
-    /// `pixels` (`[3, height, width]`, normalised) through tower and projector.
+    /// `pixels` (normalised) through tower and projector.
     ///
     /// # Errors
     /// When the image is too small for the patches or too large for the position tables.
-    pub fn forward(&self, pixels: &Tensor) -> Result<VisionFeatures> {
-        let (map, grid) = to_map(pixels)?;
+    pub fn forward(&self, pixels: &Planes) -> Result<VisionFeatures> {
         // First of all: an image that is too large would take very long.
-        let positions = self.positions(self.grid(grid)?)?;
-        let (x, _) =
-            self.stages.iter().try_fold((map, grid), |(x, grid), stage| stage.forward(&x, grid))?;
-        let places = (&x + positions)?.broadcast_add(&self.instant)?;
-        let tokens = Tensor::cat(&[&places.mean_keepdim(0)?, &places], 0)?;
+        let positions = self.positions(self.grid(pixels.size)?);
+        let Map { values, size } = Map::of_planes(pixels);
+        let (x, _) = self
+            .stages
+            .iter()
+            .try_fold((values, size), |(x, grid), stage| stage.forward(&x, grid))?;
+        let mut places = sum(&x, &positions)?;
+        add_all(&mut places, &self.instant)?;
+        let tokens = Matrix::stacked([&mean(&places), &places].into_iter(), places.width())?;
         let tokens = self.norm.forward(&self.projection.forward(&tokens)?)?;
         Ok(VisionFeatures { last_hidden: x, tokens })
     }
@@ -129,7 +132,7 @@ impl VisionTower {
     /// When the image is too small for the patches or too large for the position tables.
     pub fn grid(&self, size: (usize, usize)) -> Result<(usize, usize)> {
         let last = self.stages.iter().try_fold(size, |grid, s| s.convolution.grid(grid))?;
-        let ((height, width), most) = (last, self.rows.dim(0)?);
+        let ((height, width), most) = (last, self.rows.rows());
         if height > most || width > most {
             bail!("a feature map of {width} x {height} has more places than the {most} learned");
         }
@@ -137,14 +140,27 @@ impl VisionTower {
     }
 
     /// Learned positions of a grid, `[h·w, C]`: the column's, then the row's.
-    fn positions(&self, (height, width): Grid) -> Result<Tensor> {
-        let (across, down) = (self.columns.dim(1)?, self.rows.dim(1)?);
-        let columns = self.columns.narrow(0, 0, width)?.unsqueeze(0)?;
-        let rows = self.rows.narrow(0, 0, height)?.unsqueeze(1)?;
-        let columns = columns.broadcast_as((height, width, across))?;
-        let rows = rows.broadcast_as((height, width, down))?;
-        Tensor::cat(&[columns, rows], 2)?.reshape((height * width, across + down))
+    fn positions(&self, (height, width): Grid) -> Matrix {
+        let across = self.columns.width();
+        let mut positions = Matrix::unwritten(height * width, across + self.rows.width());
+        for (y, down) in self.rows.iter().take(height).enumerate() {
+            for (x, column) in self.columns.iter().take(width).enumerate() {
+                let (left, right) = positions.row_mut(y * width + x).split_at_mut(across);
+                left.copy_from_slice(column);
+                right.copy_from_slice(down);
+            }
+        }
+        positions
     }
+}
+
+/// The mean of the rows of `x`, as one row.
+fn mean(x: &Matrix) -> Matrix {
+    let mut mean = Matrix::zeros(1, x.width());
+    for row in x.iter() {
+        mean.values_mut().iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+    }
+    mean.scaled((1.0 / x.rows() as f64) as f32)
 }
 
 /// The projection to the tokens' width. The older layout has it the other way round, under a name of its own.
@@ -156,7 +172,6 @@ fn projection(
     if store.find(OLD_PROJECTION).is_err() {
         return Linear::load(store, "projector.image_projection", channels, width, false);
     }
-    let turned = store.tensor(OLD_PROJECTION, &[channels, width])?.t()?.contiguous()?;
-    let values = turned.flatten_all()?.to_vec1()?;
-    Ok(Linear::from_values(values, None, (channels, width))?)
+    let turned = store.matrix(OLD_PROJECTION, &[channels, width])?.transposed();
+    Ok(Linear::from_values(turned.values().to_vec(), None, (channels, width))?)
 }

@@ -1,9 +1,11 @@
 //! What is kept of something that an evaluation computes, and what it is taken to be now.
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
+
+use crate::kernels::{Matrix, add_scaled};
 
 struct Computed {
-    output: Tensor,
+    output: Matrix,
     /// The evaluation that computed it, and its position.
     evaluation: usize,
     position: f64,
@@ -30,7 +32,7 @@ impl Kept {
     }
 
     /// It was computed.
-    pub fn keep(&mut self, output: Tensor, evaluation: usize, position: f64, took: f64) {
+    pub fn keep(&mut self, output: Matrix, evaluation: usize, position: f64, took: f64) {
         let cost = &mut self.cost;
         *cost = if *cost == 0.0 { took } else { *cost + NEWEST * (took - *cost) };
         self.before = self.newest.replace(Computed { output, evaluation, position });
@@ -48,22 +50,24 @@ impl Kept {
 
     /// What it is taken to be at `position`: the newest output, moved on by the share `slope` of what it moved between the
     /// newest two, in proportion to the positions. `None`: nothing is kept.
-    pub fn at(&self, position: f64, slope: f64) -> Result<Option<Tensor>> {
+    pub fn at(&self, position: f64, slope: f64) -> Result<Option<Matrix>> {
         let Some(newest) = &self.newest else { return Ok(None) };
-        let Some(before) = self.before.as_ref().filter(|_| slope != 0.0) else {
-            return Ok(Some(newest.output.clone()));
-        };
-        let way = newest.position - before.position;
-        let part = if way > 0.0 { (position - newest.position) / way } else { 0.0 };
-        let moved = (&newest.output - &before.output)?;
-        let on = (moved * (slope * part.clamp(0.0, FARTHEST)))?;
-        Ok(Some((&newest.output + on)?))
+        let mut guess = newest.output.clone();
+        if let Some(before) = self.before.as_ref().filter(|_| slope != 0.0) {
+            let way = newest.position - before.position;
+            let part = if way > 0.0 { (position - newest.position) / way } else { 0.0 };
+            let mut moved = newest.output.clone();
+            add_scaled(&mut moved, &before.output, -1.0)?;
+            add_scaled(&mut guess, &moved, (slope * part.clamp(0.0, FARTHEST)) as f32)?;
+        }
+        Ok(Some(guess))
     }
 }
 
 /// The length of `kept − exact` relative to that of `sum`.
-pub(super) fn relative(kept: &Tensor, exact: &Tensor, sum: &Tensor) -> Result<f64> {
-    let length = |x: &Tensor| x.sqr()?.sum_all()?.to_scalar::<f32>();
-    let (off, whole) = (length(&(kept - exact)?)?, length(sum)?);
-    Ok((f64::from(off) / f64::from(whole).max(f64::MIN_POSITIVE)).sqrt())
+pub(super) fn relative(kept: &Matrix, exact: &Matrix, sum: &Matrix) -> f64 {
+    let pairs = kept.values().iter().zip(exact.values());
+    let off: f64 = pairs.map(|(a, b)| f64::from(a - b).powi(2)).sum();
+    let whole: f64 = sum.values().iter().map(|x| f64::from(*x).powi(2)).sum();
+    (off / whole.max(f64::MIN_POSITIVE)).sqrt()
 }

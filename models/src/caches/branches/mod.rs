@@ -9,12 +9,12 @@ mod tests;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 use sinew_runtime::{CacheUse, Opening, Unused};
 
 use super::monitor::{Monitor, MonitorConfig, Verdict};
 use super::schedule::Schedule;
-use crate::kernels::add;
+use crate::kernels::{Matrix, add, sum};
 use crate::random::SplitMix64;
 use kept::{Kept, relative};
 use tuning::Recorded;
@@ -127,8 +127,8 @@ impl Branches {
         &mut self,
         position: f64,
         last: bool,
-        compute: impl FnOnce(&mut Self) -> Result<Tensor>,
-    ) -> Result<Tensor> {
+        compute: impl FnOnce(&mut Self) -> Result<Matrix>,
+    ) -> Result<Matrix> {
         let place = &mut self.place;
         place.evaluation += 1;
         (place.position, place.last) = (position, last);
@@ -139,7 +139,7 @@ impl Branches {
                 recorded.positions.push(position);
                 let output = compute(self)?;
                 if let Mode::Record(recorded) = &mut self.mode {
-                    recorded.whole.push(output.flatten_all()?.to_vec1()?);
+                    recorded.whole.push(output.values().to_vec());
                 }
                 return Ok(output);
             }
@@ -157,43 +157,45 @@ impl Branches {
             _ => self.whole.at(position, slope)?,
         };
         let blocks = u32::try_from(self.blocks.len()).unwrap_or(u32::MAX);
-        if let (Verdict::Reuse, Some(guess)) = (verdict, &guess) {
-            // All of its blocks at once.
-            self.used.lookups += blocks;
-            self.used.hits += blocks;
-            self.used.saved += self.whole.cost();
-            return guess.copy();
-        }
+        let guess = match (verdict, guess) {
+            (Verdict::Reuse, Some(guess)) => {
+                // All of its blocks at once.
+                self.used.lookups += blocks;
+                self.used.hits += blocks;
+                self.used.saved += self.whole.cost();
+                return Ok(guess);
+            }
+            (_, guess) => guess,
+        };
         let start = Instant::now();
         let output = compute(self)?;
         let took = start.elapsed().as_secs_f64();
         if let (Some(guess), Mode::Reuse(reuse)) = (&guess, &mut self.mode) {
-            let error = relative(guess, &output, &output)?;
+            let error = relative(guess, &output, &output);
             reuse.monitor.checked(error);
             self.used.errors.push(error);
         }
-        // A copy: whoever gets the output may change it in place.
-        self.whole.keep(output.copy()?, now.evaluation, position, took);
+        self.whole.keep(output.clone(), now.evaluation, position, took);
         Ok(output)
     }
 
-    /// `x + compute()`, or `x` plus what block `block` gave before.
+    /// `x + compute(x)`, or `x` plus what block `block` gave before.
     ///
     /// # Errors
     /// Those of `compute`, and an output of another shape than `x`.
     pub fn add(
         &mut self,
         block: usize,
-        x: &Tensor,
-        compute: impl FnOnce() -> Result<Tensor>,
-    ) -> Result<Tensor> {
-        let Some(kept) = self.blocks.get_mut(block) else { return add(compute()?, x) };
+        x: Matrix,
+        compute: impl FnOnce(&Matrix) -> Result<Matrix>,
+    ) -> Result<Matrix> {
+        let Some(kept) = self.blocks.get_mut(block) else { return add(compute(&x)?, &x) };
         let reuse = match &mut self.mode {
-            Mode::Off => return add(compute()?, x),
+            Mode::Off => return add(compute(&x)?, &x),
             Mode::Record(recorded) => {
-                let output = compute()?;
-                recorded.blocks[block].push(output.flatten_all()?.to_vec1()?);
-                return add(output, x);
+                let output = compute(&x)?;
+                recorded.blocks[block].push(output.values().to_vec());
+                return add(output, &x);
             }
             Mode::Reuse(reuse) => reuse,
         };
@@ -207,22 +209,25 @@ impl Branches {
             Verdict::Compute => None,
             _ => kept.at(now.position, slope)?,
         };
-        if let (Verdict::Reuse, Some(guess)) = (verdict, &guess) {
-            self.used.hits += 1;
-            self.used.saved += kept.cost();
-            return guess + x;
-        }
+        let guess = match (verdict, guess) {
+            (Verdict::Reuse, Some(guess)) => {
+                self.used.hits += 1;
+                self.used.saved += kept.cost();
+                return add(guess, &x);
+            }
+            (_, guess) => guess,
+        };
         let start = Instant::now();
-        let output = compute()?;
+        let output = compute(&x)?;
         let took = start.elapsed().as_secs_f64();
-        let sum = (&output + x)?;
+        let total = sum(&output, &x)?;
         if let Some(guess) = &guess {
-            let error = relative(guess, &output, &sum)?;
+            let error = relative(guess, &output, &total);
             reuse.monitor.checked(error);
             self.used.errors.push(error);
         }
         kept.keep(output, now.evaluation, now.position, took);
-        Ok(sum)
+        Ok(total)
     }
 
     /// The denoising ended, and became a chunk: what was reused in it. `None` when there is no cache.

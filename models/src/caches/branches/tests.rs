@@ -1,5 +1,3 @@
-use candle_core::Device;
-
 use super::super::plan::{Block, BlockKind, Updates};
 use super::super::schedule::{BlockPlan, Form};
 use super::*;
@@ -29,14 +27,13 @@ fn schedule(updates: &[usize]) -> Schedule {
 
 /// The block gives the square of the evaluation's number; what is added to zero at each of `steps` evaluations.
 fn outputs(branches: &mut Branches, steps: usize) -> Vec<f32> {
-    let zero = Tensor::zeros(1, candle_core::DType::F32, &Device::Cpu).expect("one value");
     (0..steps)
         .map(|k| {
             let output = branches.evaluate(k as f64 / steps as f64, k + 1 == steps, |branches| {
                 let output = (k as f32 + 1.0).powi(2);
-                branches.add(0, &zero, || Tensor::new(&[output], &Device::Cpu))
+                branches.add(0, Matrix::zeros(1, 1), |_| Ok(Matrix::of_row(&[output])))
             });
-            output.and_then(|t| t.to_vec1::<f32>()).expect("one value")[0]
+            output.expect("one value").values()[0]
         })
         .collect()
 }
@@ -82,14 +79,14 @@ fn a_surge_of_errors_closes_the_cache_and_calm_opens_it_step_by_step() {
     // A block that stands still, moves, and stands still again: six evaluations a chunk, one update.
     let config = MonitorConfig { share: 0.9, limit: 0.2, calm: 1, ..MonitorConfig::default() };
     let mut branches = Branches::scheduled(schedule(&[0]), config);
-    let one = Tensor::ones(1, candle_core::DType::F32, &Device::Cpu).expect("one value");
     let mut made = 0;
     let mut chunk = |branches: &mut Branches, moves: f32| {
         made += 1;
         branches.begin(made, false);
         for k in 0..STEPS {
             let output = branches.evaluate(k as f64 / STEPS as f64, k + 1 == STEPS, |branches| {
-                branches.add(0, &one, || Tensor::new(&[1.0 + moves * k as f32], &Device::Cpu))
+                let output = 1.0 + moves * k as f32;
+                branches.add(0, Matrix::of_row(&[1.0]), |_| Ok(Matrix::of_row(&[output])))
             });
             output.expect("one value");
         }

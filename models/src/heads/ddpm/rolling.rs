@@ -3,9 +3,10 @@
 //! Source: Streaming Diffusion Policy (arXiv 2406.04806). Each call denoises the whole buffer just until the next actions
 //! are clean, instead of making them from noise. Its network must have been trained with a timestep for each action.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, bail};
 
 use super::schedule::Schedule;
+use crate::kernels::Matrix;
 
 /// How noisy each row of a buffer is before a call.
 ///
@@ -53,23 +54,27 @@ pub struct Buffer {
     schedule: Schedule,
     profile: Profile,
     /// Training steps that are taken, rising.
-    timesteps: Vec<usize>,
-    x: Tensor,
+    taken: Vec<usize>,
+    x: Matrix,
     levels: Vec<usize>,
+    /// The training step of each row's level.
+    timesteps: Vec<usize>,
     done: usize,
 }
 
 impl Buffer {
     /// A buffer whose rows are those of `clean` (`[H, A]`), which were just denoised.
-    pub fn clean(schedule: Schedule, profile: Profile, clean: Tensor) -> Self {
-        let mut timesteps = schedule.timesteps(profile.steps);
-        timesteps.reverse();
-        let levels = vec![0; profile.horizon];
-        Self { schedule, profile, timesteps, x: clean, levels, done: 0 }
+    pub fn clean(schedule: Schedule, profile: Profile, clean: Matrix) -> Self {
+        let mut taken = schedule.timesteps(profile.steps);
+        taken.reverse();
+        let (levels, timesteps) = (vec![0; clean.rows()], vec![0; clean.rows()]);
+        let mut new = Self { schedule, profile, taken, x: clean, levels, timesteps, done: 0 };
+        new.ask();
+        new
     }
 
     /// The actions, `[H, A]`.
-    pub fn sample(&self) -> &Tensor {
+    pub fn sample(&self) -> &Matrix {
         &self.x
     }
 
@@ -90,66 +95,70 @@ impl Buffer {
     /// # Errors
     /// When the noise is of another count.
     pub fn shift(&mut self, rows: usize, mut noise: impl FnMut(usize) -> Vec<f32>) -> Result<()> {
-        let (horizon, width) = self.x.dims2()?;
-        let fresh = (rows.min(horizon) + self.profile.rest()).min(horizon);
+        let (horizon, width) = self.x.dims();
+        let rows = rows.min(horizon);
+        let fresh = (rows + self.profile.rest()).min(horizon);
         let kept = horizon - fresh;
-        let new = Tensor::from_vec(noise(fresh * width), (fresh, width), &Device::Cpu)?;
-        let mut levels: Vec<usize> = self.levels.iter().skip(rows).take(kept).copied().collect();
-        levels.resize(horizon, self.profile.steps);
-        self.levels = levels;
-        self.x = match kept {
-            0 => new,
-            _ => Tensor::cat(&[&self.x.narrow(0, rows, kept)?, &new], 0)?,
-        };
-        let added = Tensor::from_vec(noise(horizon * width), (horizon, width), &Device::Cpu)?;
-        let (mut signals, mut spreads) = (Vec::new(), Vec::new());
+        let (new, added) = (noise(fresh * width), noise(horizon * width));
+        if (new.len(), added.len()) != (fresh * width, horizon * width) {
+            let drawn = (new.len(), added.len());
+            bail!("{drawn:?} values of noise do not fit {horizon} rows of {width}");
+        }
+        let x = self.x.values_mut();
+        x.copy_within(rows * width..(rows + kept) * width, 0);
+        x[kept * width..].copy_from_slice(&new);
+        self.levels.copy_within(rows..rows + kept, 0);
+        self.levels[kept..].fill(self.profile.steps);
         for (row, level) in self.levels.iter_mut().enumerate() {
             let wanted = self.profile.level(row).max(*level);
             // What is left of the signal of one level at the next.
-            let left = self.schedule.alpha(step_of(&self.timesteps, wanted))
-                / self.schedule.alpha(step_of(&self.timesteps, *level));
+            let left = self.schedule.alpha(step_of(&self.taken, wanted))
+                / self.schedule.alpha(step_of(&self.taken, *level));
             let left = if wanted == *level { 1.0 } else { left };
-            signals.push(left.sqrt() as f32);
-            spreads.push((1.0 - left).max(0.0).sqrt() as f32);
+            let (signal, spread) = (left.sqrt() as f32, (1.0 - left).max(0.0).sqrt() as f32);
+            let values = self.x.row_mut(row).iter_mut().zip(&added[row * width..]);
+            values.for_each(|(x, added)| *x = *x * signal + added * spread);
             *level = wanted;
         }
-        let column = |values| Tensor::from_vec(values, (horizon, 1), &Device::Cpu);
-        let signal = self.x.broadcast_mul(&column(signals)?)?;
-        self.x = (signal + added.broadcast_mul(&column(spreads)?)?)?;
         self.done = 0;
+        self.ask();
         Ok(())
     }
 
     /// The training step of each row that the network is asked about; clean ones count as those with the least noise.
-    pub fn timesteps(&self) -> Vec<usize> {
-        self.levels.iter().map(|level| step_of(&self.timesteps, *level).unwrap_or(0)).collect()
+    pub fn timesteps(&self) -> &[usize] {
+        &self.timesteps
     }
 
-    /// Every row that is not clean moves on by one level, by the network's `output` (`[H, A]`). `noise` is a
-    /// standard-normal tensor of the sample's shape, of which each row is used where one is added.
+    fn ask(&mut self) {
+        for (asked, level) in self.timesteps.iter_mut().zip(&self.levels) {
+            *asked = step_of(&self.taken, *level).unwrap_or(0);
+        }
+    }
+
+    /// Every row that is not clean moves on by one level, by the network's `output` (`[H, A]`). `noise` are standard-normal
+    /// values of the sample's shape, of which each row is used where one is added.
     ///
     /// # Errors
     /// When a shape differs.
-    pub fn step(&mut self, output: &Tensor, noise: &Tensor) -> Result<()> {
-        let mut parts = Vec::new();
+    pub fn step(&mut self, output: &Matrix, noise: &Matrix) -> Result<()> {
+        let shape = self.x.dims();
+        if output.dims() != shape || noise.dims() != shape {
+            bail!("{:?} and {:?} do not fit a sample of {shape:?}", output.dims(), noise.dims());
+        }
         let mut start = 0;
         // Rows of one level next to each other are one sample.
         for rows in self.levels.chunk_by(|a, b| a == b) {
-            let (level, count) = (rows[0], rows.len());
-            let own = |all: &Tensor| all.narrow(0, start, count);
-            let x = own(&self.x)?;
-            parts.push(match step_of(&self.timesteps, level) {
-                None => x,
-                Some(t) => {
-                    let previous = step_of(&self.timesteps, level - 1);
-                    let noise = || own(noise);
-                    self.schedule.step(&x, &own(output)?, (t, previous), Ok, noise)?.0
-                }
-            });
-            start += count;
+            let values = start * shape.1..(start + rows.len()) * shape.1;
+            start += rows.len();
+            let Some(t) = step_of(&self.taken, rows[0]) else { continue };
+            let steps = (t, step_of(&self.taken, rows[0] - 1));
+            let x = &mut self.x.values_mut()[values.clone()];
+            let (output, noise) = (&output.values()[values.clone()], &noise.values()[values]);
+            self.schedule.step(x, output, steps, noise, |_, clean| clean)?;
         }
-        self.x = Tensor::cat(&parts, 0)?;
         self.levels.iter_mut().for_each(|level| *level = level.saturating_sub(1));
+        self.ask();
         self.done += 1;
         Ok(())
     }
@@ -190,13 +199,8 @@ mod tests {
         .clipped(1.0)
     }
 
-    fn values(x: &Tensor) -> Vec<f32> {
-        x.flatten_all().and_then(|t| t.to_vec1()).expect("a CPU tensor of f32")
-    }
-
-    fn tensor(values: Vec<f32>, rows: usize) -> Tensor {
-        let width = values.len() / rows;
-        Tensor::from_vec(values, (rows, width), &Device::Cpu).expect("it fits")
+    fn matrix(values: &[f32], rows: usize) -> Matrix {
+        Matrix::new(values, (rows, values.len() / rows)).expect("it fits")
     }
 
     #[test]
@@ -210,7 +214,7 @@ mod tests {
     /// Calls of a buffer of `profile`, started at clean zeros: steps of each call, and how often each emitted row was
     /// denoised since it came in as noise.
     fn calls(profile: Profile, count: usize, shift: usize) -> (Vec<usize>, Vec<Vec<usize>>) {
-        let zeros = tensor(vec![0.0; profile.horizon], profile.horizon);
+        let zeros = Matrix::zeros(profile.horizon, 1);
         let mut buffer = Buffer::clean(schedule(), profile, zeros.clone());
         let mut ages = vec![0usize; profile.horizon];
         let (mut steps, mut emitted) = (Vec::new(), Vec::new());
@@ -251,10 +255,10 @@ mod tests {
         let profile = Profile { horizon: 20, past: 1, taken: 8, steps: T };
         let (each, _) = calls(profile, 9, 3);
         assert_eq!(each, [50; 9], "every call meets the profile");
-        let mut buffer = Buffer::clean(schedule(), profile, tensor(vec![0.5; 20], 20));
+        let mut buffer = Buffer::clean(schedule(), profile, matrix(&[0.5; 20], 20));
         buffer.shift(0, |n| vec![0.0; n]).expect("it fits");
         let alpha = |t: usize| schedule().alphas()[t].sqrt();
-        let x = values(buffer.sample());
+        let x = buffer.sample().values();
         assert!((x[0] - 0.5 * alpha(49)).abs() < 1e-6 && (x[16] - 0.5 * alpha(99)).abs() < 1e-6);
         assert_eq!(x[17..], [0.0; 3], "what is after the last whole part comes in as noise");
     }
@@ -262,22 +266,22 @@ mod tests {
     #[test]
     fn with_one_part_it_is_ordinary_denoising() {
         // A network that does not care for the level.
-        let network = |x: &Tensor| (x * 0.3).expect("f32");
+        let network = |x: &Matrix| x.clone().scaled(0.3);
         let profile = Profile { horizon: 6, past: 0, taken: 6, steps: 25 };
-        let mut buffer = Buffer::clean(schedule(), profile, tensor(vec![0.0; 12], 6));
+        let mut buffer = Buffer::clean(schedule(), profile, Matrix::zeros(6, 2));
         let noise = gaussian_noise(1, 12);
         let mut given = Some(noise.clone());
         buffer.shift(6, |n| given.take().unwrap_or_else(|| vec![0.0; n])).expect("it fits");
-        let mut sampler = Sampler::new(schedule(), noise, (6, 2), 25).expect("it fits");
+        let mut sampler = Sampler::new(schedule(), matrix(&noise, 6), 25);
         let mut seed = 5;
         while !sampler.is_done() {
             assert_eq!(buffer.timesteps(), [sampler.timestep(); 6]);
-            let added = tensor(gaussian_noise(seed, 12), 6);
+            let added = matrix(&gaussian_noise(seed, 12), 6);
             buffer.step(&network(buffer.sample()), &added).expect("it fits");
             sampler.step(&network(sampler.sample()), || Ok(added)).expect("it fits");
             seed += 1;
         }
         assert_eq!(buffer.left(), 0);
-        assert_eq!(values(buffer.sample()), values(sampler.sample()));
+        assert_eq!(buffer.sample().values(), sampler.sample().values());
     }
 }

@@ -1,8 +1,9 @@
 //! One sampling, from noise to actions.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, bail};
 
 use super::schedule::Schedule;
+use crate::kernels::Matrix;
 
 /// A plan that the clean sample is drawn to at every step.
 ///
@@ -11,26 +12,26 @@ use super::schedule::Schedule;
 #[derive(Debug, Clone)]
 pub struct Inpainting {
     /// `[H, A]`, zero where the weight is.
-    target: Tensor,
-    /// `[H, 1]`
-    weights: Tensor,
+    target: Matrix,
+    /// One for each row.
+    weights: Vec<f32>,
 }
 
 impl Inpainting {
-    /// Draws to `target` (`[H, A]` row by row) with a weight from 0 to 1 for each row.
+    /// Draws to `target` (`[H, A]`) with a weight from 0 to 1 for each row.
     ///
     /// # Errors
-    /// When the numbers of values do not fit `shape`.
-    pub fn new(target: Vec<f32>, weights: &[f64], shape: (usize, usize)) -> Result<Self> {
-        let weights: Vec<f32> = weights.iter().map(|w| *w as f32).collect();
-        Ok(Self {
-            target: Tensor::from_vec(target, shape, &Device::Cpu)?,
-            weights: Tensor::from_vec(weights, (shape.0, 1), &Device::Cpu)?,
-        })
+    /// When there are not as many weights as rows.
+    pub fn new(target: Matrix, weights: &[f64]) -> Result<Self> {
+        if weights.len() != target.rows() {
+            bail!("{} weights for a plan of {} rows", weights.len(), target.rows());
+        }
+        Ok(Self { target, weights: weights.iter().map(|w| *w as f32).collect() })
     }
 
-    fn draw(&self, clean: &Tensor) -> Result<Tensor> {
-        clean + (&self.target - clean)?.broadcast_mul(&self.weights)?
+    /// The value `clean` at `place` of the sample, drawn.
+    fn draw(&self, place: usize, clean: f32) -> f32 {
+        clean + (self.target.values()[place] - clean) * self.weights[place / self.target.width()]
     }
 }
 
@@ -41,88 +42,101 @@ impl Inpainting {
 #[derive(Debug, Clone)]
 pub struct Sampler {
     schedule: Schedule,
-    x: Tensor,
+    x: Matrix,
     /// Training steps below this one are left to do.
     end: usize,
     timesteps: Vec<usize>,
     done: usize,
     inpainting: Option<Inpainting>,
     /// The newest estimate of the clean sample.
-    clean: Option<Tensor>,
+    clean: Option<Matrix>,
 }
 
 impl Sampler {
-    /// Starts at `noise` (`[H, A]` row by row) with `steps` steps.
-    ///
-    /// # Errors
-    /// When `noise` has another number of values.
-    pub fn new(
-        schedule: Schedule,
-        noise: Vec<f32>,
-        shape: (usize, usize),
-        steps: usize,
-    ) -> Result<Self> {
-        let x = Tensor::from_vec(noise, shape, &Device::Cpu)?;
+    /// Starts at `noise` (`[H, A]`) with `steps` steps.
+    pub fn new(schedule: Schedule, noise: Matrix, steps: usize) -> Self {
         let end = schedule.training_steps();
         let timesteps = schedule.timesteps(steps);
-        Ok(Self { schedule, x, end, timesteps, done: 0, inpainting: None, clean: None })
+        Self { schedule, x: noise, end, timesteps, done: 0, inpainting: None, clean: None }
     }
 
-    /// Starts at `guess` (`[H, A]`), noised to the part `time` (above 0, at most 1) of the training steps.
+    /// Starts at `guess` (row by row), noised with `noise` (`[H, A]`) to the part `time` (above 0, at most 1) of the
+    /// training steps.
     ///
     /// # Errors
-    /// When `noise` or `guess` has another number of values.
+    /// When `guess` has another number of values than `noise`.
     pub fn warm(
         schedule: Schedule,
         guess: &[f32],
-        noise: Vec<f32>,
-        shape: (usize, usize),
+        noise: Matrix,
         steps: usize,
         time: f64,
     ) -> Result<Self> {
+        let mut x = noise;
+        if guess.len() != x.values().len() {
+            bail!("a guess of {} values does not fit {:?}", guess.len(), x.dims());
+        }
         let all = schedule.training_steps();
         let end = ((time * all as f64).round() as usize).clamp(1, all);
         let timesteps = schedule.timesteps_below(end, steps);
         let alpha = schedule.alpha(timesteps.first().copied());
         let (signal, spread) = (alpha.sqrt(), (1.0 - alpha).sqrt());
-        let mixed = guess
-            .iter()
-            .zip(&noise)
-            .map(|(a, n)| (f64::from(*a) * signal + f64::from(*n) * spread) as f32);
-        let x = Tensor::from_vec(mixed.collect::<Vec<_>>(), shape, &Device::Cpu)?;
+        for (x, guess) in x.values_mut().iter_mut().zip(guess) {
+            *x = (f64::from(*guess) * signal + f64::from(*x) * spread) as f32;
+        }
         Ok(Self { schedule, x, end, timesteps, done: 0, inpainting: None, clean: None })
     }
 
     /// The same, drawn to a plan.
-    #[must_use]
-    pub fn inpainting(self, plan: Inpainting) -> Self {
-        Self { inpainting: Some(plan), ..self }
+    ///
+    /// # Errors
+    /// When the plan has another shape than the sample.
+    pub fn inpainting(self, plan: Inpainting) -> Result<Self> {
+        if plan.target.dims() != self.x.dims() {
+            bail!("a plan of {:?} does not fit {:?}", plan.target.dims(), self.x.dims());
+        }
+        Ok(Self { inpainting: Some(plan), ..self })
     }
 
     /// The sample as it is now, `[H, A]`.
-    pub fn sample(&self) -> &Tensor {
+    pub fn sample(&self) -> &Matrix {
         &self.x
     }
 
     /// The training step that the network is asked about; 0 when all are done.
     pub fn timestep(&self) -> usize {
-        self.timesteps.get(self.done).copied().unwrap_or(0)
+        self.timesteps().first().copied().unwrap_or(0)
     }
 
-    /// Moves on by the network's `output` for the current sample. `noise` is asked for a standard-normal tensor of the
-    /// sample's shape where one is added (DDPM, every step but those at training step 0).
+    /// The same as a list of one, or none when all are done.
+    pub fn timesteps(&self) -> &[usize] {
+        let left = &self.timesteps[self.done.min(self.timesteps.len())..];
+        &left[..left.len().min(1)]
+    }
+
+    /// Moves on by the network's `output` for the current sample. `noise` is asked for standard-normal values of the
+    /// sample's shape where they are added (DDPM, every step but those at training step 0).
     ///
     /// # Errors
     /// When `output` or the noise has another shape.
-    pub fn step(&mut self, output: &Tensor, noise: impl FnOnce() -> Result<Tensor>) -> Result<()> {
+    pub fn step(&mut self, output: &Matrix, noise: impl FnOnce() -> Result<Matrix>) -> Result<()> {
         let t = self.timestep();
         let previous = self.timesteps.get(self.done + 1).copied();
-        let draw = |clean| match &self.inpainting {
-            Some(plan) => plan.draw(&clean),
-            None => Ok(clean),
+        let noise = if self.schedule.adds_noise(t) { Some(noise()?) } else { None };
+        let shape = self.x.dims();
+        for given in std::iter::once(output).chain(&noise) {
+            if given.dims() != shape {
+                bail!("{:?} does not fit a sample of {shape:?}", given.dims());
+            }
+        }
+        let mut clean = Matrix::unwritten(shape.0, shape.1);
+        let (known, plan) = (clean.values_mut(), &self.inpainting);
+        let draw = |place: usize, value| {
+            known[place] = plan.as_ref().map_or(value, |plan| plan.draw(place, value));
+            known[place]
         };
-        let (x, clean) = self.schedule.step(&self.x, output, (t, previous), draw, noise)?;
-        self.x = x;
+        let noise = noise.as_ref().map_or(&[][..], Matrix::values);
+        self.schedule.step(self.x.values_mut(), output.values(), (t, previous), noise, draw)?;
         self.clean = Some(clean);
         self.done += 1;
         Ok(())
@@ -174,30 +188,34 @@ mod tests {
         Schedule::new(kind, BetaSchedule::SquaredcosCapV2, T, (1e-4, 0.02), prediction)
     }
 
-    fn vector(x: &Tensor) -> Vec<f32> {
-        x.flatten_all().and_then(|t| t.to_vec1()).expect("a CPU tensor of f32")
+    fn matrix(values: &[f32], shape: (usize, usize)) -> Matrix {
+        Matrix::new(values, shape).expect("as many values")
+    }
+
+    /// Whether every value of `x` is nearer to 0.25 than `distance`.
+    fn arrived(x: &Matrix, distance: f32) -> bool {
+        x.values().iter().all(|v| (v - 0.25).abs() < distance)
     }
 
     /// What a network that knows the clean sample to be 0.25 everywhere says of `sampler`'s sample.
-    fn perfect(sampler: &Sampler, prediction: Prediction) -> Tensor {
-        let x = sampler.sample();
-        let alpha = f64::from(sampler.schedule.alphas()[sampler.timestep()]);
-        let clean = (x.ones_like().expect("f32") * 0.25).expect("f32");
-        let noise = ((x - (&clean * alpha.sqrt()).expect("f32")).expect("f32")
-            / (1.0 - alpha).sqrt())
-        .expect("f32");
-        match prediction {
-            Prediction::Epsilon => noise,
-            Prediction::Sample => clean,
-            Prediction::VPrediction => ((noise * alpha.sqrt()).expect("f32")
-                - (clean * (1.0 - alpha).sqrt()).expect("f32"))
-            .expect("f32"),
+    fn perfect(sampler: &Sampler, prediction: Prediction) -> Matrix {
+        let alpha = sampler.schedule.alphas()[sampler.timestep()];
+        let (clean, signal, spread) = (0.25, alpha.sqrt(), (1.0 - alpha).sqrt());
+        let mut output = sampler.sample().clone();
+        for x in output.values_mut() {
+            let noise = (*x - clean * signal) / spread;
+            *x = match prediction {
+                Prediction::Epsilon => noise,
+                Prediction::Sample => clean,
+                Prediction::VPrediction => noise * signal - clean * spread,
+            };
         }
+        output
     }
 
-    fn still(x: &Tensor) -> impl FnOnce() -> Result<Tensor> + use<> {
-        let x = x.zeros_like();
-        move || x
+    fn still(x: &Matrix) -> impl FnOnce() -> Result<Matrix> + use<> {
+        let (rows, width) = x.dims();
+        move || Ok(Matrix::zeros(rows, width))
     }
 
     #[test]
@@ -206,16 +224,15 @@ mod tests {
             for prediction in [Prediction::Epsilon, Prediction::Sample, Prediction::VPrediction] {
                 for steps in [1, 7, T] {
                     let schedule = schedule(kind, prediction).clipped(1.0);
-                    let mut sampler =
-                        Sampler::new(schedule, vec![1.5, -0.5], (1, 2), steps).expect("it fits");
+                    let noise = Matrix::of_row(&[1.5, -0.5]);
+                    let mut sampler = Sampler::new(schedule, noise, steps);
                     while !sampler.is_done() {
                         let output = perfect(&sampler, prediction);
                         let noise = still(sampler.sample());
                         sampler.step(&output, noise).expect("the shapes are equal");
                     }
-                    let x = vector(sampler.sample());
-                    let off = x.iter().map(|v| (v - 0.25).abs()).fold(0.0, f32::max);
-                    assert!(off < 2e-3, "{kind:?} {prediction:?} {steps}: {x:?}");
+                    let x = sampler.sample();
+                    assert!(arrived(x, 2e-3), "{kind:?} {prediction:?} {steps}: {x:?}");
                 }
             }
         }
@@ -233,7 +250,7 @@ mod tests {
     #[test]
     fn an_early_end_is_the_newest_estimate() {
         let schedule = schedule(Kind::Ddim, Prediction::Epsilon);
-        let mut sampler = Sampler::new(schedule, vec![1.0, -2.0], (1, 2), 10).expect("it fits");
+        let mut sampler = Sampler::new(schedule, Matrix::of_row(&[1.0, -2.0]), 10);
         assert!(!sampler.finish(), "nothing is known before the first step");
         assert!(sampler.set_steps(20) && sampler.steps() == 20);
         assert!(!sampler.set_steps(T + 1), "there are not so many");
@@ -243,27 +260,41 @@ mod tests {
         }
         assert!(!sampler.set_steps(9), "too late");
         assert!(sampler.finish() && sampler.is_done());
-        assert!(vector(sampler.sample()).iter().all(|v| (v - 0.25).abs() < 1e-4));
+        assert!(arrived(sampler.sample(), 1e-4));
     }
 
     #[test]
     fn planned_rows_come_out_as_planned() {
         for kind in [Kind::Ddpm, Kind::Ddim] {
             let schedule = schedule(kind, Prediction::Sample);
-            let plan = Inpainting::new(vec![0.8, 0.8, 0.0], &[1.0, 0.5, 0.0], (3, 1));
-            let mut sampler = Sampler::new(schedule, vec![1.0, 0.3, -1.0], (3, 1), 10)
-                .expect("it fits")
-                .inpainting(plan.expect("it fits"));
+            let column = |values| matrix(values, (3, 1));
+            let plan = Inpainting::new(column(&[0.8, 0.8, 0.0]), &[1.0, 0.5, 0.0]);
+            let sampler = Sampler::new(schedule, column(&[1.0, 0.3, -1.0]), 10);
+            let mut sampler = sampler.inpainting(plan.expect("it fits")).expect("it fits");
             while !sampler.is_done() {
                 let output = perfect(&sampler, Prediction::Sample);
                 let noise = still(sampler.sample());
                 sampler.step(&output, noise).expect("the shapes are equal");
             }
-            let x = vector(sampler.sample());
-            for (x, expected) in x.iter().zip([0.8, 0.525, 0.25]) {
+            for (x, expected) in sampler.sample().values().iter().zip([0.8, 0.525, 0.25]) {
                 assert!((x - expected).abs() < 1e-5, "{kind:?}: {x} is not {expected}");
             }
         }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let schedule = schedule(Kind::Ddpm, Prediction::Epsilon);
+        let row = || Matrix::of_row(&[0.5, 0.5]);
+        assert!(Inpainting::new(row(), &[1.0, 1.0]).is_err());
+        let warm = Sampler::warm(schedule.clone(), &[0.5], row(), 4, 0.5);
+        assert!(warm.is_err(), "a shorter guess");
+        let mut sampler = Sampler::new(schedule, row(), 10);
+        let plan = Inpainting::new(matrix(&[0.5, 0.5], (2, 1)), &[1.0, 1.0]).expect("it fits");
+        assert!(sampler.clone().inpainting(plan).is_err());
+        assert!(sampler.step(&matrix(&[0.0; 2], (2, 1)), || Ok(row())).is_err());
+        assert!(sampler.step(&row(), || Ok(Matrix::of_row(&[0.5]))).is_err());
+        assert_eq!((sampler.done(), sampler.sample().values()), (0, [0.5, 0.5].as_slice()));
     }
 
     #[test]
@@ -277,17 +308,17 @@ mod tests {
         ] {
             for guess in [[0.25, 0.25], [1.0, -1.0], [-0.9, 0.4]] {
                 let schedule = schedule(kind, Prediction::Epsilon).clipped(1.0);
-                let sampler = Sampler::warm(schedule, &guess, vec![0.7, -1.3], (1, 2), steps, time);
+                let noise = Matrix::of_row(&[0.7, -1.3]);
+                let sampler = Sampler::warm(schedule, &guess, noise, steps, time);
                 let mut sampler = sampler.expect("it fits");
                 assert_eq!(sampler.steps(), steps);
                 while !sampler.is_done() {
                     let output = perfect(&sampler, Prediction::Epsilon);
-                    let noise = || Tensor::new(&[[0.8f32, -0.6]], &Device::Cpu);
+                    let noise = || Ok(Matrix::of_row(&[0.8, -0.6]));
                     sampler.step(&output, noise).expect("the shapes are equal");
                 }
-                let x = vector(sampler.sample());
-                let off = x.iter().map(|v| (v - 0.25).abs()).fold(0.0, f32::max);
-                assert!(off < 2e-3, "{kind:?} {time} {guess:?}: {x:?}");
+                let x = sampler.sample();
+                assert!(arrived(x, 2e-3), "{kind:?} {time} {guess:?}: {x:?}");
             }
         }
     }
@@ -295,22 +326,22 @@ mod tests {
     #[test]
     fn a_warm_start_at_all_of_the_noise_is_an_ordinary_start() {
         let schedule = schedule(Kind::Ddim, Prediction::Epsilon);
-        let noise = vec![1.5, -0.5];
-        let mut plain = Sampler::new(schedule.clone(), noise.clone(), (1, 2), T).expect("it fits");
-        let warm = Sampler::warm(schedule, &[0.3, 0.9], noise, (1, 2), T, 1.0);
+        let noise = Matrix::of_row(&[1.5, -0.5]);
+        let mut plain = Sampler::new(schedule.clone(), noise.clone(), T);
+        let warm = Sampler::warm(schedule, &[0.3, 0.9], noise, T, 1.0);
         let mut warm = warm.expect("it fits");
         while !plain.is_done() {
             assert_eq!(plain.timestep(), warm.timestep());
             for sampler in [&mut plain, &mut warm] {
                 // Some network that is not perfect.
-                let output = (sampler.sample() * 0.4).expect("f32");
+                let output = sampler.sample().clone().scaled(0.4);
                 sampler.step(&output, || unreachable!("DDIM adds none")).expect("it fits");
             }
         }
         assert!(warm.is_done());
-        let (a, b) = (vector(plain.sample()), vector(warm.sample()));
+        let (a, b) = (plain.sample().values(), warm.sample().values());
         assert!(
-            a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-3 * a.abs().max(1.0)),
+            a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-3 * a.abs().max(1.0)),
             "{a:?} {b:?}"
         );
     }
@@ -318,12 +349,12 @@ mod tests {
     #[test]
     fn a_warm_start_is_noised_to_its_first_step() {
         let schedule = schedule(Kind::Ddim, Prediction::Sample);
-        let sampler =
-            Sampler::warm(schedule.clone(), &[0.5], vec![0.0], (1, 1), 4, 0.4).expect("it fits");
+        let zero = || Matrix::zeros(1, 1);
+        let sampler = Sampler::warm(schedule.clone(), &[0.5], zero(), 4, 0.4).expect("it fits");
         assert_eq!(sampler.timesteps, [30, 20, 10, 0]);
         let expected = 0.5 * schedule.alphas()[30].sqrt();
-        assert!((vector(sampler.sample())[0] - expected).abs() < 1e-6);
-        let few = Sampler::warm(schedule, &[0.5], vec![0.0], (1, 1), 10, 0.01).expect("it fits");
+        assert!((sampler.sample().values()[0] - expected).abs() < 1e-6);
+        let few = Sampler::warm(schedule, &[0.5], zero(), 10, 0.01).expect("it fits");
         assert_eq!(few.timesteps, [0], "there are no more steps than training steps");
     }
 }

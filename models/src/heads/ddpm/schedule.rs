@@ -1,6 +1,6 @@
 //! The noise of training, step by step, and which of its steps are run backwards.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, bail};
 use serde::Deserialize;
 
 /// Which of the two samplers.
@@ -55,7 +55,7 @@ pub struct Schedule {
     prediction: Prediction,
     spacing: Spacing,
     /// Bound of the estimated clean sample.
-    clip: Option<f64>,
+    clip: Option<f32>,
     betas: Vec<f32>,
     alphas: Vec<f32>,
 }
@@ -83,7 +83,7 @@ impl Schedule {
     /// The same, with the estimated clean sample cut to ±`bound`.
     #[must_use]
     pub fn clipped(self, bound: f64) -> Self {
-        Self { clip: Some(bound), ..self }
+        Self { clip: Some(bound.abs() as f32), ..self }
     }
 
     /// The same, with other steps.
@@ -129,57 +129,69 @@ impl Schedule {
         t.and_then(|t| self.alphas.get(t)).map_or(1.0, |a| f64::from(*a))
     }
 
-    /// One step from training step `t` to `previous` (none: to the end), for rows of any sample of that level: the sample
-    /// after it, and the clean one that `output` says is in `x`, after `draw`. `noise` is asked for a standard-normal tensor
-    /// of the shape of `x` where one is added.
-    ///
-    /// # Errors
-    /// When a shape differs.
-    pub(super) fn step(
-        &self,
-        x: &Tensor,
-        output: &Tensor,
-        (t, previous): (usize, Option<usize>),
-        draw: impl FnOnce(Tensor) -> Result<Tensor>,
-        noise: impl FnOnce() -> Result<Tensor>,
-    ) -> Result<(Tensor, Tensor)> {
-        let alpha = self.alpha(Some(t));
-        let alpha_previous = self.alpha(previous);
-        let (clean, epsilon) = self.estimate(x, output, alpha)?;
-        let clean = match self.clip {
-            Some(bound) => clean.clamp(-bound, bound)?,
-            None => clean,
-        };
-        let clean = draw(clean)?;
-        let x = match self.kind {
-            Kind::Ddim => {
-                ((&clean * alpha_previous.sqrt())? + (epsilon * (1.0 - alpha_previous).sqrt())?)?
-            }
-            Kind::Ddpm => {
-                let current = alpha / alpha_previous;
-                let of_clean = alpha_previous.sqrt() * (1.0 - current) / (1.0 - alpha);
-                let of_x = current.sqrt() * (1.0 - alpha_previous) / (1.0 - alpha);
-                let mean = ((&clean * of_clean)? + (x * of_x)?)?;
-                if t == 0 {
-                    mean
-                } else {
-                    let variance = (1.0 - alpha_previous) / (1.0 - alpha) * (1.0 - current);
-                    (mean + (noise()? * variance.max(1e-20).sqrt())?)?
-                }
-            }
-        };
-        Ok((x, clean))
+    /// Whether the step from training step `t` adds noise.
+    pub(super) fn adds_noise(&self, t: usize) -> bool {
+        self.kind == Kind::Ddpm && t != 0
     }
 
-    /// Clean sample and noise that `output` says are in `x`.
-    fn estimate(&self, x: &Tensor, output: &Tensor, alpha: f64) -> Result<(Tensor, Tensor)> {
-        let (signal, spread) = (alpha.sqrt(), (1.0 - alpha).sqrt());
-        match self.prediction {
-            Prediction::Epsilon => Ok((((x - (output * spread)?)? / signal)?, output.clone())),
-            Prediction::Sample => Ok((output.clone(), ((x - (output * signal)?)? / spread)?)),
-            Prediction::VPrediction => {
-                Ok((((x * signal)? - (output * spread)?)?, ((output * signal)? + (x * spread)?)?))
+    /// One step from training step `t` to `previous` (none: to the end), for values of any sample of that level: `x`
+    /// becomes what it is after it. `draw` is given each value's place and the clean one that `output` says is in it, and
+    /// says what that is taken to be. `noise` is standard-normal, as many values as `x` where it is added.
+    ///
+    /// # Errors
+    /// When the numbers of values differ.
+    pub(super) fn step(
+        &self,
+        x: &mut [f32],
+        output: &[f32],
+        (t, previous): (usize, Option<usize>),
+        noise: &[f32],
+        mut draw: impl FnMut(usize, f32) -> f32,
+    ) -> Result<()> {
+        let noise = self.adds_noise(t).then_some(noise);
+        if output.len() != x.len() || noise.is_some_and(|noise| noise.len() != x.len()) {
+            let (values, drawn) = (output.len(), noise.map(<[f32]>::len));
+            bail!("{values} outputs and {drawn:?} of noise do not fit {} values", x.len());
+        }
+        let (alpha, alpha_previous) = (self.alpha(Some(t)), self.alpha(previous));
+        let current = alpha / alpha_previous;
+        // What becomes of the clean sample and of what is left beside it: the noise (DDIM), or the sample (DDPM).
+        let (of_clean, of_rest) = match self.kind {
+            Kind::Ddim => (alpha_previous.sqrt(), (1.0 - alpha_previous).sqrt()),
+            Kind::Ddpm => (
+                alpha_previous.sqrt() * (1.0 - current) / (1.0 - alpha),
+                current.sqrt() * (1.0 - alpha_previous) / (1.0 - alpha),
+            ),
+        };
+        let variance = (1.0 - alpha_previous) / (1.0 - alpha) * (1.0 - current);
+        let (of_clean, of_rest) = (of_clean as f32, of_rest as f32);
+        let of_noise = variance.max(1e-20).sqrt() as f32;
+        let estimate = self.estimate(alpha);
+        for (place, (x, output)) in x.iter_mut().zip(output).enumerate() {
+            let (clean, epsilon) = estimate(*x, *output);
+            let clean = draw(place, self.clip.map_or(clean, |bound| clean.clamp(-bound, bound)));
+            let rest = match self.kind {
+                Kind::Ddim => epsilon,
+                Kind::Ddpm => *x,
+            };
+            *x = clean * of_clean + rest * of_rest;
+            if let Some(noise) = noise {
+                *x += noise[place] * of_noise;
             }
+        }
+        Ok(())
+    }
+
+    /// What finds the clean sample and the noise that an output says are in a value.
+    fn estimate(&self, alpha: f64) -> impl Fn(f32, f32) -> (f32, f32) + use<> {
+        let prediction = self.prediction;
+        let (signal, spread) = (alpha.sqrt(), (1.0 - alpha).sqrt());
+        let (by_signal, by_spread) = ((1.0 / signal) as f32, (1.0 / spread) as f32);
+        let (signal, spread) = (signal as f32, spread as f32);
+        move |x, output| match prediction {
+            Prediction::Epsilon => ((x - output * spread) * by_signal, output),
+            Prediction::Sample => (output, (x - output * signal) * by_spread),
+            Prediction::VPrediction => (x * signal - output * spread, output * signal + x * spread),
         }
     }
 }

@@ -3,17 +3,18 @@
 //! Sources: real-time chunking (arXiv 2506.07339) in the Jacobian-free form of LeRobot 0.6.1, training-time real-time
 //! chunking (2512.05964). Model space: normalised actions, padded to the network's width with zeros.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::Result;
 
 use super::{Convention, FlowTime};
+use crate::kernels::Matrix;
 
 /// Guidance towards planned actions.
 #[derive(Debug, Clone)]
 pub struct Guidance {
     /// `[H, M]`: the plan, zero where there is none.
-    target: Tensor,
-    /// `[H, 1]`
-    weights: Tensor,
+    target: Matrix,
+    /// One for each action.
+    weights: Vec<f32>,
     max_weight: f64,
 }
 
@@ -23,17 +24,16 @@ impl Guidance {
     /// # Errors
     /// When the numbers of values do not fit `shape`.
     pub fn new(
-        target: Vec<f32>,
+        target: &[f32],
         weights: &[f64],
         shape: (usize, usize),
         max_weight: f64,
     ) -> Result<Self> {
-        let weights: Vec<f32> = weights.iter().map(|w| *w as f32).collect();
-        Ok(Self {
-            target: Tensor::from_vec(target, shape, &Device::Cpu)?,
-            weights: Tensor::from_vec(weights, (shape.0, 1), &Device::Cpu)?,
-            max_weight,
-        })
+        if weights.len() != shape.0 {
+            candle_core::bail!("{} weights for {} actions", weights.len(), shape.0);
+        }
+        let weights = weights.iter().map(|w| *w as f32).collect();
+        Ok(Self { target: Matrix::new(target, shape)?, weights, max_weight })
     }
 
     /// The velocity of `x` at `time`, corrected: `v ∓ g·W·(target - clean)`, `clean` being where `v` leads.
@@ -42,14 +42,25 @@ impl Guidance {
     /// When the shapes differ.
     pub fn correct<C: Convention>(
         &self,
-        velocity: &Tensor,
-        x: &Tensor,
+        mut velocity: Matrix,
+        x: &Matrix,
         time: FlowTime<C>,
-    ) -> Result<Tensor> {
+    ) -> Result<Matrix> {
+        if velocity.dims() != self.target.dims() || x.dims() != self.target.dims() {
+            let (found, expected) = (velocity.dims(), self.target.dims());
+            candle_core::bail!("a velocity of {found:?} meets a plan of {expected:?}");
+        }
         let level = time.level();
-        let clean = (x - (velocity * (C::SIGN * level))?)?;
-        let error = (&self.target - clean)?.broadcast_mul(&self.weights)?;
-        velocity - (error * (C::SIGN * guidance_weight(level, self.max_weight)))?
+        let ahead = (C::SIGN * level) as f32;
+        let strength = (C::SIGN * guidance_weight(level, self.max_weight)) as f32;
+        for (row, weight) in self.weights.iter().enumerate() {
+            let places = x.row(row).iter().zip(self.target.row(row));
+            for (v, (x, target)) in velocity.row_mut(row).iter_mut().zip(places) {
+                let clean = x - *v * ahead;
+                *v -= (target - clean) * weight * strength;
+            }
+        }
+        Ok(velocity)
     }
 }
 
@@ -62,18 +73,17 @@ pub fn guidance_weight(t: f64, max: f64) -> f64 {
     ((tau * tau + t * t) / (tau * t)).min(max)
 }
 
-/// Row by row: the first `frozen` rows of `clean`, then those of `x`.
+/// Replaces the first `frozen` rows of `x` by those of `clean`.
 ///
 /// # Errors
 /// When the shapes differ.
-pub fn with_prefix(clean: &Tensor, x: &Tensor, frozen: usize) -> Result<Tensor> {
-    let rows = x.dim(0)?;
-    let frozen = frozen.min(rows);
-    match frozen {
-        0 => Ok(x.clone()),
-        n if n == rows => Ok(clean.clone()),
-        n => Tensor::cat(&[&clean.narrow(0, 0, n)?, &x.narrow(0, n, rows - n)?], 0),
+pub fn freeze(x: &mut Matrix, clean: &Matrix, frozen: usize) -> Result<()> {
+    if x.dims() != clean.dims() {
+        candle_core::bail!("a plan of {:?} meets a sample of {:?}", clean.dims(), x.dims());
     }
+    let values = frozen.min(x.rows()) * x.width();
+    x.values_mut()[..values].copy_from_slice(&clean.values()[..values]);
+    Ok(())
 }
 
 #[cfg(test)]
@@ -83,10 +93,6 @@ mod tests {
 
     fn at(level: f64) -> FlowTime<NoiseAtOne> {
         FlowTime::of_level(level)
-    }
-
-    fn values(tensor: &Tensor) -> Vec<f32> {
-        tensor.flatten_all().and_then(|t| t.to_vec1()).expect("a CPU tensor of f32")
     }
 
     #[test]
@@ -101,38 +107,43 @@ mod tests {
     }
 
     #[test]
-    fn without_weight_the_velocity_stays_bit_for_bit() {
+    fn without_weight_the_velocity_stays_bit_for_bit() -> Result<()> {
         let shape = (2, 2);
-        let x = Tensor::from_vec(vec![0.3f32, -1.0, 2.0, 0.1], shape, &Device::Cpu).expect("fits");
-        let v = Tensor::from_vec(vec![1.3f32, 0.7, -2.0, 0.4], shape, &Device::Cpu).expect("fits");
-        let guidance = Guidance::new(vec![5.0; 4], &[0.0, 0.0], shape, 10.0).expect("fits");
-        let corrected = guidance.correct(&v, &x, at(0.3)).expect("same shapes");
-        assert_eq!(values(&corrected), values(&v));
+        let x = Matrix::new(&[0.3, -1.0, 2.0, 0.1], shape)?;
+        let v = Matrix::new(&[1.3, 0.7, -2.0, 0.4], shape)?;
+        let guidance = Guidance::new(&[5.0; 4], &[0.0, 0.0], shape, 10.0)?;
+        assert_eq!(guidance.correct(v.clone(), &x, at(0.3))?.values(), v.values());
+        assert!(guidance.correct(v, &Matrix::zeros(3, 2), at(0.3)).is_err());
+        assert!(Guidance::new(&[5.0; 4], &[0.0], shape, 10.0).is_err());
+        Ok(())
     }
 
     #[test]
-    fn the_jacobian_free_form_pulls_a_perfect_denoiser_towards_the_plan() {
+    fn the_jacobian_free_form_pulls_a_perfect_denoiser_towards_the_plan() -> Result<()> {
         // v leads to 1 exactly; the plan says 2; weight 1 at t = 0.5: v' = v - 2·(2 - 1).
-        let one = |v: f32| Tensor::from_vec(vec![v], (1, 1), &Device::Cpu).expect("one value");
-        let guidance = Guidance::new(vec![2.0], &[1.0], (1, 1), 10.0).expect("fits");
+        let one = |v: f32| Matrix::of_row(&[v]);
+        let guidance = Guidance::new(&[2.0], &[1.0], (1, 1), 10.0)?;
         let (x, v) = (one(1.5), one(1.0));
-        let corrected = values(&guidance.correct(&v, &x, at(0.5)).expect("same shapes"));
-        assert!((corrected[0] + 1.0).abs() < 1e-6, "{corrected:?}");
+        let corrected = guidance.correct(v, &x, at(0.5))?.values()[0];
+        assert!((corrected + 1.0).abs() < 1e-6, "{corrected}");
         // The other way round, the same velocity points the other way.
         let time = FlowTime::<NoiseAtZero>::from(at(0.5));
-        let mirrored = values(&guidance.correct(&one(-1.0), &x, time).expect("same shapes"));
-        assert_eq!(mirrored[0], -corrected[0]);
+        let mirrored = guidance.correct(one(-1.0), &x, time)?.values()[0];
+        assert_eq!(mirrored, -corrected);
+        Ok(())
     }
 
     #[test]
-    fn a_clean_prefix_replaces_whole_rows() {
-        let clean = Tensor::from_vec(vec![1f32, 1., 2., 2., 3., 3.], (3, 2), &Device::Cpu);
-        let (clean, x) =
-            (clean.expect("fits"), Tensor::zeros((3, 2), candle_core::DType::F32, &Device::Cpu));
-        let x = x.expect("fits");
-        let rows = |n| values(&with_prefix(&clean, &x, n).expect("same shapes"));
-        assert_eq!(rows(0), [0.0; 6]);
-        assert_eq!(rows(1), [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]);
-        assert_eq!(rows(7), [1.0, 1.0, 2.0, 2.0, 3.0, 3.0]);
+    fn a_clean_prefix_replaces_whole_rows() -> Result<()> {
+        let clean = Matrix::new(&[1., 1., 2., 2., 3., 3.], (3, 2))?;
+        let rows = |n| {
+            let mut x = Matrix::zeros(3, 2);
+            freeze(&mut x, &clean, n).map(|()| x.values().to_vec())
+        };
+        assert_eq!(rows(0)?, [0.0; 6]);
+        assert_eq!(rows(1)?, [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]);
+        assert_eq!(rows(7)?, [1.0, 1.0, 2.0, 2.0, 3.0, 3.0]);
+        assert!(freeze(&mut Matrix::zeros(2, 2), &clean, 1).is_err());
+        Ok(())
     }
 }

@@ -11,9 +11,9 @@ mod policy;
 mod sampler;
 mod time;
 
-pub use guidance::{Guidance, guidance_weight, with_prefix};
+pub use guidance::{Guidance, freeze, guidance_weight};
 pub use model::FlowModel;
 pub(crate) use planned::{Planned, Start, reuse};
 pub use policy::{FlowPolicy, Sampling};
-pub use sampler::{EulerSampler, Sampler, Solver, gaussian_noise};
+pub use sampler::{EulerSampler, Sampler, Solver, fill_with_noise, gaussian_noise};
 pub use time::{Convention, FlowTime, NoiseAtOne, NoiseAtZero, time_embedding};

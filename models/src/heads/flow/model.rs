@@ -1,10 +1,13 @@
 //! What a flow-matching network has to offer.
 
-use candle_core::{Result, Tensor};
+use std::sync::Arc;
+
+use candle_core::Result;
 use sinew_runtime::{Observation, PolicyError};
 
 use super::{Convention, FlowTime};
 use crate::caches::{Branches, KeptPrefix, KeptTower};
+use crate::kernels::{Matrix, Planes};
 
 /// A network with its processors, stage by stage.
 pub trait FlowModel: Send {
@@ -27,20 +30,20 @@ pub trait FlowModel: Send {
         observation: &Observation,
     ) -> std::result::Result<Self::Inputs, PolicyError>;
 
-    /// Images of `inputs`, in the model's order, `[3, height, width]`.
-    fn images(inputs: &Self::Inputs) -> &[Tensor];
+    /// Images of `inputs`, in the model's order.
+    fn images(inputs: &Self::Inputs) -> &[Planes];
 
     /// Tokens of one image.
     ///
     /// # Errors
     /// When its size does not fit.
-    fn encode_image(&self, pixels: &Tensor) -> Result<Tensor>;
+    fn encode_image(&self, pixels: &Planes) -> Result<Matrix>;
 
     /// As [`Self::encode_image`], with what `kept` says computed; a model that cannot computes all.
     ///
     /// # Errors
     /// As there.
-    fn encode_image_kept(&self, pixels: &Tensor, _kept: &mut KeptTower) -> Result<Tensor> {
+    fn encode_image_kept(&self, pixels: &Planes, _kept: &mut KeptTower) -> Result<Matrix> {
         self.encode_image(pixels)
     }
 
@@ -51,7 +54,7 @@ pub trait FlowModel: Send {
     fn encode_prefix_kept(
         &self,
         inputs: &Self::Inputs,
-        images: &[Tensor],
+        images: &[Arc<Matrix>],
         _kept: &mut KeptPrefix,
     ) -> Result<Self::Cache> {
         self.encode_prefix(inputs, images)
@@ -64,7 +67,7 @@ pub trait FlowModel: Send {
     ///
     /// # Errors
     /// When a token is not in the table.
-    fn encode_prefix(&self, inputs: &Self::Inputs, images: &[Tensor]) -> Result<Self::Cache>;
+    fn encode_prefix(&self, inputs: &Self::Inputs, images: &[Arc<Matrix>]) -> Result<Self::Cache>;
 
     /// Layers of the network, when it can be truncated to fewer of them; 0: it cannot.
     fn depth(&self) -> usize {
@@ -79,7 +82,7 @@ pub trait FlowModel: Send {
     fn encode_prefix_to(
         &self,
         inputs: &Self::Inputs,
-        images: &[Tensor],
+        images: &[Arc<Matrix>],
         cache: Option<Self::Cache>,
         _depth: usize,
     ) -> Result<Self::Cache> {
@@ -94,10 +97,10 @@ pub trait FlowModel: Send {
     fn velocity(
         &self,
         cache: &Self::Cache,
-        x: &Tensor,
+        x: &Matrix,
         times: &[FlowTime<Self::Time>],
         branches: &mut Branches,
-    ) -> Result<Tensor>;
+    ) -> Result<Matrix>;
 
     /// Planned actions (rows of `D`, physical units) as the network has them: rows of `width`.
     ///
@@ -117,6 +120,6 @@ pub trait FlowModel: Send {
     fn actions(
         &self,
         inputs: &Self::Inputs,
-        sample: &Tensor,
+        sample: &Matrix,
     ) -> std::result::Result<Vec<f64>, PolicyError>;
 }

@@ -1,10 +1,11 @@
 //! What the planned actions of a request do to the sampling.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::Result;
 use sinew_runtime::{ActionChunk, CacheUse, PolicyError, Prefix, PrefixUse};
 
-use super::{Convention, FlowTime, Guidance, Sampler, Solver, with_prefix};
+use super::{Convention, FlowTime, Guidance, Sampler, Solver, freeze};
 use crate::anytime::compute;
+use crate::kernels::Matrix;
 
 /// The planned actions' part in one sampling.
 pub(crate) enum Planned {
@@ -13,7 +14,7 @@ pub(crate) enum Planned {
     /// Every velocity is corrected.
     Guided(Guidance),
     /// The first `frozen` rows are clean at every step.
-    Clean { rows: Tensor, frozen: usize },
+    Clean { rows: Matrix, frozen: usize },
 }
 
 /// The sampling that is asked for.
@@ -54,13 +55,14 @@ impl Planned {
             PrefixUse::Guided { schedule, max_weight } => {
                 rows.resize(horizon * width, 0.0);
                 let weights = prefix.weights(schedule, horizon);
-                let guidance = Guidance::new(rows, &weights, shape, max_weight).map_err(compute)?;
+                let guidance = Guidance::new(&rows, &weights, shape, max_weight);
+                let guidance = guidance.map_err(compute)?;
                 Ok((Self::Guided(guidance), from(noise, 1.0)?))
             }
             PrefixUse::Trained => {
                 let frozen = prefix.frozen.min(rows.len() / width);
                 rows.resize(horizon * width, 0.0);
-                let rows = Tensor::from_vec(rows, shape, &Device::Cpu).map_err(compute)?;
+                let rows = Matrix::new(&rows, shape).map_err(compute)?;
                 Ok((Self::Clean { rows, frozen }, from(noise, 1.0)?))
             }
             PrefixUse::WarmStart { time } => {
@@ -86,25 +88,24 @@ impl Planned {
     pub fn step<C: Convention>(
         &self,
         sampler: &mut Sampler<C>,
-        mut velocity: impl FnMut(&Tensor, &[FlowTime<C>]) -> Result<Tensor>,
+        mut velocity: impl FnMut(&Matrix, &[FlowTime<C>]) -> Result<Matrix>,
     ) -> Result<()> {
         match self {
             Self::Free => sampler.advance(|x, time| velocity(x, &[time])),
             Self::Guided(guidance) => sampler.advance(|x, time| {
                 let v = velocity(x, &[time])?;
-                guidance.correct(&v, x, time)
+                guidance.correct(v, x, time)
             }),
             Self::Clean { rows, frozen } => {
-                sampler.overwrite(with_prefix(rows, sampler.sample(), *frozen)?);
+                freeze(sampler.sample_mut(), rows, *frozen)?;
                 sampler.advance(|x, time| {
-                    let x = with_prefix(rows, x, *frozen)?;
-                    let mut times = vec![time; x.dim(0)?];
+                    let mut x = x.clone();
+                    freeze(&mut x, rows, *frozen)?;
+                    let mut times = vec![time; x.rows()];
                     times.iter_mut().take(*frozen).for_each(|t| *t = FlowTime::ACTIONS);
                     velocity(&x, &times)
                 })?;
-                let x = with_prefix(rows, sampler.sample(), *frozen)?;
-                sampler.overwrite(x);
-                Ok(())
+                freeze(sampler.sample_mut(), rows, *frozen)
             }
         }
     }

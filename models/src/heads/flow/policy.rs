@@ -2,9 +2,9 @@
 //!
 //! With early exits a denoise step is one exit: the layers up to it, and its flow steps.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use candle_core::Tensor;
 use sinew_runtime::{
     ActionChunk, CacheUse, ChunkRequest, Observation, Policy, PolicyError, PolicySpec, Prefix,
     PrefixUse, Progress,
@@ -14,6 +14,7 @@ use super::{FlowModel, FlowTime, Planned, Sampler, Solver, Start, gaussian_noise
 use crate::anytime::{NOT_BEGUN, NOT_DONE, NOTHING_BEGUN, STEP_LIMIT, Ticket, compute, steps};
 use crate::caches::{self, Branches, DENOISER, FRAMES, Frames, Seen, VisionConfig};
 use crate::exits::{EARLY_EXIT, Exiting, Exits};
+use crate::kernels::Matrix;
 
 const STAGES: [&str; 4] = ["preprocess", "vision", "prefix", "denoise"];
 const VISION: usize = 1;
@@ -24,7 +25,7 @@ struct Run<M: FlowModel> {
     ticket: Ticket<4>,
     inputs: M::Inputs,
     /// Tokens of the images encoded so far.
-    tokens: Vec<Tensor>,
+    tokens: Vec<Arc<Matrix>>,
     cache: Option<M::Cache>,
     sampler: Sampler<M::Time>,
     planned: Planned,
@@ -77,7 +78,7 @@ impl<M: FlowModel> Run<M> {
         let cache = self.cache.as_ref().ok_or(NOT_BEGUN)?;
         for _ in 0..together.min(self.sampler.steps() - self.sampler.done()) {
             let last = self.sampler.done() + 1 == self.sampler.steps();
-            let velocity = |x: &Tensor, times: &[FlowTime<M::Time>]| {
+            let velocity = |x: &Matrix, times: &[FlowTime<M::Time>]| {
                 let level = times.iter().map(|t| t.level()).fold(0.0, f64::max);
                 branches.evaluate(1.0 - level, last, |branches| {
                     model.velocity(cache, x, times, branches)
@@ -88,10 +89,10 @@ impl<M: FlowModel> Run<M> {
         self.ticket.add(DENOISE, start);
         let Some(exiting) = &mut self.exiting else { return Ok(()) };
         let sample = self.sampler.sample();
-        let values = |x: &Tensor| x.narrow(1, 0, dim)?.flatten_all()?.to_vec1::<f32>();
+        let values = sample.columns(0..dim).iter().flatten().copied().collect();
         let physical = exiting.recorded().then(|| model.actions(&self.inputs, sample));
         let time = self.ticket.time(PREFIX) + self.ticket.time(DENOISE);
-        exiting.reached(values(sample).map_err(compute)?, physical.transpose()?, time);
+        exiting.reached(values, physical.transpose()?, time);
         Ok(())
     }
 }
@@ -220,8 +221,10 @@ impl<M: FlowModel> FlowPolicy<M> {
     fn read(&mut self, run: &mut Run<M>) -> Result<(), PolicyError> {
         let (start, model) = (Instant::now(), &self.model);
         let same = |spent: &mut Run<M>| {
-            let ids = |run: &Run<M>| run.tokens.iter().map(Tensor::id).collect::<Vec<_>>();
-            ids(spent) == ids(run) && M::same_prefix(&spent.inputs, &run.inputs)
+            let (before, now) = (&spent.tokens, &run.tokens);
+            let pictures =
+                before.len() == now.len() && before.iter().zip(now).all(|(a, b)| Arc::ptr_eq(a, b));
+            pictures && M::same_prefix(&spent.inputs, &run.inputs)
         };
         // Its own sample has been taken, so the run before has no more use for its prefix.
         let spent = self.spent.take_if(same).and_then(|spent| spent.cache);
@@ -255,7 +258,9 @@ impl<M: FlowModel> FlowPolicy<M> {
         if let Some(pixels) = M::images(&run.inputs).get(run.tokens.len()) {
             let (start, camera) = (Instant::now(), run.tokens.len());
             let tokens = match &mut self.seen {
-                Some(seen) => seen.image(camera, |kept| model.encode_image_kept(pixels, kept)),
+                Some(seen) => {
+                    seen.image(camera, |kept| model.encode_image_kept(pixels, kept)).map(Arc::new)
+                }
                 // What is kept there is only nearly the picture's, so this is for whole pictures.
                 None => self.frames.tokens(camera, pixels, || model.encode_image(pixels)),
             };

@@ -2,22 +2,27 @@
 
 use std::marker::PhantomData;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::Result;
 
 use super::{Convention, FlowTime, NoiseAtOne};
+use crate::kernels::{Matrix, add_scaled};
 
-/// `count` standard-normal values of `seed`: Box-Muller on SplitMix64, the same on every machine.
+/// `count` standard-normal values of `seed`; see [`fill_with_noise`].
 pub fn gaussian_noise(seed: u64, count: usize) -> Vec<f32> {
+    let mut out = vec![0.0; count];
+    fill_with_noise(seed, &mut out);
+    out
+}
+
+/// Writes standard-normal values of `seed`: Box-Muller on SplitMix64, the same on every machine.
+pub fn fill_with_noise(seed: u64, out: &mut [f32]) {
     let mut random = crate::random::SplitMix64::new(seed);
-    let mut out = Vec::with_capacity(count + 1);
-    while out.len() < count {
+    for pair in out.chunks_mut(2) {
         let radius = (-2.0 * random.open_unit().ln()).sqrt();
         let (sin, cos) = (std::f64::consts::TAU * random.open_unit()).sin_cos();
-        out.push((radius * cos) as f32);
-        out.push((radius * sin) as f32);
+        let both = [(radius * cos) as f32, (radius * sin) as f32];
+        pair.iter_mut().zip(both).for_each(|(to, value)| *to = value);
     }
-    out.truncate(count);
-    out
 }
 
 /// How one denoise step follows the velocity.
@@ -47,14 +52,14 @@ impl Solver {
 /// [`Self::time`], computes a velocity, and gives it to [`Self::step`], which is an Euler step.
 #[derive(Debug, Clone)]
 pub struct Sampler<C> {
-    x: Tensor,
+    x: Matrix,
     /// Noise level at the start.
     start: f64,
     steps: usize,
     done: usize,
     solver: Solver,
     /// The newest velocity: where it leads is the best estimate so far.
-    velocity: Option<Tensor>,
+    velocity: Option<Matrix>,
     convention: PhantomData<C>,
 }
 
@@ -80,7 +85,7 @@ impl<C: Convention> Sampler<C> {
         steps: usize,
         start: f64,
     ) -> Result<Self> {
-        let x = Tensor::from_vec(x, shape, &Device::Cpu)?;
+        let x = Matrix::new(&x, shape)?;
         let (solver, convention) = (Solver::default(), PhantomData);
         Ok(Self { x, start, steps, done: 0, solver, velocity: None, convention })
     }
@@ -106,7 +111,8 @@ impl<C: Convention> Sampler<C> {
     /// Never with the shapes of [`Self::step`].
     pub fn finish(&mut self) -> Result<bool> {
         let Some(velocity) = self.velocity.take() else { return Ok(false) };
-        self.x = (&self.x + (velocity * (-C::SIGN * self.flow_time().level()))?)?;
+        let by = (-C::SIGN * self.flow_time().level()) as f32;
+        add_scaled(&mut self.x, &velocity, by)?;
         self.steps = self.done;
         Ok(true)
     }
@@ -116,13 +122,13 @@ impl<C: Convention> Sampler<C> {
         (self.start, self.done, self.velocity) = (1.0, 0, None);
     }
 
-    /// Replaces the sample by `x` of the same shape.
-    pub fn overwrite(&mut self, x: Tensor) {
-        self.x = x;
+    /// The sample, to be changed in place.
+    pub fn sample_mut(&mut self) -> &mut Matrix {
+        &mut self.x
     }
 
     /// The sample as it is now, `[H, M]`.
-    pub fn sample(&self) -> &Tensor {
+    pub fn sample(&self) -> &Matrix {
         &self.x
     }
 
@@ -146,16 +152,17 @@ impl<C: Convention> Sampler<C> {
     /// Those of `field`, and a velocity of another shape.
     pub fn advance(
         &mut self,
-        mut field: impl FnMut(&Tensor, FlowTime<C>) -> Result<Tensor>,
+        mut field: impl FnMut(&Matrix, FlowTime<C>) -> Result<Matrix>,
     ) -> Result<()> {
         let velocity = field(&self.x, self.flow_time())?;
         match self.solver {
-            Solver::Euler => self.step(&velocity),
+            Solver::Euler => self.step(velocity),
             Solver::Midpoint => {
                 let half = self.start / self.steps as f64 / 2.0;
-                let middle = (&self.x + (velocity * (-C::SIGN * half))?)?;
+                let mut middle = self.x.clone();
+                add_scaled(&mut middle, &velocity, (-C::SIGN * half) as f32)?;
                 let velocity = field(&middle, FlowTime::of_level(self.level() - half))?;
-                self.step(&velocity)
+                self.step(velocity)
             }
         }
     }
@@ -164,10 +171,10 @@ impl<C: Convention> Sampler<C> {
     ///
     /// # Errors
     /// When `velocity` has another shape.
-    pub fn step(&mut self, velocity: &Tensor) -> Result<()> {
+    pub fn step(&mut self, velocity: Matrix) -> Result<()> {
         let size = self.start / self.steps as f64;
-        self.x = (&self.x + (velocity * (-C::SIGN * size))?)?;
-        self.velocity = Some(velocity.clone());
+        add_scaled(&mut self.x, &velocity, (-C::SIGN * size) as f32)?;
+        self.velocity = Some(velocity);
         self.done += 1;
         Ok(())
     }
@@ -193,6 +200,12 @@ mod tests {
     use super::super::NoiseAtZero;
     use super::*;
 
+    /// Every value of `x` by `f`.
+    fn map(x: &Matrix, f: impl Fn(f32) -> f32) -> Matrix {
+        let values: Vec<f32> = x.values().iter().map(|v| f(*v)).collect();
+        Matrix::new(&values, x.dims()).expect("as many")
+    }
+
     #[test]
     fn noise_is_normal_and_repeatable() {
         let a = gaussian_noise(7, 20_001);
@@ -209,12 +222,13 @@ mod tests {
         let mut sampler = EulerSampler::new(vec![1.0, -2.0], (1, 2), 10).expect("the shape fits");
         assert_eq!(sampler.finish().ok(), Some(false), "nothing is known before the first step");
         for _ in 0..3 {
-            let v = ((sampler.sample() - 3.0).expect("f32") / sampler.time()).expect("f32");
-            sampler.step(&v).expect("the shapes are equal");
+            let t = sampler.time() as f32;
+            let v = map(sampler.sample(), |x| (x - 3.0) / t);
+            sampler.step(v).expect("the shapes are equal");
         }
         assert_eq!(sampler.finish().ok(), Some(true));
         assert!(sampler.is_done());
-        let x = sampler.sample().flatten_all().and_then(|t| t.to_vec1::<f32>()).expect("f32");
+        let x = sampler.sample().values();
         assert!(x.iter().all(|v| (v - 3.0).abs() < 1e-5), "{x:?}");
     }
 
@@ -224,13 +238,12 @@ mod tests {
             EulerSampler::from_level(vec![0.0; 2], (1, 2), 4, 0.6).expect("the shape fits");
         assert!(sampler.set_steps(3) && (sampler.time() - 0.6).abs() < 1e-6);
         while !sampler.is_done() {
-            let v = sampler.sample().ones_like().expect("it is on the CPU");
-            sampler.step(&v).expect("the shapes are equal");
+            let v = map(sampler.sample(), |_| 1.0);
+            sampler.step(v).expect("the shapes are equal");
             assert!(!sampler.set_steps(9), "too late");
         }
         assert!(sampler.time().abs() < 1e-6);
-        let x = sampler.sample().flatten_all().and_then(|t| t.to_vec1::<f32>()).expect("f32");
-        assert!((x[0] + 0.6).abs() < 1e-6);
+        assert!((sampler.sample().values()[0] + 0.6).abs() < 1e-6);
     }
 
     #[test]
@@ -239,10 +252,12 @@ mod tests {
         let mut sampler = EulerSampler::new(vec![1.0, -2.0], (1, 2), 2).expect("the shape fits");
         for _ in 0..3 {
             while !sampler.is_done() {
-                sampler.advance(|x, t| (x - 3.0)? / t.value()).expect("the shapes are equal");
+                let field = |x: &Matrix, t: FlowTime<NoiseAtOne>| {
+                    Ok(map(x, |x| (x - 3.0) / t.value() as f32))
+                };
+                sampler.advance(field).expect("the shapes are equal");
             }
-            let x = sampler.sample().flatten_all().and_then(|t| t.to_vec1::<f32>()).expect("f32");
-            assert_eq!(x, [3.0, 3.0]);
+            assert_eq!(sampler.sample().values(), [3.0, 3.0]);
             sampler.restart();
             assert_eq!((sampler.done(), sampler.time()), (0, 1.0));
         }
@@ -254,12 +269,11 @@ mod tests {
         let mut times = Vec::new();
         while !sampler.is_done() {
             times.push(sampler.time());
-            let velocity = sampler.sample().ones_like().expect("it is on the CPU");
-            sampler.step(&velocity).expect("the shapes are equal");
+            let velocity = map(sampler.sample(), |_| 1.0);
+            sampler.step(velocity).expect("the shapes are equal");
         }
         assert_eq!(times, [1.0, 0.75, 0.5, 0.25]);
-        let x = sampler.sample().flatten_all().and_then(|t| t.to_vec1::<f32>());
-        assert_eq!(x.ok(), Some(vec![0.0, 0.0]));
+        assert_eq!(sampler.sample().values(), [0.0, 0.0]);
     }
 
     /// One value from noise level 1 to 0 along `dx/dt = x` (t the time of [`NoiseAtOne`]): exactly `x·e^-1`.
@@ -267,10 +281,10 @@ mod tests {
         let mut sampler =
             Sampler::<C>::new(vec![1.0], (1, 1), steps).expect("one value").with_solver(solver);
         while !sampler.is_done() {
-            sampler.advance(|x, _| x * C::SIGN).expect("the shapes are equal");
+            let field = |x: &Matrix, _| Ok(x.clone().scaled(C::SIGN as f32));
+            sampler.advance(field).expect("the shapes are equal");
         }
-        let x = sampler.sample().flatten_all().and_then(|t| t.to_vec1::<f32>()).expect("f32");
-        f64::from(x[0])
+        f64::from(sampler.sample().values()[0])
     }
 
     #[test]
@@ -298,7 +312,7 @@ mod tests {
         while !sampler.is_done() {
             let seen = sampler.advance(|x, t| {
                 times.push(t.value());
-                x.zeros_like()
+                Ok(map(x, |_| 0.0))
             });
             seen.expect("the shapes are equal");
         }

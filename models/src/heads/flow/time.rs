@@ -75,20 +75,20 @@ impl From<FlowTime<NoiseAtZero>> for FlowTime<NoiseAtOne> {
     }
 }
 
-/// Embedding of time `t`: `width / 2` sines, then as many cosines, of periods from `min_period` to `max_period`.
+/// Embedding of time `t`, written to `row`: sines, then as many cosines, of periods from `periods.0` to `periods.1`. A width
+/// that is odd ends in a zero.
 ///
 /// Angles in double precision: 2π/0.004 is large, and single precision gives visible errors.
-pub fn time_embedding(t: f64, width: usize, min_period: f64, max_period: f64) -> Vec<f32> {
-    let half = width / 2;
+pub fn time_embedding(t: f64, periods: (f64, f64), row: &mut [f32]) {
+    let half = row.len() / 2;
     let last = half.saturating_sub(1).max(1) as f64;
-    let angles: Vec<f64> = (0..half)
-        .map(|i| {
-            let period = min_period * (max_period / min_period).powf(i as f64 / last);
-            std::f64::consts::TAU * t / period
-        })
-        .collect();
-    let sines = angles.iter().map(|a| a.sin() as f32);
-    sines.chain(angles.iter().map(|a| a.cos() as f32)).collect()
+    let (sines, cosines) = row.split_at_mut(half);
+    cosines.fill(0.0);
+    for (i, (sine, cosine)) in sines.iter_mut().zip(cosines).enumerate() {
+        let period = periods.0 * (periods.1 / periods.0).powf(i as f64 / last);
+        let angle = std::f64::consts::TAU * t / period;
+        (*sine, *cosine) = (angle.sin() as f32, angle.cos() as f32);
+    }
 }
 
 #[cfg(test)]

@@ -11,15 +11,15 @@ mod rounded;
 
 use std::cell::RefCell;
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 
 use super::isa::Isa;
 use super::matrix::{Columns, Matrix};
 use super::packed::Compute;
-use super::pool::{Cell, Grid, pool};
+use super::pool::{Cell, Edges, Grid, pool};
 use super::simd::Aligned;
 use super::strips::Tiles;
-use super::{tally, tensors};
+use super::tally;
 use block::{Block, Plan};
 
 /// Keys whose scores are held at a time: with the sums over the values they fill the first-level cache.
@@ -50,22 +50,45 @@ impl Visible {
     }
 }
 
-/// Heads of queries, keys or values in memory.
+/// Heads of queries, keys or values, side by side in each row, in one piece of memory or in two.
 #[derive(Debug, Clone, Copy)]
 struct Heads<'a> {
-    values: &'a [f32],
-    /// Distance between heads.
-    head_step: usize,
-    /// Distance between rows.
-    row_step: usize,
+    pieces: [Piece<'a>; 2],
+    /// Rows of the first piece.
+    first: usize,
     /// Width of a head.
     size: usize,
 }
 
+/// Rows one below the other.
+#[derive(Debug, Clone, Copy, Default)]
+struct Piece<'a> {
+    values: &'a [f32],
+    /// Distance between rows.
+    step: usize,
+}
+
 impl<'a> Heads<'a> {
+    /// `None` when they are in more than two pieces.
+    fn new(pieces: &[Columns<'a>], size: usize) -> Option<Self> {
+        let mut heads = Self { pieces: Default::default(), first: usize::MAX, size };
+        for (to, piece) in heads.pieces.iter_mut().zip(pieces) {
+            let (values, step) = piece.parts();
+            *to = Piece { values, step };
+        }
+        if let [first, _] = pieces {
+            heads.first = first.rows();
+        }
+        (pieces.len() <= heads.pieces.len()).then_some(heads)
+    }
+
+    #[inline]
     fn row(&self, head: usize, row: usize) -> &'a [f32] {
-        let start = head * self.head_step + row * self.row_step;
-        &self.values[start..start + self.size]
+        let (piece, row) = match row.checked_sub(self.first) {
+            None => (&self.pieces[0], row),
+            Some(row) => (&self.pieces[1], row),
+        };
+        &piece.values[row * piece.step + head * self.size..][..self.size]
     }
 }
 
@@ -90,7 +113,8 @@ thread_local! {
     static WORDS: RefCell<rounded::Scratch> = const { RefCell::new(rounded::Scratch::new()) };
 }
 
-/// Attention of `q` (`[H, L, hd]`) over `k` and `v` (`[K, C, hd]`, `K` dividing `H`): `[L, H·hd]`.
+/// Attention of `q` (`[L, H·hd]`, heads side by side as linear layers give them) over `keys` and `values` (`[C, K·hd]`, `K`
+/// dividing `H`): `[L, H·hd]`; `heads` is `(H, K)`. Keys and values may come in two pieces each, one below the other.
 ///
 /// Query head `h` uses key head `h / (H/K)`; scores are scaled by `hd^−0.5`. With [`Compute::Int8`] both products are of
 /// values rounded to 8 bits.
@@ -98,70 +122,54 @@ thread_local! {
 /// # Errors
 /// When the shapes do not fit each other.
 pub fn attend(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    visible: Visible,
-    compute: Compute,
-) -> Result<Tensor> {
-    let ((heads, rows, size), (key_heads, columns, _)) = (q.dims3()?, k.dims3()?);
-    let fits = k.dims() == [key_heads, columns, size] && v.dims() == k.dims();
-    if !fits || key_heads == 0 || !heads.is_multiple_of(key_heads) {
-        candle_core::bail!("{:?} cannot attend to {:?} and {:?}", q.dims(), k.dims(), v.dims());
-    }
-    let views = [tensors::read(q)?, tensors::read(k)?, tensors::read(v)?];
-    let [q, k, v] =
-        [(&views[0], rows), (&views[1], columns), (&views[2], columns)].map(|(values, rows)| {
-            Heads { values: values.get(), head_step: rows * size, row_step: size, size }
-        });
-    let mut out = vec![0.0; rows * heads * size];
-    counted(q, k, v, Sizes { heads, key_heads, rows, columns, visible }, compute, &mut out);
-    tensors::matrix(out, rows, heads * size)
-}
-
-/// As [`attend`], with heads side by side in each row: `q` `[L, H·hd]`, `k` and `v` `[C, K·hd]`, as linear layers give
-/// them; `heads` is `(H, K)`.
-///
-/// # Errors
-/// When the shapes do not fit each other.
-pub fn attend_rows(
     q: &Columns<'_>,
-    k: &Columns<'_>,
-    v: &Columns<'_>,
-    (heads, key_heads): (usize, usize),
+    keys: &[Columns<'_>],
+    values: &[Columns<'_>],
+    heads: (usize, usize),
     visible: Visible,
     compute: Compute,
 ) -> Result<Matrix> {
-    let size = q.width() / heads.max(1);
-    let fits = q.width() == heads * size
-        && [k, v].iter().all(|side| side.width() == key_heads * size && side.rows() == k.rows());
-    if !fits || key_heads == 0 || !heads.is_multiple_of(key_heads) {
-        candle_core::bail!(
-            "{heads} heads in rows of {} cannot attend to {key_heads} in {} rows of {} and {} of {}",
-            q.width(),
-            k.rows(),
-            k.width(),
-            v.rows(),
-            v.width()
-        );
-    }
     let mut out = Matrix::unwritten(q.rows(), q.width());
-    let sizes = Sizes { heads, key_heads, rows: q.rows(), columns: k.rows(), visible };
-    counted(
-        side_by_side(q, size),
-        side_by_side(k, size),
-        side_by_side(v, size),
-        sizes,
-        compute,
-        out.values_mut(),
-    );
+    attend_into(q, (keys, values), heads, visible, compute, out.values_mut())?;
     Ok(out)
 }
 
-/// Heads side by side in each row.
-fn side_by_side<'a>(columns: &Columns<'a>, size: usize) -> Heads<'a> {
-    let (values, row_step) = columns.parts();
-    Heads { values, head_step: size, row_step, size }
+/// As [`attend`], with the result in `out`.
+///
+/// # Errors
+/// As there.
+pub fn attend_into(
+    q: &Columns<'_>,
+    (keys, values): (&[Columns<'_>], &[Columns<'_>]),
+    (heads, key_heads): (usize, usize),
+    visible: Visible,
+    compute: Compute,
+    out: &mut [f32],
+) -> Result<()> {
+    let size = q.width() / heads.max(1);
+    let count = |side: &[Columns<'_>]| side.iter().map(Columns::rows).sum::<usize>();
+    let columns = count(keys);
+    let fits = q.width() == heads * size
+        && keys.iter().chain(values).all(|piece| piece.width() == key_heads * size)
+        && count(values) == columns
+        && out.len() == q.rows() * q.width();
+    let grouped = key_heads > 0 && heads.is_multiple_of(key_heads);
+    let sides = (Heads::new(keys, size), Heads::new(values, size));
+    let (Some(queries), (Some(k), Some(v)), true) =
+        (Heads::new(std::slice::from_ref(q), size), sides, fits && grouped)
+    else {
+        let widths =
+            |side: &[Columns<'_>]| side.iter().map(|p| (p.rows(), p.width())).collect::<Vec<_>>();
+        candle_core::bail!(
+            "{heads} heads in rows of {} cannot attend to {key_heads} in {:?} and {:?}",
+            q.width(),
+            widths(keys),
+            widths(values)
+        );
+    };
+    let sizes = Sizes { heads, key_heads, rows: q.rows(), columns, visible };
+    counted(queries, k, v, sizes, compute, out);
+    Ok(())
 }
 
 fn counted(
@@ -239,19 +247,10 @@ fn each_block(
     let Sizes { heads, key_heads, rows, .. } = sizes;
     let shape = isa.float_shape();
     let blocks = Tiles::new(rows, shape.lanes * shape.vectors);
-    let row_edges: Vec<usize> = (0..=blocks.count).map(|b| blocks.start(b)).collect();
-    let head_edges: Vec<usize> = (0..=heads).map(|h| h * size).collect();
+    let row_edges = Edges::new((0..=blocks.count).map(|b| blocks.start(b)));
+    let head_edges = Edges::new((0..=heads).map(|h| h * size));
     let grid = Grid { width: heads * size, rows: &row_edges, columns: &head_edges };
     pool().grid(out, &grid, |cell| work(cell.along / (heads / key_heads), cell));
-}
-
-/// `x` (`[L, heads·hd]`) as heads: `[heads, L, hd]`.
-///
-/// # Errors
-/// When `heads` does not divide the width.
-pub fn split_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
-    let (rows, width) = x.dims2()?;
-    x.reshape((rows, heads, width / heads))?.transpose(0, 1)?.contiguous()
 }
 
 #[cfg(test)]

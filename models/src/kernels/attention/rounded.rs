@@ -24,6 +24,8 @@ thread_local! {
 
 /// Rows, and what they are rounded to.
 struct Gathered {
+    /// The keys' mean.
+    mean: Vec<f32>,
     floats: Vec<f32>,
     words: Vec<u32>,
 }
@@ -69,7 +71,7 @@ pub(super) struct Block<'a> {
 
 impl Gathered {
     const fn new() -> Self {
-        Self { floats: Vec::new(), words: Vec::new() }
+        Self { mean: Vec::new(), floats: Vec::new(), words: Vec::new() }
     }
 }
 
@@ -126,7 +128,9 @@ impl Plan {
     /// Rounds a head's keys and values.
     pub fn pack(&self, k: Heads<'_>, v: Heads<'_>, head: usize, packed: &mut [u32]) {
         GATHERED.with_borrow_mut(|gathered| {
-            let mut mean = vec![0.0; self.size];
+            let mut mean = std::mem::take(&mut gathered.mean);
+            mean.clear();
+            mean.resize(self.size, 0.0);
             for key in 0..self.columns {
                 ahead(k, head, key, self.columns);
                 mean.iter_mut().zip(k.row(head, key)).for_each(|(sum, x)| *sum += x);
@@ -137,6 +141,7 @@ impl Plan {
                 self.pack_keys(k, (head, self.span(index)), &mean, part, gathered);
                 self.pack_values(v, (head, self.span(index)), part, gathered);
             }
+            gathered.mean = mean;
         });
     }
 
@@ -146,7 +151,7 @@ impl Plan {
         (head, span): (usize, Range<usize>),
         mean: &[f32],
         part: &mut [u32],
-        Gathered { floats, words }: &mut Gathered,
+        Gathered { floats, words, .. }: &mut Gathered,
     ) {
         let (places, tiles) = (self.places(), self.tiles(span.len()));
         floats.clear();
@@ -172,7 +177,7 @@ impl Plan {
         v: Heads<'_>,
         (head, span): (usize, Range<usize>),
         part: &mut [u32],
-        Gathered { floats, words }: &mut Gathered,
+        Gathered { floats, words, .. }: &mut Gathered,
     ) {
         let (places, group) = (self.places(), self.isa.group());
         let filled = span.len().next_multiple_of(BLOCK);
@@ -235,7 +240,7 @@ impl Plan {
             queries.fill(0);
         }
         let by = (self.size as f32).powf(-0.5) * std::f32::consts::LOG2_E;
-        GATHERED.with_borrow_mut(|Gathered { floats, words }| {
+        GATHERED.with_borrow_mut(|Gathered { floats, words, .. }| {
             floats.clear();
             floats.resize(self.filled(), 0.0);
             words.resize(TILE_ROWS * self.words(), 0);

@@ -1,6 +1,8 @@
 //! Attention against whole matrices, over shapes that no tile divides.
 
-use candle_core::{D, Device};
+use std::ops::Range;
+
+use candle_core::{D, Device, Tensor};
 
 use super::*;
 use crate::kernels::tests::each_isa;
@@ -58,25 +60,31 @@ fn kinds(rows: usize, columns: usize) -> Vec<Visible> {
     kinds
 }
 
-/// Both ways in which heads lie; equal to the bit.
+/// `[heads, L, size]` with heads side by side, `[L, heads·size]`.
+fn side_by_side(x: &Tensor) -> Result<Matrix> {
+    let (heads, rows, size) = x.dims3()?;
+    Matrix::of_tensor(&x.transpose(0, 1)?.contiguous()?.reshape((rows, heads * size))?)
+}
+
+/// Keys and values in matrices of their own, and side by side in two pieces; equal to the bit.
 fn both_ways(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
     visible: Visible,
     compute: Compute,
-) -> Result<Tensor> {
-    let found = attend(q, k, v, visible, compute)?;
-    let flat = |t: &Tensor| {
-        let (h, l, s) = t.dims3()?;
-        t.transpose(0, 1)?.contiguous()?.reshape((l, h * s))
+) -> Result<Matrix> {
+    let heads = (q.dim(0)?, k.dim(0)?);
+    let (q, k, v) = (side_by_side(q)?, side_by_side(k)?, side_by_side(v)?);
+    let found = attend(&q.all(), &[k.all()], &[v.all()], heads, visible, compute)?;
+    let (kv, cut) = (Matrix::beside(&[&k, &v])?, k.rows() / 3);
+    let side = |columns: Range<usize>| {
+        let side = kv.columns(columns);
+        [side.clone().rows_of(0..cut), side.rows_of(cut..k.rows())]
     };
-    let (heads, width) = ((q.dim(0)?, k.dim(0)?), k.dim(0)? * k.dim(2)?);
-    let kv = Matrix::of_tensor(&Tensor::cat(&[flat(k)?, flat(v)?], 1)?)?;
-    let q = Matrix::of_tensor(&flat(q)?)?;
-    let (k, v) = (kv.columns(0..width), kv.columns(width..2 * width));
-    let again = attend_rows(&q.columns(0..q.width()), &k, &v, heads, visible, compute)?;
-    assert_eq!(found.flatten_all()?.to_vec1::<f32>()?, again.values());
+    let (keys, values) = (side(0..k.width()), side(k.width()..kv.width()));
+    let again = attend(&q.all(), &keys, &values, heads, visible, compute)?;
+    assert_eq!(found.values(), again.values());
     Ok(found)
 }
 
@@ -91,7 +99,8 @@ fn every_shape_equals_the_plain_form() -> Result<()> {
             // In turn with the tests that choose a set: both ways must be of one.
             each_isa(|isa| {
                 let found = both_ways(&q, &k, &v, visible, Compute::Exact);
-                let worst = found.and_then(|f| (f - &expected)?.abs()?.max_all()?.to_scalar());
+                let worst =
+                    found.and_then(|f| (f.to_tensor()? - &expected)?.abs()?.max_all()?.to_scalar());
                 let worst: f32 = worst.expect("the shapes fit");
                 let name = isa.name();
                 assert!(
@@ -175,7 +184,7 @@ fn in_8_bits_every_set_rounds_alike_and_stays_near_the_plain_form() -> Result<()
             let mut same: Option<Vec<f32>> = None;
             each_isa(|isa| {
                 let found = both_ways(&q, &k, &v, visible, Compute::Int8);
-                let found = found.and_then(|f| f.flatten_all()?.to_vec1::<f32>());
+                let found = found.map(|f| f.values().to_vec());
                 let twin = rounded_twin(isa, &q, &k, &v, visible);
                 let (Ok(found), Ok(twin)) = (found, twin) else { panic!("{shape}: shapes") };
                 for ((found, twin), expected) in found.iter().zip(&twin).zip(&expected) {
@@ -208,7 +217,7 @@ fn far_away_keys_keep_their_precision() -> Result<()> {
     let k = Tensor::from_vec(k, (1, columns, size), &Device::Cpu)?;
     let v = numbers((1, columns, size), 5);
     let expected = by_matrices(&q, &k, &v, Visible::All)?;
-    let found = attend(&q, &k, &v, Visible::All, Compute::Int8)?;
+    let found = both_ways(&q, &k, &v, Visible::All, Compute::Int8)?.to_tensor()?;
     // The 95 keys that lie with it are lost, the others are not.
     let worst = (&found - &expected)?.abs()?.max_all()?.to_scalar::<f32>()?;
     assert!(worst < 0.2, "{worst}");
@@ -219,24 +228,26 @@ fn far_away_keys_keep_their_precision() -> Result<()> {
 fn what_is_no_number_stays_none_and_shapes_are_checked() -> Result<()> {
     let (q, k) = (numbers((1, 3, 8), 1), numbers((1, 4, 8), 2));
     for compute in [Compute::Exact, Compute::Int8] {
+        let attend = |q: &Tensor, k: &Tensor, v: &Tensor| -> Result<Matrix> {
+            let heads = (q.dim(0)?, k.dim(0)?);
+            let (q, k, v) = (side_by_side(q)?, side_by_side(k)?, side_by_side(v)?);
+            attend(&q.all(), &[k.all()], &[v.all()], heads, Visible::All, compute)
+        };
         for bad in [f64::NAN, f64::INFINITY] {
             let wrong = (&q * bad)?;
-            let out = attend(&wrong, &k, &k, Visible::All, compute)?;
-            assert!(
-                out.to_vec2::<f32>()?.iter().flatten().all(|v| v.is_nan()),
-                "{compute:?} {bad}"
-            );
+            let out = attend(&wrong, &k, &k)?;
+            assert!(out.values().iter().all(|v| v.is_nan()), "{compute:?} {bad}");
             let wrong = (&k * bad)?;
-            for out in [
-                attend(&q, &wrong, &k, Visible::All, compute)?,
-                attend(&q, &k, &wrong, Visible::All, compute)?,
-            ] {
-                assert!(out.to_vec2::<f32>()?.iter().flatten().all(|v| !v.is_finite()));
+            for out in [attend(&q, &wrong, &k)?, attend(&q, &k, &wrong)?] {
+                assert!(out.values().iter().all(|v| !v.is_finite()));
             }
         }
-        assert!(attend(&q, &k, &numbers((1, 5, 8), 3), Visible::All, compute).is_err());
+        assert!(attend(&q, &k, &numbers((1, 5, 8), 3)).is_err());
         let (q, other) = (numbers((3, 3, 8), 1), numbers((2, 4, 8), 2));
-        assert!(attend(&q, &other, &k, Visible::All, compute).is_err());
+        assert!(attend(&q, &other, &k).is_err());
     }
+    let x = Matrix::zeros(2, 8);
+    let three = [x.all(), x.all(), x.all()];
+    assert!(attend(&x.all(), &three, &three, (1, 1), Visible::All, Compute::Exact).is_err());
     Ok(())
 }

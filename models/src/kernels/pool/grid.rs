@@ -2,8 +2,9 @@
 
 #![allow(unsafe_code)]
 
+use std::cell::RefCell;
 use std::marker::PhantomData;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 
 use super::workers::Workers;
 
@@ -36,6 +37,41 @@ pub(super) fn chunks<T: Send>(
             unsafe { std::slice::from_raw_parts_mut(start.at(first), size.min(length - first)) };
         work(unit, part);
     });
+}
+
+thread_local! {
+    /// Memory of edges that are gone.
+    static SPARE: RefCell<Vec<Vec<usize>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Where the cells of a matrix begin and end, in memory that is used again.
+#[derive(Debug)]
+pub struct Edges(Vec<usize>);
+
+impl Edges {
+    /// These.
+    pub fn new(edges: impl Iterator<Item = usize>) -> Self {
+        let mut all = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
+        all.clear();
+        all.extend(edges);
+        Self(all)
+    }
+}
+
+impl Deref for Edges {
+    type Target = [usize];
+
+    fn deref(&self) -> &[usize] {
+        &self.0
+    }
+}
+
+impl Drop for Edges {
+    fn drop(&mut self) {
+        let all = std::mem::take(&mut self.0);
+        // While the thread ends there may be no store any more; the memory is freed then.
+        let _ = SPARE.try_with(|spare| spare.borrow_mut().push(all));
+    }
 }
 
 /// A matrix cut into cells.

@@ -13,7 +13,7 @@ mod workers;
 
 use std::sync::{Mutex, OnceLock};
 
-pub use grid::{Cell, Grid};
+pub use grid::{Cell, Edges, Grid};
 use workers::Workers;
 
 use crate::ModelError;

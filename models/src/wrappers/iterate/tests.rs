@@ -1,12 +1,12 @@
 use std::sync::{Arc, Mutex};
 
-use candle_core::{Device, Tensor};
 use proptest::prelude::*;
 use sinew_runtime::{PrefixSupport, inference};
 
 use super::*;
 use crate::anytime::compute;
 use crate::heads::flow::{FlowTime, NoiseAtOne, Planned, Sampler, Solver, Start, gaussian_noise};
+use crate::kernels::{Matrix, add_scaled};
 
 const DT: Duration = Duration::from_millis(100);
 const HORIZON: usize = 10;
@@ -192,10 +192,12 @@ impl Policy for Knowing {
 
     fn advance(&mut self) -> Result<Progress, PolicyError> {
         let (.., planned, sampler) = self.run.as_mut().ok_or(PolicyError::OutOfTurn("begin"))?;
-        let actions = Tensor::from_slice(&self.actions, (HORIZON, 2), &Device::Cpu);
-        let actions = actions.map_err(compute)?;
-        let velocity =
-            |x: &Tensor, times: &[FlowTime<NoiseAtOne>]| (x - &actions)? / times[0].level();
+        let actions = Matrix::new(&self.actions, (HORIZON, 2)).map_err(compute)?;
+        let velocity = |x: &Matrix, times: &[FlowTime<NoiseAtOne>]| {
+            let mut v = x.clone();
+            add_scaled(&mut v, &actions, -1.0)?;
+            Ok(v.scaled((1.0 / times[0].level()) as f32))
+        };
         planned.step(sampler, velocity).map_err(compute)?;
         let (done, total) = (sampler.done(), sampler.steps());
         Ok(match sampler.is_done() {
@@ -213,8 +215,7 @@ impl Policy for Knowing {
     fn take_chunk(&mut self) -> Result<ActionChunk, PolicyError> {
         let (asked, instant, _, sampler) =
             self.run.take().ok_or(PolicyError::OutOfTurn("begin"))?;
-        let values = sampler.sample().flatten_all().and_then(|x| x.to_vec1::<f32>());
-        let values = values.map_err(compute)?.into_iter().map(f64::from).collect();
+        let values = sampler.sample().values().iter().copied().map(f64::from).collect();
         let mut chunk = ActionChunk::new(asked.id, instant, DT, 2, values)
             .map_err(|e| PolicyError::Compute(e.to_string()))?;
         chunk.report.denoise_steps = sampler.done();
