@@ -102,7 +102,7 @@ fn noise_that_is_no_number_makes_no_chunk() {
 }
 
 #[test]
-fn the_vision_tower_takes_no_memory_after_its_first_chunk() {
+fn a_policy_takes_no_memory_after_its_first_chunk() {
     let mut policy = load(&fixtures().join("smolvla_tiny"));
     let case = case();
     let before = buffers_taken();
