@@ -43,6 +43,9 @@ pub struct ControlCore {
     state_timeout: Duration,
     /// After a silence or a stop: the command is still where it was before.
     rejoins: bool,
+    /// No cycle ran for so long that the driver holds the arm by itself, and when that was found: no command goes out
+    /// until a newer state says where.
+    lapsed: Option<Stamp>,
     /// The first cycle that found the command at rest, while it is.
     rested: Option<Stamp>,
     /// The last cycle.
@@ -69,6 +72,7 @@ impl ControlCore {
             state: None,
             state_timeout: config.state_timeout,
             rejoins: false,
+            lapsed: None,
             rested: None,
             ticked: None,
             period: config.period.as_secs_f64(),
@@ -157,7 +161,10 @@ impl ControlCore {
     /// One control cycle at `now`.
     pub fn tick(&mut self, now: Stamp) -> Cycle {
         let state_age = self.state.map_or(Duration::MAX, |s| now.since(s.stamp));
-        let change = self.arbiter.on_state(state_age <= self.state_timeout, now);
+        self.notice_lapse(now);
+        self.end_lapse();
+        let fresh = state_age <= self.state_timeout && self.lapsed.is_none();
+        let change = self.arbiter.on_state(fresh, now);
         let change = change.or_else(|| self.arbiter.on_time(now));
         if let Some(change) = change {
             let freed = self.begin(&change);
@@ -181,7 +188,7 @@ impl ControlCore {
         let policy = matches!(authority, Authority::Policy | Authority::Shared);
         let order = if policy { self.scheduler.due(now) } else { None };
         self.sequence += 1;
-        let command = self.state.map(|_| Command {
+        let command = self.state.filter(|_| self.lapsed.is_none()).map(|_| Command {
             stamp: now,
             sequence: self.sequence,
             position: *self.guard.position(),
@@ -311,27 +318,39 @@ impl ControlCore {
         if !state.position.is_finite() || state.position.len() != self.guard.position().len() {
             return None; // as if it had not come: it turns stale
         }
-        let Some(before) = self.state else {
-            self.guard.rebase(&state.position);
-            self.state = Some(state);
-            return None;
-        };
-        if state.stamp < before.stamp {
+        self.notice_lapse(now);
+        let before = self.state.map_or(state.stamp, |before| before.stamp);
+        if state.stamp < before {
             return None;
         }
-        self.state = Some(state);
-        if state.stamp.since(before.stamp) <= self.state_timeout {
+        if self.state.replace(state).is_none() || self.ticked.is_none() {
+            // It was told nothing yet.
+            self.guard.rebase(&state.position);
+        }
+        if state.stamp.since(before) <= self.state_timeout {
             return None;
         }
         // A silence ends authority even when no cycle ran in it. The arm did not follow meanwhile, or is another one:
         // it is held where it stands now, not pulled to where it was told to be.
-        let change = self.arbiter.on_state(false, now);
         self.rejoins = true;
-        if self.ticked.is_none_or(|at| now.since(at) > self.state_timeout) {
-            // No command went out either: there is none to be continuous with.
-            self.rejoin(&state.position);
+        self.arbiter.on_state(false, now)
+    }
+
+    /// Without commands the arm is not where the last one was: there is none to be continuous with.
+    fn notice_lapse(&mut self, now: Stamp) {
+        if self.ticked.is_some_and(|at| now.since(at) > self.state_timeout) {
+            self.lapsed.get_or_insert(now);
         }
-        change
+    }
+
+    /// Begins anew where a state that was measured after a lapse finds the arm.
+    fn end_lapse(&mut self) {
+        if let (Some(since), Some(state)) = (self.lapsed, self.state)
+            && state.stamp >= since
+        {
+            self.guard.rebase(&state.position);
+            (self.lapsed, self.rejoins) = (None, false);
+        }
     }
 
     /// The newest state, when it was measured after the command came to rest: an older one says where the arm was.

@@ -55,6 +55,51 @@ fn an_arm_that_was_silent_is_held_where_it_stands_then() {
 }
 
 #[test]
+fn where_no_cycle_ran_no_command_goes_out_until_the_arm_is_seen_again() {
+    let mut core = core();
+    core.on_event(state(Stamp(0), 0.0), Stamp(0));
+    core.tick(Stamp(0));
+    ask(&mut core, AuthorityRequest::Policy, Stamp(0));
+    let order = core.tick(Stamp(0)).order.expect("the first chunk is asked for");
+    core.on_event(ControlEvent::Chunk(chunk(order.request, Stamp(0), vec![0.5; 16])), Stamp(0));
+    let mut now = Stamp(0);
+    let mut last = 0.0;
+    for k in 1..=10u32 {
+        now = Stamp(0) + PERIOD * k;
+        core.on_event(state(now, last), now);
+        last = core.tick(now).command.expect("seen").position[0];
+    }
+    assert!(core.guard.velocity()[0] > 0.0, "it was under way");
+    // The process was stopped; its arm went on telling where it is, and what it told lies there now.
+    let back = now + Duration::from_secs(1);
+    for late in [0.2, 0.4, 0.6, 0.8, 0.99] {
+        core.on_event(state(now + Duration::from_secs_f64(late), 0.1), back);
+    }
+    let cycle = core.tick(back);
+    assert_eq!((cycle.command, cycle.authority), (None, Authority::Hold));
+    let change = cycle.change.expect("authority is lost");
+    assert_eq!(change.reason, crate::arbiter::Reason::StateStale);
+    // Nobody gets it before the arm is seen.
+    ask(&mut core, AuthorityRequest::Policy, back + PERIOD);
+    let cycle = core.tick(back + PERIOD);
+    assert_eq!((cycle.command, cycle.authority), (None, Authority::Hold));
+    core.on_event(state(back + PERIOD, 0.12), back + PERIOD * 2);
+    for k in 2..10 {
+        let command = core.tick(back + PERIOD * k).command.expect("it was seen");
+        assert_eq!((command.position[0], command.velocity[0]), (0.12, 0.0));
+    }
+}
+
+#[test]
+fn an_arm_that_moves_before_the_first_cycle_is_held_where_it_is() {
+    let mut core = core();
+    core.on_event(state(Stamp(0), 0.0), Stamp(0));
+    core.on_event(state(Stamp(0) + PERIOD, 0.2), Stamp(0) + PERIOD);
+    let command = core.tick(Stamp(0) + PERIOD).command.expect("seen");
+    assert_eq!(command.position[0], 0.2);
+}
+
+#[test]
 fn losing_the_state_brakes_the_arm_and_takes_authority_away() {
     let mut core = core();
     core.on_event(state(Stamp(0), 0.0), Stamp(0));
