@@ -25,6 +25,8 @@ const GROUP_BYTES: usize = 640 << 10;
 const GROUP: usize = 16;
 /// Units of work for each thread, at least, where there is enough for that: the threads end at nearly one time then.
 const UNITS: usize = 4;
+/// Floats of a cache line.
+const LINE: usize = 16;
 /// Multiplications that are worth a unit of work.
 const UNIT: usize = 1 << 20;
 
@@ -139,7 +141,7 @@ impl<'c, X: Strips> Unit<'_, 'c, X> {
 
     /// Products of floats.
     fn products(mut self, laid: &[f32], epilogue: &Epilogue<'_>) {
-        let (depth, panels) = (self.weights.inputs(), self.weights.panels());
+        let (depth, panels, weights) = (self.weights.inputs(), self.weights.panels(), self.weights);
         let each = depth / self.x.parts().max(1);
         // Deep products in parts, so that a panel's part fits the cache.
         let parts = (depth * panels.width * 4).div_ceil(GROUP_BYTES).max(1);
@@ -150,21 +152,26 @@ impl<'c, X: Strips> Unit<'_, 'c, X> {
             let last = (from + length == depth).then_some(epilogue);
             let room = part * panels.width;
             WIDENED.with_borrow_mut(|scratch| {
-                scratch.grow(if self.weights.is_float() { 0 } else { GROUP * room });
+                scratch.grow(if weights.is_float() { 0 } else { GROUP * room });
                 let mut scratch = scratch.chunks_mut(room);
+                let first = self.panels.start;
                 let b: [&[f32]; GROUP] = std::array::from_fn(|i| {
-                    let panel = self.panels.start + i;
                     let scratch = scratch.next().unwrap_or_default();
-                    match panel < self.panels.end {
-                        true => self.weights.panel(panel, from, length, scratch),
+                    match first + i < self.panels.end {
+                        true => weights.panel(first + i, from, length, scratch),
                         false => &[],
                     }
                 });
-                for tile in self.tiles.clone() {
-                    READ.with_borrow_mut(|read| {
-                        let span = (from..from + length, each);
-                        read.find(self.x, tile, span, self.x.depth());
-                        for (panel, b) in self.panels.clone().zip(b) {
+                let order = self.order(length);
+                let mut found = None;
+                order.run(
+                    |panel| weights.floats(panel, from, length),
+                    |tile, panel, ahead| {
+                        READ.with_borrow_mut(|read| {
+                            if found.replace(tile) != Some(tile) {
+                                let span = (from..from + length, each);
+                                read.find(self.x, tile, span, self.x.depth());
+                            }
                             let columns = panels.columns(panel);
                             let mut target = self.target(tile, panel);
                             target.prefetch();
@@ -175,17 +182,18 @@ impl<'c, X: Strips> Unit<'_, 'c, X> {
                                 pieces: &read.pieces,
                                 a: laid,
                                 a_step: read.step,
-                                b,
+                                b: b[panel - first],
                                 b_step: columns,
                                 rows: target.rows,
                                 vectors: columns / panels.lanes,
                                 out: &mut out,
                                 accumulate: from > 0,
+                                ahead,
                             });
                             target.store(&out, last);
-                        }
-                    });
-                }
+                        });
+                    },
+                );
             });
         }
     }
@@ -221,6 +229,55 @@ impl<'c, X: Strips> Unit<'_, 'c, X> {
                     target.store(&out, Some(epilogue));
                 }
             });
+        }
+    }
+
+    /// The order of its work over `depth` depths.
+    fn order(&self, depth: usize) -> Order {
+        // Where the threads are equally fast, this one goes on there.
+        let next = self.panels.end + self.panels.len() * (pool().threads() - 1);
+        Order {
+            tiles: self.tiles.clone(),
+            panels: self.panels.clone(),
+            few: self.tiles.len() * TILE_ROWS * depth * 4 < GROUP_BYTES,
+            next: Some(next).filter(|next| *next < self.weights.panels().count()),
+        }
+    }
+}
+
+/// In which order a unit's tiles meet its panels.
+///
+/// Many rows: tile after tile, each through all panels, which stay in the second-level cache. Few rows stay there
+/// themselves, while panel after panel comes from far: each is asked for while the one before it is multiplied.
+struct Order {
+    tiles: Range<usize>,
+    panels: Range<usize>,
+    few: bool,
+    /// A panel of what comes after this unit.
+    next: Option<usize>,
+}
+
+impl Order {
+    /// Calls `step` with every tile, panel, and the part of what `weights` of another panel has that is to be asked for
+    /// meanwhile.
+    fn run<'w>(
+        self,
+        weights: impl Fn(usize) -> Option<&'w [f32]>,
+        mut step: impl FnMut(usize, usize, &'w [f32]),
+    ) {
+        let Self { tiles, panels, few, next } = self;
+        if !few {
+            tiles.for_each(|tile| panels.clone().for_each(|panel| step(tile, panel, &[])));
+            return;
+        }
+        for panel in panels.clone() {
+            let after = if panel + 1 < panels.end { Some(panel + 1) } else { next };
+            let ahead = after.and_then(&weights).unwrap_or_default();
+            let part = ahead.len().div_ceil(tiles.len().max(1)).next_multiple_of(LINE).max(1);
+            let mut parts = ahead.chunks(part);
+            for tile in tiles.clone() {
+                step(tile, panel, parts.next().unwrap_or_default());
+            }
         }
     }
 }

@@ -203,6 +203,14 @@ impl Packed {
         Panels::new(shape, self.outputs)
     }
 
+    /// As [`Self::panel`], where they lie in memory as floats.
+    pub(super) fn floats(&self, index: usize, from: usize, depth: usize) -> Option<&[f32]> {
+        match &self.form {
+            Form::Float(_) => Some(self.panel(index, from, depth, &mut [])),
+            _ => None,
+        }
+    }
+
     /// Weights of panel `index` from depth `from` on, `depth` of them (blocks: whole ones), as floats `[k][column]`:
     /// straight from memory, or through `scratch`, which has room for the depth in whole blocks.
     pub(super) fn panel<'a>(

@@ -75,6 +75,7 @@ fn burst(tiles: usize) -> Held {
                 vectors: shape.vectors,
                 out: &mut out,
                 accumulate: false,
+                ahead: &[],
             });
         }
         std::hint::black_box(out);

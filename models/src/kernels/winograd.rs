@@ -137,6 +137,7 @@ impl Winograd {
                         vectors: columns / panels.lanes,
                         out: &mut sums[at * tile..][..tile],
                         accumulate: false,
+                        ahead: &[],
                     });
                 }
             }

@@ -88,6 +88,7 @@ impl<'a> Block<'a> {
                     vectors: width / lanes,
                     out: &mut scores[(start - keys.start) * width..],
                     accumulate: false,
+                    ahead: &[],
                 });
             }
             columns.hide(scores, width, keys.start, f32::NEG_INFINITY);
@@ -114,6 +115,7 @@ impl<'a> Block<'a> {
                     vectors: width / lanes,
                     out: &mut sums[start * width..],
                     accumulate: first > 0,
+                    ahead: &[],
                 });
             }
         }

@@ -41,6 +41,8 @@ pub struct Products<'a> {
     pub out: &'a mut [f32],
     /// True when `out` holds sums to go on from.
     pub accumulate: bool,
+    /// Weights that are wanted soon: asked for on the way, a line at each depth.
+    pub ahead: &'a [f32],
 }
 
 impl Products<'_> {

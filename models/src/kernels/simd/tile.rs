@@ -62,6 +62,12 @@ pub(super) trait Bytes {
 /// Depths that weights are asked for before they are used: about the time that the second-level cache takes.
 const AHEAD: usize = 8;
 
+/// Floats of a cache line.
+const LINE: usize = 16;
+
+/// Depths between two times that weights of another panel are asked for, and lines of them at a time.
+const STRETCH: usize = 8;
+
 /// Asks for a line of memory. Any address will do: nothing is read.
 #[inline(always)]
 pub(super) fn prefetch<T>(at: *const T) {
@@ -70,6 +76,19 @@ pub(super) fn prefetch<T>(at: *const T) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         // SAFETY: a hint; addresses that are none are ignored.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
+/// The same, for the second-level cache.
+#[inline(always)]
+fn prefetch_far<T>(at: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a hint; addresses that are none are ignored.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = at;
@@ -92,23 +111,31 @@ pub(super) unsafe fn multiply<F: Floats, const R: usize, const C: usize>(p: &mut
                 }
             }
         }
+        let mut ahead = p.ahead.chunks(LINE);
         for piece in p.pieces {
             let mut a = p.a.as_ptr().wrapping_add(piece.a);
             let mut b = p.b.as_ptr().wrapping_add(piece.b * p.b_step);
-            for _ in 0..piece.count {
-                let mut weights = [F::zero(); C];
-                for (c, weight) in weights.iter_mut().enumerate() {
-                    *weight = F::load(b.add(c * F::LANES));
-                    prefetch(b.wrapping_add(c * F::LANES + AHEAD * p.b_step));
-                }
-                for (r, row) in sums.iter_mut().enumerate() {
-                    let x = F::splat(*a.add(r));
-                    for (sum, weight) in row.iter_mut().zip(&weights) {
-                        *sum = x.fma(*weight, *sum);
+            let mut left = piece.count;
+            while left > 0 {
+                let depths = left.min(STRETCH);
+                left -= depths;
+                // Not one by one: most tiles ask for nothing.
+                ahead.by_ref().take(STRETCH).for_each(|line| prefetch_far(line.as_ptr()));
+                for _ in 0..depths {
+                    let mut weights = [F::zero(); C];
+                    for (c, weight) in weights.iter_mut().enumerate() {
+                        *weight = F::load(b.add(c * F::LANES));
+                        prefetch(b.wrapping_add(c * F::LANES + AHEAD * p.b_step));
                     }
+                    for (r, row) in sums.iter_mut().enumerate() {
+                        let x = F::splat(*a.add(r));
+                        for (sum, weight) in row.iter_mut().zip(&weights) {
+                            *sum = x.fma(*weight, *sum);
+                        }
+                    }
+                    a = a.wrapping_add(p.a_step);
+                    b = b.wrapping_add(p.b_step);
                 }
-                a = a.wrapping_add(p.a_step);
-                b = b.wrapping_add(p.b_step);
             }
         }
         for (r, row) in sums.iter().enumerate() {
