@@ -8,7 +8,6 @@ use super::isa::Isa;
 use super::matrix::Matrix;
 use super::pool::pool;
 use super::simd::{Interleave, Loop, TILE_ROWS};
-use super::tensors;
 use super::window::Window;
 
 /// What is seen of the places that a pooled place stands for.
@@ -73,8 +72,7 @@ impl Planes {
     /// When it has another number of dimensions, or is no f32.
     pub fn of_tensor(pixels: &Tensor) -> Result<Self> {
         let (_, height, width) = pixels.dims3()?;
-        let pixels = pixels.contiguous()?;
-        Self::new(tensors::read(&pixels)?.get(), (height, width))
+        Self::new(&pixels.flatten_all()?.to_vec1::<f32>()?, (height, width))
     }
 
     /// Number of planes `C`.

@@ -8,7 +8,6 @@ use candle_core::{Device, Result, Tensor};
 
 use super::isa::Isa;
 use super::simd::{Aligned, Interleave, TILE_ROWS};
-use super::tensors;
 
 /// The most buffers that a thread keeps for later: more than a deep network's keys, values and kept branches.
 const SPARE: usize = 512;
@@ -178,12 +177,9 @@ impl Matrix {
     /// The values of a tensor of two dimensions, copied.
     ///
     /// # Errors
-    /// When it is not contiguous f32.
+    /// When it is not f32.
     pub fn of_tensor(tensor: &Tensor) -> Result<Self> {
-        let (rows, width) = tensor.dims2()?;
-        let mut all = Self::unwritten(rows, width);
-        all.values_mut().copy_from_slice(tensors::read(tensor)?.get());
-        Ok(all)
+        Self::new(&tensor.flatten_all()?.to_vec1()?, tensor.dims2()?)
     }
 
     /// As a tensor, copied.

@@ -24,7 +24,6 @@ mod rope;
 pub mod simd;
 pub mod strips;
 pub mod tally;
-mod tensors;
 #[cfg(test)]
 mod tests;
 mod window;
