@@ -62,9 +62,9 @@ fn counted(run: impl FnOnce()) -> Taken {
     Taken { calls, bytes, largest }
 }
 
-/// One policy of every kind that this repository has, or can make.
+/// One policy of every kind that this repository has or can make, and of those that the recorded references have.
 fn policies(scratch: &Path) -> Vec<PathBuf> {
-    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let own = [
         "smolvla_tiny",
         "diffusion_transformer/causal",
@@ -73,20 +73,30 @@ fn policies(scratch: &Path) -> Vec<PathBuf> {
         "reference/oft",
         "reference/oft_film",
     ];
-    let own = own.map(|name| fixtures.join(name));
+    let own = own.map(|name| root.join("fixtures").join(name));
     let made = ["pi0", "pi05"].map(|name| {
         let folder = scratch.join(name);
         random(name, RandomSize::Tiny, 3, &folder).unwrap_or_else(|e| panic!("{e}"));
         folder
     });
-    own.into_iter().chain(made).collect()
+    let references = std::env::var_os("SINEW_REFERENCE")
+        .map_or_else(|| root.join("../../shared/fixtures/reference"), PathBuf::from);
+    let recorded = ["act", "diffusion_ddim"].map(|name| references.join(name));
+    let recorded = recorded.into_iter().filter(|path| {
+        if !path.is_dir() {
+            println!("skipped: {} is not there", path.display());
+        }
+        path.is_dir()
+    });
+    own.into_iter().chain(made).chain(recorded).collect()
 }
 
 /// What the policy at `path` may see.
 fn observation(path: &Path) -> Observation {
     let checkpoint = Checkpoint::open(path, true).unwrap_or_else(|e| panic!("{e}"));
     let (features, config) = (&checkpoint.features, path.join("config.json"));
-    let (width, height) = (48, 32);
+    // The X-VLA here has learned positions for small images only; others cut a part out of theirs.
+    let (width, height) = if path.ends_with("xvla") { (48, 32) } else { (96, 72) };
     let images = features.cameras().map(|(key, _)| {
         let data: Vec<u8> = (0..width * height * 3).map(|i| (i * 7 / 5) as u8).collect();
         let image = Image::new(width, height, data.into()).expect("the shape fits");

@@ -159,7 +159,7 @@ impl Transformer {
         observations: &Matrix,
         branches: &mut Branches,
     ) -> Result<Matrix> {
-        let step = step_embeddings(&[t], self.width);
+        let step = step_embeddings(std::iter::once(t), 1, self.width);
         let observed = self.observations.forward(observations)?;
         let tokens = Matrix::stacked([&step, &observed].into_iter(), self.width)?;
         let memory = self.encode(add(tokens, &self.memory_positions)?)?;

@@ -238,50 +238,56 @@ impl Unet {
         global: &Matrix,
         branches: &mut Branches,
     ) -> Result<Matrix> {
-        let same = if times.len() == 1 { self.timesteps } else { 1 };
-        if times.len() * same != self.timesteps {
+        if times.len() != 1 && times.len() != self.timesteps {
             candle_core::bail!("{} timesteps for a network of {}", times.len(), self.timesteps);
         }
-        let step = step_embeddings(&times.repeat(same), self.step_width);
+        let all = times.iter().copied().cycle().take(self.timesteps);
+        let step = step_embeddings(all, self.timesteps, self.step_width);
         // Side by side, as one row.
         let step = step.reshaped(1, self.timesteps * self.step_width)?;
         let step = self.step_out.forward(&self.step_in.forward_with(&step, Activation::Mish)?)?;
         let mut condition = Matrix::beside(&[&step, global])?;
         activate_all(Activation::Mish, &mut condition);
         let mut pass = Pass { condition, branches, done: 0 };
-        let mut x = x.clone();
-        let mut skips = Vec::with_capacity(self.down.len());
-        for level in &self.down {
-            x = level.forward(x, &mut pass)?;
-            let next = match &level.resample {
-                Some(halve) => halve.forward(&x)?,
-                None => x.clone(),
-            };
-            skips.push(std::mem::replace(&mut x, next));
-        }
-        for block in &self.middle {
-            x = pass.through(block, x)?;
-        }
-        // The finest level's skip is never used.
-        for (level, skip) in self.up.iter().zip(skips.iter().rev()) {
-            x = level.forward(Matrix::beside(&[&x, skip])?, &mut pass)?;
-            if let Some(double) = &level.resample {
-                x = double.forward(&x)?;
-            }
-        }
+        let x = self.levels(0, x.clone(), &mut pass)?;
         self.out.forward(&self.last.forward(&x)?)
+    }
+
+    /// `x` down from level `depth`, through the middle and up to it again.
+    fn levels(&self, depth: usize, x: Matrix, pass: &mut Pass<'_>) -> Result<Matrix> {
+        let Some(level) = self.down.get(depth) else {
+            return self.middle.iter().try_fold(x, |x, block| pass.through(block, x));
+        };
+        let skip = level.forward(x, pass)?;
+        let below = match &level.resample {
+            Some(halve) => halve.forward(&skip)?,
+            None => skip.clone(),
+        };
+        let x = self.levels(depth + 1, below, pass)?;
+        // The finest level's skip is never used.
+        let up = if depth == 0 { None } else { self.up.get(self.down.len() - 1 - depth) };
+        let Some(up) = up else { return Ok(x) };
+        let x = up.forward(Matrix::beside(&[&x, &skip])?, pass)?;
+        match &up.resample {
+            Some(double) => double.forward(&x),
+            None => Ok(x),
+        }
     }
 }
 
-/// Training steps as sines and cosines, `[times, width]`, in single precision as in training; `width` is even.
-pub(super) fn step_embeddings(times: &[usize], width: usize) -> Matrix {
+/// `count` training steps as sines and cosines, `[count, width]`, in single precision as in training; `width` is even.
+pub(super) fn step_embeddings(
+    times: impl Iterator<Item = usize>,
+    count: usize,
+    width: usize,
+) -> Matrix {
     let half = width / 2;
     let rate = (10_000f64.ln() / (half.max(2) - 1) as f64) as f32;
-    let mut rows = Matrix::unwritten(times.len(), 2 * half);
+    let mut rows = Matrix::unwritten(count, 2 * half);
     for (row, t) in rows.values_mut().chunks_exact_mut((2 * half).max(1)).zip(times) {
         let (sines, cosines) = row.split_at_mut(half);
         for (i, (sine, cosine)) in sines.iter_mut().zip(cosines).enumerate() {
-            (*sine, *cosine) = (*t as f32 * (-rate * i as f32).exp()).sin_cos();
+            (*sine, *cosine) = (t as f32 * (-rate * i as f32).exp()).sin_cos();
         }
     }
     rows
