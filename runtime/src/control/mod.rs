@@ -162,7 +162,7 @@ impl ControlCore {
     pub fn tick(&mut self, now: Stamp) -> Cycle {
         let state_age = self.state.map_or(Duration::MAX, |s| now.since(s.stamp));
         self.notice_lapse(now);
-        self.end_lapse();
+        // A lapse ends authority, whatever was measured since.
         let fresh = state_age <= self.state_timeout && self.lapsed.is_none();
         let change = self.arbiter.on_state(fresh, now);
         let change = change.or_else(|| self.arbiter.on_time(now));
@@ -170,6 +170,7 @@ impl ControlCore {
             let freed = self.begin(&change);
             self.spent = freed.or(self.spent.take());
         }
+        self.end_lapse();
         self.rested = self.guard.at_rest().then(|| self.rested.unwrap_or(now));
         if let (true, Some(state)) = (self.rejoins, self.state_at_rest()) {
             self.rejoin(&state.position);

@@ -91,6 +91,20 @@ fn where_no_cycle_ran_no_command_goes_out_until_the_arm_is_seen_again() {
 }
 
 #[test]
+fn a_lapse_ends_authority_although_the_arm_is_seen_before_the_next_cycle() {
+    let mut core = core();
+    core.on_event(state(Stamp(0), 0.0), Stamp(0));
+    core.tick(Stamp(0));
+    ask(&mut core, AuthorityRequest::Policy, Stamp(0));
+    let back = Stamp(0) + Duration::from_secs(1);
+    for part in 1..=5u32 {
+        core.on_event(state(Stamp(0) + Duration::from_millis(200) * part, 0.3), back);
+    }
+    let cycle = core.tick(back);
+    assert_eq!((cycle.authority, cycle.command.expect("seen").position[0]), (Authority::Hold, 0.3));
+}
+
+#[test]
 fn an_arm_that_moves_before_the_first_cycle_is_held_where_it_is() {
     let mut core = core();
     core.on_event(state(Stamp(0), 0.0), Stamp(0));
