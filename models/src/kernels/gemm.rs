@@ -13,7 +13,9 @@ use super::isa::Isa;
 use super::packed::{Blocks, Compute, Form, Packed, Panels};
 use super::pool::{Cell, Edges, Grid, pool};
 use super::quantise::{Place, lay_words};
-use super::simd::{Aligned, BLOCK, Dots, Products, SUPER_BLOCK, TILE_COLUMNS, TILE_ROWS, prefetch};
+use super::simd::{
+    Aligned, BLOCK, Dots, LINE, Products, SUPER_BLOCK, TILE_COLUMNS, TILE_ROWS, prefetch,
+};
 use super::strips::{Read, Rows, Strips, lay_floats};
 use super::tally;
 
@@ -25,8 +27,6 @@ const GROUP_BYTES: usize = 640 << 10;
 const GROUP: usize = 16;
 /// Units of work for each thread, at least, where there is enough for that: the threads end at nearly one time then.
 const UNITS: usize = 4;
-/// Floats of a cache line.
-const LINE: usize = 16;
 /// Multiplications that are worth a unit of work.
 const UNIT: usize = 1 << 20;
 

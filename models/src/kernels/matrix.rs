@@ -283,12 +283,6 @@ pub struct Columns<'a> {
     columns: Range<usize>,
 }
 
-impl<'a> From<&'a Matrix> for Columns<'a> {
-    fn from(matrix: &'a Matrix) -> Self {
-        matrix.all()
-    }
-}
-
 impl<'a> Columns<'a> {
     /// All columns of `rows` rows that lie one after the other.
     ///

@@ -87,6 +87,13 @@ struct Rest {
     mlp: Mlp,
 }
 
+impl Layer {
+    /// Keys and values of the normed `x`.
+    fn keys_values(&self, x: &Matrix, rope: &Rope) -> Result<KeysValues> {
+        Ok(KeysValues { keys: rope.rotate(self.k.forward(x)?)?, values: self.v.forward(x)? })
+    }
+}
+
 /// The text layers and the token table.
 pub(super) struct Text {
     width: usize,
@@ -187,9 +194,7 @@ impl Text {
                 *h = self.rest(rest, h, &q, (kv, None), Visible::LastOnlyByItself)?;
             }
             let normed = layer.input_norm.forward(h)?;
-            let keys = rope.rotate(layer.k.forward(&normed)?)?;
-            let values = layer.v.forward(&normed)?;
-            prefix.layers.push(Arc::new(KeysValues { keys, values }));
+            prefix.layers.push(Arc::new(layer.keys_values(&normed, rope)?));
             *x = Some(normed);
         }
         Ok(())
@@ -229,8 +234,7 @@ impl Text {
         let mut h = embeddings;
         for (i, layer) in self.layers.iter().enumerate() {
             let x = layer.input_norm.forward(&h)?;
-            let keys = rope.rotate(layer.k.forward(&x)?)?;
-            let own = KeysValues { keys, values: layer.v.forward(&x)? };
+            let own = layer.keys_values(&x, &rope)?;
             let past = prefix.layers.get(i).map(Arc::as_ref);
             let Some(rest) = &layer.rest else { candle_core::bail!("layer {i} is not whole") };
             let q = rope.rotate(rest.q.forward(&x)?)?;

@@ -41,13 +41,16 @@ pub const SUPER_BLOCKS: usize = SUPER_BLOCK / BLOCK;
 
 /// The most rows of a tile.
 pub const TILE_ROWS: usize = 8;
+/// Floats of a cache line.
+pub const LINE: usize = 16;
+
 /// The most columns of a tile.
 pub const TILE_COLUMNS: usize = 48;
 
 /// Asks for the lines of `values`, which will be read or written soon: a store to a line that is far away blocks those
 /// behind it.
 pub fn prefetch(values: &[f32]) {
-    values.chunks(16).for_each(|line| tile::prefetch(line.as_ptr()));
+    values.chunks(LINE).for_each(|line| tile::prefetch(line.as_ptr()));
 }
 
 /// A loop that is compiled once for each instruction set; its body must be `#[inline(always)]`.

@@ -1,7 +1,7 @@
 //! The tiles, written once over the vectors of any instruction set.
 
 use super::operands::{Dots, Products, Quants, Weights, Widening};
-use super::{BLOCK, SPAN, SUPER_BLOCKS};
+use super::{BLOCK, LINE, SPAN, SUPER_BLOCKS};
 
 /// A vector of 32-bit floats.
 ///
@@ -61,9 +61,6 @@ pub(super) trait Bytes {
 
 /// Depths that weights are asked for before they are used: about the time that the second-level cache takes.
 const AHEAD: usize = 8;
-
-/// Floats of a cache line.
-const LINE: usize = 16;
 
 /// Depths between two times that weights of another panel are asked for, and lines of them at a time.
 const STRETCH: usize = 8;
